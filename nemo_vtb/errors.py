@@ -1,0 +1,97 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Errors that a user can act on: each names the field, the value, what is allowed and the remedy."""
+
+__all__ = [
+    'VtbAssetError',
+    'VtbAudioError',
+    'VtbCheckpointError',
+    'VtbConfigError',
+    'VtbDataError',
+    'VtbError',
+    'VtbModelError',
+    'VtbTemplateError',
+]
+
+
+class VtbError(Exception):
+    """Base of all errors that nemo_vtb raises on purpose.
+
+    Args:
+        message: One sentence: what is wrong.
+        field: The config key, file or argument at fault.
+        got: The value that came.
+        allowed: What would have been accepted.
+        remedy: What to type or change.
+    """
+
+    def __init__(
+        self,
+        message: str = '',
+        *,
+        field: str | None = None,
+        got: object = None,
+        allowed: object = None,
+        remedy: str | None = None,
+    ) -> None:
+        self.field, self.got, self.allowed, self.remedy = field, got, allowed, remedy
+        lines = [message] if message else []
+        for name, value in (('field', field), ('got', got), ('allowed', allowed), ('remedy', remedy)):
+            if value is not None:
+                lines.append(f'  {name + ":":<9}{_short(value)}')
+        super().__init__('\n'.join(lines))
+
+    def __reduce__(self) -> tuple:
+        # loader workers send exceptions through pickle, which would call __init__ with the message alone
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+class VtbConfigError(VtbError, ValueError):
+    """A key of the configuration is unknown, missing or has a value that is not allowed."""
+
+
+class VtbDataError(VtbError, ValueError):
+    """A manifest, conversation or source of data is broken."""
+
+
+class VtbAudioError(VtbDataError):
+    """A recording is missing, unreadable, empty or of the wrong rate."""
+
+
+class VtbTemplateError(VtbDataError):
+    """The tokenizer has no usable chat template, or the template refuses a conversation."""
+
+
+class VtbModelError(VtbError, ValueError):
+    """A model folder is missing, corrupt, of an unknown family, or its parts do not fit together."""
+
+
+class VtbCheckpointError(VtbError, RuntimeError):
+    """A checkpoint cannot be written, is incomplete, or does not belong to this run."""
+
+
+class VtbAssetError(VtbError, RuntimeError):
+    """An embedded asset cannot be fetched, verified or converted."""
+
+
+def _short(value: object, limit: int = 400) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= limit else text[:limit] + ' ...'
+
+
+def _rebuild(cls: type, args: tuple, state: dict) -> VtbError:
+    error = cls.__new__(cls)
+    Exception.__init__(error, *args)
+    error.__dict__.update(state)
+    return error
