@@ -1,0 +1,105 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Adds `nemo_vtb.` to the targets that NeMo may instantiate from a config or a `.nemo` file.
+
+NeMo 3.0 refuses every `target` outside `nemo.core.classes.common.ALLOWED_TARGET_PREFIXES`, so without this a saved
+model of ours cannot be restored. Importing that module costs seconds (it loads torch), whereas `import nemo_vtb` has
+to stay cheap. Therefore the prefix is added at once where NeMo is loaded already, and otherwise by an import hook
+that waits for that one module, runs once and removes itself.
+"""
+
+import sys
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import ModuleType
+
+__all__ = ['NEMO_MODULE', 'PREFIX', 'is_registered', 'register']
+
+NEMO_MODULE = 'nemo.core.classes.common'
+# with the dot, so that a stranger's `nemo_vtb_evil.X` is not admitted
+PREFIX = 'nemo_vtb.'
+
+
+def register() -> None:
+    """Admits `nemo_vtb.` targets now, or as soon as NeMo is imported. Safe to call any number of times."""
+    module = sys.modules.get(NEMO_MODULE)
+    if module is not None and hasattr(module, 'ALLOWED_TARGET_PREFIXES'):
+        _add_prefix(module)
+    elif not any(isinstance(finder, _NemoFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _NemoFinder())
+
+
+def is_registered() -> bool:
+    """Tells whether NeMo is loaded and admits our targets."""
+    module = sys.modules.get(NEMO_MODULE)
+    return module is not None and PREFIX in getattr(module, 'ALLOWED_TARGET_PREFIXES', ())
+
+
+def _add_prefix(module: ModuleType) -> None:
+    prefixes = getattr(module, 'ALLOWED_TARGET_PREFIXES', None)
+    # a NeMo without the list (before 3.0) checks nothing by prefix, so there is nothing to add
+    if isinstance(prefixes, list) and PREFIX not in prefixes:
+        prefixes.append(PREFIX)
+
+
+class _NemoFinder(MetaPathFinder):
+    """Finds only `nemo.core.classes.common`, and only by asking the ordinary finders for it."""
+
+    def __init__(self) -> None:
+        self._busy = False
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Returns the ordinary spec with its loader wrapped, or None for every other module."""
+        if fullname != NEMO_MODULE or self._busy:
+            return None
+        self._busy = True
+        try:
+            spec = find_spec(fullname)
+        finally:
+            self._busy = False
+        if spec is None or spec.loader is None:
+            return None
+        spec.loader = _RegisteringLoader(spec.loader, self)
+        return spec
+
+
+class _RegisteringLoader(Loader):
+    """Runs the real loader, then adds the prefix and takes the finder out of `sys.meta_path`."""
+
+    def __init__(self, loader: Loader, finder: _NemoFinder) -> None:
+        self._loader = loader
+        self._finder = finder
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        """Leaves the creation of the module to the real loader."""
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Executes the module as if nobody watched, then registers."""
+        spec = module.__spec__
+        if spec is not None:
+            spec.loader = self._loader
+        module.__loader__ = self._loader
+        self._loader.exec_module(module)
+        _add_prefix(module)
+        if self._finder in sys.meta_path:
+            sys.meta_path.remove(self._finder)
+
+    def __getattr__(self, name: str) -> object:
+        # inspect, pkgutil and the like ask the loader for get_source, is_package ...
+        return getattr(self._loader, name)
