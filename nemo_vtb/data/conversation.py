@@ -1,0 +1,324 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The one canonical example: turns of text and audio, read from the lines that NeMo's own readers accept."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nemo_vtb.errors import VtbDataError
+
+__all__ = [
+    'KINDS',
+    'Audio',
+    'Conversation',
+    'Text',
+    'Turn',
+    'conversation_from_dict',
+    'conversation_from_messages',
+    'conversation_to_dict',
+    'infer_kind',
+    'read_jsonl',
+]
+
+KINDS = ('text', 'asr_ast', 'speech_qa', 'mixed_modal')
+"""The four kinds of data that are trained jointly (VoiceTextBlender, section 3: data)."""
+
+ROLES = ('system', 'user', 'assistant')
+_ROLE_NAMES = {
+    'system': 'system',
+    'user': 'user',
+    'human': 'user',
+    'assistant': 'assistant',
+    'gpt': 'assistant',
+    'model': 'assistant',
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A typed span of a turn."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Audio:
+    """A spoken span of a turn: the part of one recording from `offset_s`, `duration_s` long (to its end if None)."""
+
+    path: str
+    duration_s: float | None = None
+    offset_s: float = 0.0
+    text: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one speaker says before the other replies; parts are joined by one space when rendered, as NeMo does."""
+
+    role: str
+    parts: tuple[Text | Audio, ...]
+
+    @property
+    def text(self) -> str:
+        """The typed parts alone, joined by a space."""
+        return ' '.join(p.text for p in self.parts if isinstance(p, Text))
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A whole conversation of one of the four `KINDS`."""
+
+    id: str
+    turns: tuple[Turn, ...]
+    kind: str = 'text'
+    source: str = ''
+    custom: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def audios(self) -> list[Audio]:
+        """All spoken spans, in the order in which they are heard."""
+        return [p for turn in self.turns for p in turn.parts if isinstance(p, Audio)]
+
+    @property
+    def is_text_only(self) -> bool:
+        """Whether nothing is spoken."""
+        return not self.audios
+
+    @property
+    def prompt(self) -> 'Conversation':
+        """The same conversation without its last assistant turn: what a model is asked."""
+        turns = self.turns[:-1] if self.turns and self.turns[-1].role == 'assistant' else self.turns
+        return Conversation(self.id, turns, self.kind, self.source, self.custom)
+
+    @property
+    def answer(self) -> str:
+        """The text of the last assistant turn, '' when the conversation ends with the user."""
+        return self.turns[-1].text if self.turns and self.turns[-1].role == 'assistant' else ''
+
+
+def read_jsonl(path: str | Path) -> Iterator[tuple[int, int, dict]]:
+    """Yield (line number from 1, byte offset, object) for every line that is not blank.
+
+    Raises:
+        VtbDataError: The file is missing, a line is not UTF-8, not JSON, or not an object.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise VtbDataError(
+            'The manifest does not exist.', field='manifest_filepath', got=str(path), remedy='correct the path'
+        )
+    offset = 0
+    with path.open('rb') as stream:
+        for number, raw in enumerate(stream, start=1):
+            if stripped := raw.removeprefix(b'\xef\xbb\xbf').strip():
+                yield number, offset, parse_line(stripped, f'{path}:{number}')
+            offset += len(raw)
+
+
+def parse_line(raw: bytes, where: str) -> dict:
+    """Parse one JSON line.
+
+    Raises:
+        VtbDataError: Not UTF-8, not JSON, or not an object; `where` names the line.
+    """
+    try:
+        value = json.loads(raw.decode('utf-8'), parse_constant=_refuse_constant)
+    except (UnicodeDecodeError, ValueError) as error:
+        raise VtbDataError(
+            'The line is not valid JSON.', field=where, got=f'{raw[:80]!r} ({error})', remedy='mend or remove the line'
+        ) from error
+    if not isinstance(value, dict):
+        raise VtbDataError('The line is not a JSON object.', field=where, got=raw[:80], allowed='{"id": ..., ...}')
+    return value
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f'{name} is not JSON')
+
+
+def conversation_from_dict(
+    d: Mapping[str, Any], *, kind: str | None = None, source: str = '', base_dir: str | Path = '', where: str = ''
+) -> Conversation:
+    """Read one line of NeMo's `multimodal_conversation`: `{"id", "conversations": [{"type", "from", "value", ...}]}`.
+
+    Args:
+        d: The parsed line.
+        kind: One of `KINDS`; None takes `custom.kind`, or else infers it from the turns.
+        source: Name of the source that the line comes from.
+        base_dir: Folder to which relative audio paths refer.
+        where: File and line for messages.
+
+    Raises:
+        VtbDataError: A key is missing or of the wrong type, a role is unknown, or there is nothing to learn from.
+    """
+    where = where or f'conversation {d.get("id", "?")}'
+    entries = d.get('conversations')
+    if not isinstance(entries, list) or not entries:
+        raise VtbDataError(
+            'A conversation needs a list of turns.', field=f'{where}: conversations', got=entries, allowed='[{...}, ...]'
+        )
+    grouped: list[tuple[str, list[Text | Audio]]] = []
+    for number, entry in enumerate(entries):
+        role, part = _read_entry(entry, base_dir, f'{where}: conversations[{number}]')
+        if grouped and grouped[-1][0] == role:
+            grouped[-1][1].append(part)
+        else:
+            grouped.append((role, [part]))
+    turns = tuple(Turn(role, tuple(parts)) for role, parts in grouped)
+    _check_turns(turns, where)
+    custom = d.get('custom') or {}
+    kind = kind or custom.get('kind') or infer_kind(turns)
+    if kind not in KINDS:
+        raise VtbDataError('Unknown kind of data.', field=f'{where}: kind', got=kind, allowed=', '.join(KINDS))
+    return Conversation(str(d.get('id', where)), turns, kind, source, custom)
+
+
+def _read_entry(entry: Any, base_dir: str | Path, where: str) -> tuple[str, Text | Audio]:
+    if not isinstance(entry, Mapping):
+        raise VtbDataError('A turn must be an object.', field=where, got=entry, allowed='{"type", "from", "value"}')
+    role = _ROLE_NAMES.get(str(entry.get('from', '')).lower())
+    if role is None:
+        raise VtbDataError(
+            'Unknown role.', field=f'{where}.from', got=entry.get('from'), allowed='System, User, Assistant'
+        )
+    value = entry.get('value')
+    if not isinstance(value, str) or not value:
+        raise VtbDataError('A turn needs a value.', field=f'{where}.value', got=value, allowed='a text or a path')
+    match entry.get('type', 'text'):
+        case 'text':
+            return role, Text(value)
+        case 'audio' if role == 'user':
+            return role, Audio(_resolve(value, base_dir), *_read_span(entry, where), text=entry.get('text'))
+        case 'audio':
+            raise VtbDataError(
+                'Only a user turn can be spoken.', field=f'{where}.from', got=entry['from'], allowed='User'
+            )
+        case other:
+            raise VtbDataError('Unknown type of turn.', field=f'{where}.type', got=other, allowed='text, audio')
+
+
+def _read_span(entry: Mapping[str, Any], where: str) -> tuple[float | None, float]:
+    span = []
+    for name, least in (('duration', 0.0), ('offset', 0.0)):
+        value = entry.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value < least):
+            raise VtbDataError(
+                f'The {name} of a recording must be a number of seconds.',
+                field=f'{where}.{name}',
+                got=value,
+                allowed='>= 0',
+            )
+        span.append(None if value is None else float(value))
+    return span[0], span[1] or 0.0
+
+
+def _resolve(path: str, base_dir: str | Path) -> str:
+    if path.lstrip().startswith('pipe:') or path.rstrip().endswith('|') or '://' in path:
+        raise VtbDataError(
+            'An audio path must be a plain file: commands and addresses in a manifest are never run.',
+            field='value',
+            got=path,
+            allowed='a relative or absolute path',
+            remedy='download or convert the recording first',
+        )
+    return path if Path(path).is_absolute() or not base_dir else str(Path(base_dir) / path)
+
+
+def _check_turns(turns: tuple[Turn, ...], where: str) -> None:
+    roles = [turn.role for turn in turns]
+    if 'system' in roles[1:]:
+        raise VtbDataError(
+            'A system turn can only stand first.', field=f'{where}: conversations', got=roles, allowed='system first'
+        )
+    if 'user' not in roles or 'assistant' not in roles:
+        missing = 'user' if 'user' not in roles else 'assistant'
+        raise VtbDataError(
+            f'The conversation has no {missing} turn.',
+            field=f'{where}: conversations',
+            got=roles,
+            allowed='user and assistant turns in alternation',
+        )
+    speakers = [role for role in roles if role != 'system']
+    if speakers[0] != 'user':
+        raise VtbDataError(
+            'The assistant cannot speak first.', field=f'{where}: conversations', got=roles, allowed='user first'
+        )
+
+
+def infer_kind(turns: tuple[Turn, ...]) -> str:
+    """Guess the kind: no audio is `text`; a turn of typed words around speech in a dialogue is `mixed_modal`."""
+    users = [turn for turn in turns if turn.role == 'user']
+    if not any(isinstance(p, Audio) for turn in users for p in turn.parts):
+        return 'text'
+    return 'mixed_modal' if len(users) > 1 else 'speech_qa'
+
+
+def conversation_from_messages(
+    messages: list[Mapping[str, Any]], *, audio_tag: str | None = None, id: str = 'prompt'
+) -> Conversation:
+    """Read a prompt as SALM's `generate` takes it: `{"role", "content", "audio": [paths]}`.
+
+    The tag stands for a recording only in a message that brings recordings; elsewhere it is ordinary text.
+
+    Raises:
+        VtbDataError: Unknown role, or the number of tags differs from the number of recordings.
+    """
+    turns = []
+    for number, message in enumerate(messages):
+        role = _ROLE_NAMES.get(str(message.get('role', '')).lower())
+        if role is None:
+            raise VtbDataError(
+                'Unknown role.', field=f'messages[{number}].role', got=message.get('role'), allowed=', '.join(ROLES)
+            )
+        content = message.get('content', message.get('slots', {}).get('message', ''))
+        turns.append(Turn(role, _split_content(content, list(message.get('audio') or []), audio_tag, number)))
+    return Conversation(id, tuple(turns), infer_kind(tuple(turns)))
+
+
+def _split_content(content: str, audio: list, tag: str | None, number: int) -> tuple[Text | Audio, ...]:
+    if not audio:
+        return (Text(content),)
+    pieces = content.split(tag) if tag else [content]
+    if len(pieces) - 1 != len(audio):
+        raise VtbDataError(
+            'The placeholders in a message do not match its recordings.',
+            field=f'messages[{number}]',
+            got=f'{len(pieces) - 1} x {tag!r} for {len(audio)} recordings',
+            allowed='one placeholder for each recording',
+        )
+    parts: list[Text | Audio] = []
+    for index, piece in enumerate(pieces):
+        if piece.strip():
+            parts.append(Text(piece.strip(' ')))
+        if index < len(audio):
+            parts.append(audio[index] if isinstance(audio[index], Audio) else Audio(str(audio[index])))
+    return tuple(parts)
+
+
+def conversation_to_dict(conversation: Conversation) -> dict[str, Any]:
+    """Write a conversation back as one line of NeMo's `multimodal_conversation`."""
+    entries: list[dict[str, Any]] = []
+    for turn in conversation.turns:
+        for part in turn.parts:
+            entry: dict[str, Any] = {'from': turn.role.capitalize()}
+            if isinstance(part, Text):
+                entry |= {'type': 'text', 'value': part.text}
+            else:
+                entry |= {'type': 'audio', 'value': part.path, 'duration': part.duration_s, 'offset': part.offset_s}
+                entry |= {'text': part.text} if part.text else {}
+            entries.append(entry)
+    return {'id': conversation.id, 'conversations': entries, 'custom': dict(conversation.custom)}

@@ -1,0 +1,240 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The one renderer: a conversation becomes token ids and a loss mask through the LLM's own chat template.
+
+Training, evaluation, serving and `vtb inspect` all come through here, so that a model is asked exactly as it was taught.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from nemo_vtb.data.conversation import Audio, Conversation, Turn
+from nemo_vtb.errors import VtbTemplateError
+
+__all__ = ['AUDIO_SLOT', 'ChatRenderer', 'Rendered', 'Segment']
+
+AUDIO_SLOT = -1
+"""Stands once in `Rendered.ids` where a recording stands; no vocabulary has this id, so no text can collide with it."""
+
+_VERSION = '1'  # raise when the rendering of any conversation changes: it is part of the fingerprint
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A run of tokens of one kind: context, supervised answer, or one recording (`audio` is its number)."""
+
+    text: str
+    ids: tuple[int, ...]
+    supervised: bool = False
+    audio: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A rendered conversation: `segments` in order; `ids` and `supervised` are aligned, one entry a token."""
+
+    segments: tuple[Segment, ...]
+
+    @property
+    def ids(self) -> list[int]:
+        """Token ids, `AUDIO_SLOT` once for each recording."""
+        return [i for s in self.segments for i in s.ids]
+
+    @property
+    def supervised(self) -> list[bool]:
+        """Whether a token must be predicted: assistant turns with their end-of-turn token, nothing else."""
+        return [s.supervised for s in self.segments for _ in s.ids]
+
+    @property
+    def text(self) -> str:
+        """The text as the LLM reads it, `<audio N>` where recording N stands."""
+        return ''.join(s.text if s.audio is None else f'<audio {s.audio}>' for s in self.segments)
+
+    @property
+    def num_audios(self) -> int:
+        """How many recordings stand in it."""
+        return sum(s.audio is not None for s in self.segments)
+
+    @property
+    def num_supervised(self) -> int:
+        """How many tokens must be predicted."""
+        return sum(len(s.ids) for s in self.segments if s.supervised)
+
+
+class ChatRenderer:
+    """Renders conversations through the chat template of a Hugging Face tokenizer.
+
+    - Every assistant turn is supervised up to and including its end-of-turn token, also when that is the padding token
+      (NeMo 3.0 trains the last turn alone under `qwen3`, and loses the end token when pad == eos).
+    - A special token typed by a user (`<|im_end|>`, the audio placeholder ...) is encoded as ordinary text.
+    - A system turn that the template refuses is put in front of the first user turn; it is never lost.
+
+    Args:
+        tokenizer: A fast `transformers` tokenizer with a chat template.
+
+    Raises:
+        VtbTemplateError: The tokenizer has no chat template, or the template does not close assistant turns.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        if not getattr(tokenizer, 'chat_template', None):
+            raise VtbTemplateError(
+                'The tokenizer has no chat template, so a conversation cannot be rendered.',
+                field='model.pretrained_llm',
+                got=getattr(tokenizer, 'name_or_path', tokenizer),
+                allowed='an instruct or chat model',
+                remedy='choose the chat version of the LLM, or put a chat_template.jinja into its folder',
+            )
+        self._hf = tokenizer
+        special = sorted({t.content for t in tokenizer.added_tokens_decoder.values()}, key=len, reverse=True)
+        self._special = re.compile('|'.join(re.escape(t) for t in special) or r'(?!)')
+        self._anchor = tokenizer.eos_token or (special[-1] if special else '')
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the renderer's version, the chat template and the tokenizer; stored in every checkpoint."""
+        backend = self._hf.backend_tokenizer.to_str()
+        return hashlib.sha256('\0'.join((_VERSION, str(self._hf.chat_template), backend)).encode()).hexdigest()
+
+    def render(self, conversation: Conversation) -> Rendered:
+        """Render a whole conversation for training."""
+        return self._render(conversation, prompt=False)
+
+    def render_prompt(self, conversation: Conversation) -> Rendered:
+        """Render a conversation that ends with a user turn, up to the point where the answer begins."""
+        if not conversation.turns or conversation.turns[-1].role != 'user':
+            raise VtbTemplateError(
+                'A prompt must end with a user turn.',
+                field=f'conversation {conversation.id}',
+                got=[t.role for t in conversation.turns],
+                allowed='[..., user]',
+                remedy='use conversation.prompt, which leaves out the last answer',
+            )
+        return self._render(conversation, prompt=True)
+
+    def _render(self, conversation: Conversation, *, prompt: bool) -> Rendered:
+        marks = _Marks(conversation)
+        messages = [
+            {'role': turn.role, 'content': self._content(turn, number, marks)}
+            for number, turn in enumerate(conversation.turns)
+        ]
+        text = self._apply(messages, conversation.id, prompt)
+        segments = [s for s in self._segments(text, marks, conversation.id) if s.ids]
+        if (found := sum(s.audio is not None for s in segments)) != marks.num_audios:
+            raise VtbTemplateError(
+                'The chat template drops or repeats recordings.',
+                field=f'conversation {conversation.id}',
+                got=f'{found} of {marks.num_audios} recordings after rendering',
+                allowed='each turn once',
+            )
+        return Rendered(tuple(segments))
+
+    def _content(self, turn: Turn, number: int, marks: '_Marks') -> str:
+        pieces = []
+        for part in turn.parts:
+            if isinstance(part, Audio):
+                pieces.append(marks.audio())
+            else:
+                pieces.append(self._special.sub(lambda m: marks.literal(m.group()), part.text))
+        content = ' '.join(pieces)
+        return marks.answer(content, number) if turn.role == 'assistant' else content
+
+    def _apply(self, messages: list[dict[str, str]], id: str, prompt: bool) -> str:
+        from jinja2.exceptions import TemplateError
+
+        # enable_thinking: models that can think are taught to answer at once; templates without the switch ignore it
+        options = {'tokenize': False, 'add_generation_prompt': prompt, 'enable_thinking': False}
+        try:
+            return self._hf.apply_chat_template(messages, **options)
+        except TemplateError as error:
+            if messages[0]['role'] != 'system' or len(messages) < 2:
+                raise VtbTemplateError(
+                    'The chat template refuses the conversation.',
+                    field=f'conversation {id}',
+                    got=f'{[m["role"] for m in messages]}: {error}',
+                    allowed='roles in the order that this LLM was trained on',
+                ) from error
+        system, first, *rest = messages
+        folded = {'role': first['role'], 'content': f'{system["content"]}\n\n{first["content"]}'}
+        return self._apply([folded, *rest], id, prompt)
+
+    def _segments(self, text: str, marks: '_Marks', id: str) -> Iterator[Segment]:
+        """Cut the rendered text at the marks; an answer is a segment of its own, as it is when it is generated."""
+        pieces = marks.pattern.split(text)  # text, mark, text, mark, ..., text
+        supervised, rest = False, pieces[0]
+        for mark, following in zip(pieces[1::2], pieces[2::2], strict=True):
+            kind, number = mark[0], int(mark[1:])
+            if kind == 'e':
+                closing = re.match(rf'\s*(?:{self._special.pattern})', following)
+                if closing is None:
+                    raise VtbTemplateError(
+                        'The chat template does not close an assistant turn with a special token, so that a model '
+                        'could not learn to stop.',
+                        field=f'conversation {id}',
+                        got=following[:60],
+                        allowed='an end-of-turn token right after the answer',
+                        remedy='add the end-of-turn token to the template and to the tokenizer',
+                    )
+                yield self._segment(rest + closing.group(), True)
+                supervised, rest = False, following[closing.end() :]
+                continue
+            yield self._segment(rest, supervised)
+            rest = following
+            if kind == 'a':
+                yield Segment('', (AUDIO_SLOT,), audio=number)
+            elif kind == 'l':
+                yield self._segment(marks.literals[number], supervised, literal=True)
+            else:
+                supervised = True
+        yield self._segment(rest, supervised)
+
+    def _segment(self, text: str, supervised: bool, *, literal: bool = False) -> Segment:
+        if not text:
+            return Segment('', ())
+        if literal:
+            ids = self._hf(text, add_special_tokens=False, split_special_tokens=True)['input_ids']
+        else:
+            # behind a special token no tokenizer puts its leading space, just as inside one long text
+            ids = self._hf(self._anchor + text, add_special_tokens=False)['input_ids'][1 if self._anchor else 0 :]
+        return Segment(text, tuple(ids), supervised)
+
+
+class _Marks:
+    """Marks that survive a chat template: private-use characters that occur nowhere in the conversation."""
+
+    def __init__(self, conversation: Conversation) -> None:
+        used = set(''.join(turn.text for turn in conversation.turns))
+        free = (chr(c) for c in range(0xE000, 0xF8FF) if chr(c) not in used)
+        self._open, self._close = next(free), next(free)
+        self.pattern = re.compile(f'{self._open}([able]\\d+){self._close}')
+        self.literals: list[str] = []
+        self.num_audios = 0
+
+    def audio(self) -> str:
+        self.num_audios += 1
+        return self._mark('a', self.num_audios - 1)
+
+    def literal(self, text: str) -> str:
+        self.literals.append(text)
+        return self._mark('l', len(self.literals) - 1)
+
+    def answer(self, text: str, number: int) -> str:
+        return self._mark('b', number) + text + self._mark('e', number)
+
+    def _mark(self, kind: str, number: int) -> str:
+        return f'{self._open}{kind}{number}{self._close}'
