@@ -1,0 +1,169 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Recordings: what the header says, how many samples a clip has, and the samples themselves.
+
+The number of samples is decided in one place, `clip_span`, for the index and for the loader, so that the token budget
+of a row is exact.
+"""
+
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from nemo_vtb.data.conversation import Audio
+from nemo_vtb.data.faults import audio_fault
+
+__all__ = ['DURATION_TOLERANCE_S', 'AudioHeader', 'ClipSpan', 'clip_span', 'probe', 'read_audio']
+
+DURATION_TOLERANCE_S = 0.1
+"""A duration field may differ from the recording by this much before it counts as a lie."""
+
+
+@dataclass(frozen=True, slots=True)
+class AudioHeader:
+    """What the header of a recording says: samples of one channel, rate in Hz, number of channels."""
+
+    num_samples: int
+    sample_rate: int
+    num_channels: int
+
+    @property
+    def duration_s(self) -> float:
+        """Length of the whole recording in seconds."""
+        return self.num_samples / self.sample_rate
+
+
+@dataclass(frozen=True, slots=True)
+class ClipSpan:
+    """Where a clip lies in its recording (in samples of the file) and how many samples it has at the target rate."""
+
+    start: int
+    count: int
+    num_samples: int
+
+
+def probe(path: str | Path) -> AudioHeader:
+    """Read the header of a recording.
+
+    Raises:
+        VtbAudioError: Missing, a folder, empty, without permission, or not decodable; `error.reason` says which.
+    """
+    try:
+        stat = os.stat(path)
+    except OSError as error:
+        raise _os_fault(path, error) from error
+    return _probe(str(path), stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=1024)  # segments of one long recording ask for the same header again and again
+def _probe(path: str, _mtime_ns: int, size: int) -> AudioHeader:
+    import soundfile
+
+    if not os.path.isfile(path):
+        raise audio_fault('audio_not_a_file', field='audio', got=path, allowed='a recording')
+    if size == 0:
+        raise audio_fault('audio_empty_file', field='audio', got=path)
+    if not os.access(path, os.R_OK):
+        raise audio_fault('audio_no_permission', field='audio', got=path)
+    try:
+        info = soundfile.info(path)
+    except (soundfile.SoundFileError, RuntimeError) as error:
+        raise audio_fault('audio_unreadable', field='audio', got=f'{path} ({error})') from error
+    if info.frames <= 0:
+        raise audio_fault('audio_no_samples', field='audio', got=path)
+    return AudioHeader(info.frames, info.samplerate, info.channels)
+
+
+def clip_span(audio: Audio, header: AudioHeader, sample_rate: int = 16000) -> ClipSpan:
+    """Decide exactly which samples of a recording make a clip.
+
+    Args:
+        audio: The span that the conversation asks for; without a duration it reaches to the end of the recording.
+        header: Of that recording.
+        sample_rate: Rate in Hz at which the encoder reads.
+
+    Raises:
+        VtbAudioError: The span begins or ends beyond the recording, or is empty.
+    """
+    rate = header.sample_rate
+    start = round(audio.offset_s * rate)
+    rest = header.num_samples - start
+    if audio.offset_s < 0 or (start and rest <= 0):
+        got = f'offset {audio.offset_s} s in a recording of {header.duration_s:.3f} s: {audio.path}'
+        raise audio_fault('bad_span', field='offset', got=got)
+    count = rest
+    if audio.duration_s is not None:
+        count = round(audio.duration_s * rate)
+        if count - rest > DURATION_TOLERANCE_S * rate:
+            got = f'duration {audio.duration_s} s, recording {rest / rate:.3f} s: {audio.path}'
+            raise audio_fault('duration_mismatch', field='duration', got=got, allowed=f'+-{DURATION_TOLERANCE_S} s')
+        count = min(count, rest)
+    num_samples = count if rate == sample_rate else round(count * sample_rate / rate)
+    if num_samples <= 0:
+        raise audio_fault('audio_no_samples', field='audio', got=audio.path)
+    return ClipSpan(start, count, num_samples)
+
+
+def read_audio(audio: Audio, sample_rate: int = 16000, *, resample: bool = True) -> np.ndarray:
+    """Read one clip as mono float32 at `sample_rate`: exactly `clip_span(...).num_samples` samples, shape (S,).
+
+    Several channels are averaged; another rate is resampled.
+
+    Raises:
+        VtbAudioError: The recording is missing, unreadable, cut, not finite, or of another rate with `resample=False`.
+    """
+    header = probe(audio.path)
+    if header.sample_rate != sample_rate and not resample:
+        raise audio_fault(
+            'audio_wrong_rate',
+            field='audio',
+            got=f'{header.sample_rate} Hz: {audio.path}',
+            allowed=f'{sample_rate} Hz',
+            remedy='convert the recording or set resample to true',
+        )
+    span = clip_span(audio, header, sample_rate)
+    samples = _decode(audio.path, span)
+    if not np.isfinite(samples).all():
+        raise audio_fault('audio_not_finite', field='audio', got=audio.path)
+    if header.sample_rate == sample_rate:
+        return samples
+    import soxr
+
+    resampled = soxr.resample(samples, header.sample_rate, sample_rate).astype(np.float32, copy=False)
+    missing = span.num_samples - len(resampled)  # soxr rounds the length in its own way, by a sample at most
+    return np.pad(resampled, (0, missing)) if missing > 0 else resampled[: span.num_samples]
+
+
+def _decode(path: str, span: ClipSpan) -> np.ndarray:
+    import soundfile
+
+    try:
+        samples, _ = soundfile.read(path, frames=span.count, start=span.start, dtype='float32', always_2d=True)
+    except (soundfile.SoundFileError, RuntimeError) as error:
+        raise audio_fault('audio_unreadable', field='audio', got=f'{path} ({error})') from error
+    except OSError as error:
+        raise _os_fault(path, error) from error
+    if len(samples) != span.count:
+        raise audio_fault('audio_truncated', field='audio', got=f'{len(samples)} of {span.count} samples: {path}')
+    return samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1, dtype=np.float32)
+
+
+def _os_fault(path: str | Path, error: OSError) -> Exception:
+    reason = 'audio_no_permission' if isinstance(error, PermissionError) else 'audio_missing'
+    return audio_fault(
+        reason, field='audio', got=f'{path} ({error.strerror})', remedy='correct the path in the manifest'
+    )

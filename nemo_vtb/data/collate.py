@@ -1,0 +1,160 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Conversations -> one packed row of tensors: tokens, positions, shifted labels, boundaries and the recordings."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from nemo_vtb.data.audio import read_audio
+from nemo_vtb.data.conversation import KINDS, Conversation
+from nemo_vtb.data.faults import audio_fault
+from nemo_vtb.data.template import AUDIO_SLOT, ChatRenderer, Rendered
+
+__all__ = ['IGNORE', 'Collator', 'PackItem', 'pack_row']
+
+IGNORE = -100
+"""The label of a position that is not supervised."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackItem:
+    """A conversation ready to be packed: its rendering and, in the order in which they are heard, its recordings."""
+
+    rendered: Rendered
+    clips: Sequence[np.ndarray]  # each (S,) float32
+    frames: Sequence[int]  # how many frames the encoder and adapter make of each clip
+    id: str
+    kind: str
+    source: str
+
+    @property
+    def length(self) -> int:
+        """Positions that the conversation takes in a row."""
+        return len(self.rendered.ids) - len(self.frames) + sum(self.frames)
+
+
+class Collator:
+    """Turns conversations into one packed row, reading the recordings.
+
+    Args:
+        renderer: The one renderer.
+        frame_counter: Samples of a clip -> frames that the perception returns for it.
+        sample_rate: Rate in Hz at which the encoder reads.
+        resample: Whether recordings of another rate are resampled, or refused.
+    """
+
+    def __init__(
+        self,
+        renderer: ChatRenderer,
+        frame_counter: Callable[[int], int],
+        sample_rate: int = 16000,
+        *,
+        resample: bool = True,
+    ) -> None:
+        self.renderer, self.frame_counter = renderer, frame_counter
+        self.sample_rate, self.resample = sample_rate, resample
+
+    def __call__(self, conversations: Sequence[Conversation], index: int = 0) -> dict[str, Any]:
+        """Pack conversations into one row.
+
+        Raises:
+            VtbAudioError: A recording cannot be read; `error.reason` says why.
+            VtbTemplateError: The chat template refuses a conversation.
+        """
+        return pack_row([self.prepare(conversation) for conversation in conversations], index)
+
+    def prepare(self, conversation: Conversation) -> PackItem:
+        """Render one conversation and read its recordings; raises as calling the collator does."""
+        clips = [read_audio(audio, self.sample_rate, resample=self.resample) for audio in conversation.audios]
+        frames = [self.frame_counter(len(clip)) for clip in clips]
+        for audio, clip, count in zip(conversation.audios, clips, frames, strict=True):
+            if count < 1:
+                raise audio_fault('audio_too_short', field='audio', got=f'{len(clip)} samples: {audio.path}')
+        rendered = self.renderer.render(conversation)
+        return PackItem(rendered, clips, frames, conversation.id, conversation.kind, conversation.source)
+
+
+def pack_row(items: Sequence[PackItem], index: int = 0) -> dict[str, Any]:
+    """Lay conversations one after another into one row, without padding.
+
+    Args:
+        items: The conversations; none makes an empty row, T = 0.
+        index: Number of the row in the global plan.
+
+    Returns:
+        | key | shape | dtype | meaning |
+        |---|---|---|---|
+        | input_ids | (T,) | int64 | tokens, 0 at audio frames |
+        | labels | (T,) | int64 | the token that position t must predict, -100 elsewhere |
+        | label_kinds | (T,) | int64 | number in `KINDS` where there is a label, -1 elsewhere |
+        | position_ids | (T,) | int64 | restart with each conversation |
+        | cu_seqlens | (N+1,) | int32 | boundaries of the N conversations |
+        | audio_positions | (F,) | int64 | positions of all audio frames, in the order of the clips |
+        | audios, audio_lens, frame_lens | (A, S), (A,), (A,) | float32, int64, int64 | clips, zero-padded |
+
+        and max_seqlen, num_tokens, index (int), ids, kinds, sources (lists of N names).
+    """
+    rows = [_expand(item) for item in items]
+    lengths = np.array([len(ids) for ids, _, _ in rows], dtype=np.int32)
+    labels = [_shift(ids, supervised) for ids, supervised, _ in rows]
+    kinds = [np.where(row != IGNORE, KINDS.index(item.kind), -1) for row, item in zip(labels, items, strict=True)]
+    clips = [clip for item in items for clip in item.clips]
+    return {
+        'input_ids': _join([np.where(is_audio, 0, ids) for ids, _, is_audio in rows]),
+        'position_ids': _join([np.arange(n, dtype=np.int64) for n in lengths]),
+        'labels': _join(labels),
+        'label_kinds': _join(kinds),
+        'cu_seqlens': torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)),
+        'max_seqlen': int(lengths.max(initial=0)),
+        'audio_positions': torch.from_numpy(np.flatnonzero(np.concatenate([r[2] for r in rows] or [[]]))).long(),
+        'audios': _pad(clips),
+        'audio_lens': torch.tensor([len(clip) for clip in clips], dtype=torch.int64),
+        'frame_lens': torch.tensor([n for item in items for n in item.frames], dtype=torch.int64),
+        'ids': [item.id for item in items],
+        'kinds': [item.kind for item in items],
+        'sources': [item.source for item in items],
+        'num_tokens': int(lengths.sum()),
+        'index': index,
+    }
+
+
+def _expand(item: PackItem) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Repeat each audio slot as often as it has frames: ids, supervised, is_audio, each (length,)."""
+    ids = np.asarray(item.rendered.ids, dtype=np.int64)
+    repeats = np.ones(len(ids), dtype=np.int64)
+    repeats[ids == AUDIO_SLOT] = item.frames
+    ids, supervised = np.repeat(ids, repeats), np.repeat(np.asarray(item.rendered.supervised, dtype=bool), repeats)
+    return ids, supervised, ids == AUDIO_SLOT
+
+
+def _shift(ids: np.ndarray, supervised: np.ndarray) -> np.ndarray:
+    """The label of a position is the next token of the same conversation, where that one is supervised."""
+    labels = np.full(len(ids), IGNORE, dtype=np.int64)
+    labels[:-1] = np.where(supervised[1:], ids[1:], IGNORE)
+    return labels
+
+
+def _join(parts: Sequence[np.ndarray]) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate(parts).astype(np.int64)) if parts else torch.zeros(0, dtype=torch.int64)
+
+
+def _pad(clips: Sequence[np.ndarray]) -> torch.Tensor:
+    padded = np.zeros((len(clips), max((len(clip) for clip in clips), default=0)), dtype=np.float32)  # (A, S)
+    for row, clip in zip(padded, clips, strict=True):
+        row[: len(clip)] = clip
+    return torch.from_numpy(padded)
