@@ -1,0 +1,395 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Builds the speech side of the model (encoder, adapter, projection) and runs it over the clips of a packed row.
+
+Letters: A clips, S samples, F frames of all clips together, T frames of one clip, D adapter width, H LLM width.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from nemo.collections.asr.models import ASRModel
+from nemo.collections.asr.modules import ConformerEncoder
+from nemo.collections.speechlm2.modules.perception import AudioPerceptionModule
+from nemo.collections.speechlm2.parts.pretrained import load_pretrained_nemo
+from nemo.utils import logging
+from omegaconf import DictConfig, OmegaConf, open_dict
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from nemo_vtb.errors import VtbConfigError, VtbModelError
+from nemo_vtb.model.frames import SAMPLE_RATE_HZ, FrameCounter, frame_counter
+from nemo_vtb.model.whisper import is_whisper_folder, load_whisper_encoder, whisper_sections
+
+__all__ = ['StackedMLPAdapter', 'encode', 'setup_perception', 'silent_forward']
+
+ADAPTER_INITS = ('match_embeddings', 'default')
+# clips that differ by less than this may share a batch whatever their ratio: a second of padding is cheap
+SIMILAR_SAMPLES = SAMPLE_RATE_HZ
+
+
+# ---- building
+
+
+def setup_perception(
+    model_cfg: DictConfig,
+    hidden_size: int,
+    embedding_std: float,
+    *,
+    pretrained: bool,
+) -> AudioPerceptionModule:
+    """Builds NeMo's perception module from the model's configuration and completes that configuration in place.
+
+    `model_cfg.pretrained_asr` may be a NeMo ASR model (`.nemo` file or name) or a HF Whisper folder. Keys that the
+    user gave under `perception.encoder` win over those of the checkpoint, as in NeMo. Afterwards
+    `model_cfg.perception` holds everything needed to build the same module without the checkpoint.
+
+    Args:
+        model_cfg: The model's section; `perception` is completed in place.
+        hidden_size: Width H of the LLM.
+        embedding_std: Standard deviation of the LLM's embedding table, the scale that speech frames start at.
+        pretrained: Load weights. When False, sections already complete are used without touching `pretrained_asr`.
+
+    Returns:
+        The module in training mode.
+
+    Raises:
+        VtbConfigError: `pretrained_asr` is missing though weights are wanted, or `adapter_init` is unknown.
+        VtbModelError: The checkpoint is missing, corrupt or does not fit; encoder and adapter widths differ.
+    """
+    init = model_cfg.perception.get('adapter_init', 'match_embeddings')
+    if init not in ADAPTER_INITS:
+        raise VtbConfigError(
+            'Unknown way to initialise the adapter.',
+            field='perception.adapter_init',
+            got=init,
+            allowed=ADAPTER_INITS,
+        )
+    weights = _resolve_sections(model_cfg, pretrained)
+    _complete(model_cfg.perception, hidden_size)
+    perception = _build(model_cfg.perception)
+    if weights is not None:
+        _load_encoder(perception, weights, str(model_cfg.pretrained_asr))
+    if init == 'match_embeddings':
+        _match_embeddings(perception, embedding_std)
+    return perception.train()
+
+
+def _resolve_sections(model_cfg: DictConfig, pretrained: bool) -> dict[str, Tensor] | None:
+    """Fills preprocessor and encoder sections; returns the weights to load (`encoder.`, `preprocessor.`) or None."""
+    cfg = model_cfg.perception
+    complete = all(cfg.get(name) is not None and '_target_' in cfg[name] for name in ('preprocessor', 'encoder'))
+    if complete and not pretrained:
+        return None
+    source = model_cfg.get('pretrained_asr')
+    if source is None:
+        raise VtbConfigError(
+            'There is no speech encoder to build from.',
+            field='pretrained_asr',
+            got=source,
+            allowed='a .nemo file, the name of a NeMo ASR model, or a HF Whisper folder',
+            remedy='give it, or set pretrained_weights=false and write perception.preprocessor and .encoder out',
+        )
+    if is_whisper_folder(source):
+        sections = whisper_sections(source)
+        weights = (
+            {f'encoder.{key}': value for key, value in load_whisper_encoder(source).items()} if pretrained else None
+        )
+    else:
+        asr = _restore_asr(str(source))
+        sections = {name: OmegaConf.to_container(asr.cfg[name]) for name in ('preprocessor', 'encoder')}
+        weights = asr.state_dict() if pretrained else None
+    given = cfg.get('encoder')
+    given = OmegaConf.to_container(given, resolve=True) if given is not None else {}
+    sections['encoder'].update({key: value for key, value in given.items() if value is not None})
+    with open_dict(cfg):
+        cfg.preprocessor, cfg.encoder = sections['preprocessor'], sections['encoder']
+    return weights
+
+
+def _restore_asr(source: str) -> ASRModel:
+    path = Path(source)
+    if (path.suffix == '.nemo' and not path.is_file()) or path.is_dir() or path.is_absolute() and not path.exists():
+        raise VtbModelError(
+            'There is no speech encoder at this path.',
+            field='pretrained_asr',
+            got=source,
+            allowed='a .nemo file, the name of a NeMo ASR model, or a HF Whisper folder (with config.json)',
+            remedy='check the path, or fetch the embedded Whisper with `vtb assets`',
+        )
+    try:
+        return load_pretrained_nemo(ASRModel, source).eval()
+    except Exception as error:  # NeMo, tar, torch and the hub raise a dozen types here
+        raise VtbModelError(
+            f'The NeMo ASR model cannot be restored: {type(error).__name__}: {error}.',
+            field='pretrained_asr',
+            got=source,
+            allowed='a .nemo file of a NeMo ASR model, or the name of one that can be downloaded',
+            remedy='copy the file again from its source; without a network give the path of a local file',
+        ) from error
+
+
+def _complete(cfg: DictConfig, hidden_size: int) -> None:
+    """Fills in the widths that follow from the others and checks those that are given."""
+    adapter = cfg.get('modality_adapter')
+    if adapter is None or '_target_' not in adapter:
+        raise VtbConfigError(
+            'The perception has no adapter.',
+            field='perception.modality_adapter',
+            got=adapter,
+            allowed='a section with `_target_`, e.g. nemo.collections.asr.modules.ConformerEncoder',
+        )
+    with open_dict(cfg):
+        cfg.output_dim = hidden_size
+        if 'output_dim' in adapter:
+            adapter.output_dim = hidden_size
+        for section in (cfg.encoder, adapter):
+            # ranks encode different numbers of groups, so a collective inside the forward pass would hang
+            if str(section._target_).endswith('.ConformerEncoder'):
+                section.sync_max_audio_length = False
+        encoder_width = _width(cfg.encoder)
+        if encoder_width is None:
+            return
+        if 'feat_in' in adapter or adapter._target_.endswith(('.ConformerEncoder', '.StackedMLPAdapter')):
+            if adapter.get('feat_in') is None:
+                adapter.feat_in = encoder_width
+            _check_width('perception.modality_adapter.feat_in', adapter.feat_in, encoder_width)
+        elif adapter._target_.endswith('.IdentityConnector'):
+            # without d_model NeMo makes no projection, so the encoder must speak the LLM's width itself
+            name = 'd_model' if 'd_model' in adapter else 'output_dim'
+            _check_width(f'perception.modality_adapter.{name}', adapter.get('d_model', hidden_size), encoder_width)
+
+
+def _width(encoder: DictConfig) -> int | None:
+    feat_out = encoder.get('feat_out', -1)
+    return feat_out if feat_out is not None and feat_out > 0 else encoder.get('d_model')
+
+
+def _check_width(field: str, got: int, encoder_width: int) -> None:
+    if got != encoder_width:
+        raise VtbModelError(
+            f'The adapter expects frames of width {got}, the encoder makes frames of width {encoder_width}.',
+            field=field,
+            got=got,
+            allowed=encoder_width,
+            remedy=f'set it to {encoder_width}; feat_in may be left out, it is then taken from the encoder',
+        )
+
+
+def _build(cfg: DictConfig) -> AudioPerceptionModule:
+    try:
+        return AudioPerceptionModule(cfg)
+    except VtbModelError:
+        raise
+    except Exception as error:  # Hydra wraps whatever a constructor raised
+        cause = error.__cause__ if isinstance(error.__cause__, VtbModelError) else error
+        if isinstance(cause, VtbModelError):
+            raise cause from error
+        raise VtbModelError(
+            f'The speech encoder or its adapter cannot be built: {type(error).__name__}: {error}.',
+            field='perception',
+            got={name: cfg[name].get('_target_') for name in ('preprocessor', 'encoder', 'modality_adapter')},
+            allowed='sections whose keys the named classes accept',
+        ) from error
+
+
+def _load_encoder(perception: AudioPerceptionModule, weights: dict[str, Tensor], source: str) -> None:
+    """Loads encoder (and preprocessor buffer) weights; every weight of the encoder must find its place."""
+    inner = 'encoder_multilayer.encoder.' if hasattr(perception, 'encoder_multilayer') else 'encoder.'
+    state = {
+        inner + key[len('encoder.') :] if key.startswith('encoder.') else key: value
+        for key, value in weights.items()
+        if key.startswith(('encoder.', 'preprocessor.'))
+    }
+    try:
+        result = perception.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise VtbModelError(
+            f'The encoder weights do not fit the configuration: {error}',
+            field='perception.encoder',
+            got=source,
+            allowed='shapes as in the checkpoint',
+            remedy='remove the keys of perception.encoder that override its sizes',
+        ) from error
+    missing = [key for key in result.missing_keys if key.startswith(inner)]
+    if missing:
+        raise VtbModelError(
+            f'{len(missing)} weights of the encoder are not in the checkpoint.',
+            field='pretrained_asr',
+            got=f'{source}: without {missing[:4]}',
+            allowed='a checkpoint of the same encoder',
+            remedy='remove the keys of perception.encoder that override its layout',
+        )
+    if result.unexpected_keys:
+        logging.warning(
+            f'{source}: {len(result.unexpected_keys)} encoder weights unused: {result.unexpected_keys[:4]}'
+        )
+
+
+def _match_embeddings(perception: AudioPerceptionModule, embedding_std: float) -> None:
+    """Starts speech frames at the scale of the LLM's embeddings, where the adapter's output has unit variance."""
+    adapter, proj = perception.modality_adapter, perception.proj
+    normed = getattr(adapter, 'ends_in_layer_norm', False) or (
+        isinstance(adapter, ConformerEncoder) and adapter.out_proj is None and adapter.reduction_position != -1
+    )
+    if not isinstance(proj, nn.Linear) or not normed:
+        logging.info('adapter_init: the adapter does not end in a layer norm, its projection keeps the default init')
+        return
+    nn.init.normal_(proj.weight, std=embedding_std / math.sqrt(proj.in_features))
+    nn.init.zeros_(proj.bias)
+
+
+# ---- running
+
+
+def encode(
+    perception: AudioPerceptionModule,
+    audios: Tensor,
+    audio_lens: Tensor,
+    *,
+    max_group_s: float | None = 120.0,
+    chunk_s: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Turns clips into adapter frames, without padding between them.
+
+    Clips of similar length are encoded together; the number of frames of a clip never depends on the others.
+
+    Args:
+        perception: As `setup_perception` builds it.
+        audios: (A, S) float32 at 16 kHz, padded; A may be 0.
+        audio_lens: (A,) samples.
+        max_group_s: Bound on clips x longest, in seconds, of one forward pass (a longer clip goes alone). None: as
+            few passes as possible, for strategies in which every rank must make the same number (FSDP).
+        chunk_s: NeMo's `encoder_chunk_size_seconds`: longer clips are encoded in pieces. None: whole.
+
+    Returns:
+        (F, H) frames of all clips in order, and (A,) int64 frames of each.
+    """
+    counter = frame_counter(perception.cfg, chunk_s=chunk_s)
+    lengths = audio_lens.tolist()
+    pieces = [
+        (clip, begin, end - begin) for clip, length in enumerate(lengths) for begin, end in counter.spans(length)
+    ]
+    encoded: dict[int, Tensor] = {}
+    for group in _groups([length for _, _, length in pieces], counter, max_group_s):
+        spans = [pieces[index] for index in group]
+        signal = pad_sequence([audios[clip, begin : begin + size] for clip, begin, size in spans], batch_first=True)
+        sizes = torch.tensor([size for _, _, size in spans], device=audios.device)
+        frames, frame_lens = perception(input_signal=signal, input_signal_length=sizes)
+        for row, (index, count) in enumerate(zip(group, frame_lens.tolist(), strict=True)):
+            encoded[index] = frames[row, :count]
+    counts = [0] * len(lengths)
+    for index, (clip, _, _) in enumerate(pieces):
+        counts[clip] += encoded[index].shape[0]
+    frame_lens = torch.tensor(counts, dtype=torch.int64, device=audios.device)
+    if not pieces:
+        return next(perception.parameters()).new_zeros(0, perception.cfg.output_dim), frame_lens
+    return torch.cat([encoded[index] for index in range(len(pieces))]), frame_lens
+
+
+def _groups(lengths: list[int], counter: FrameCounter, max_group_s: float | None) -> Iterator[list[int]]:
+    """Yields index groups of similar length, longest first, each small enough when padded to its longest."""
+    limit = math.inf if max_group_s is None else max_group_s * SAMPLE_RATE_HZ
+    order = sorted(range(len(lengths)), key=lambda index: (counter.batch_key(lengths[index]), -lengths[index]))
+    group: list[int] = []
+    for index in order:
+        if group and not _fits(lengths[group[0]], lengths[index], len(group), counter, limit):
+            yield group
+            group = []
+        group.append(index)
+    if group:
+        yield group
+
+
+def _fits(longest: int, length: int, members: int, counter: FrameCounter, limit: float) -> bool:
+    similar = limit == math.inf or longest - length <= max(longest // 4, SIMILAR_SAMPLES)
+    return similar and (members + 1) * longest <= limit and counter.batch_key(longest) == counter.batch_key(length)
+
+
+def silent_forward(perception: AudioPerceptionModule) -> Tensor:
+    """Runs a short silent clip with weight zero, so that a batch without audio gives the perception gradients too.
+
+    Under DDP every trainable parameter must take part in every step on every rank. Batch statistics, dropout and the
+    random state are left alone.
+
+    Returns:
+        float32 scalar, always 0, attached to every parameter that a real clip would use.
+    """
+    device = next(perception.parameters()).device
+    # four frames, and never so short that a normalisation sees a single mel frame
+    samples = math.ceil(4 * perception.token_equivalent_duration * SAMPLE_RATE_HZ)
+    signal = torch.zeros(1, samples, device=device)
+    with _evaluating(perception):
+        frames, _ = perception(input_signal=signal, input_signal_length=torch.tensor([samples], device=device))
+    return 0.0 * frames.float().sum()
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+# ---- a light adapter
+
+
+class StackedMLPAdapter(nn.Module):
+    """Stacks frames and maps them by Linear, GELU, Linear, LayerNorm: the light adapter for small set-ups.
+
+    Args:
+        feat_in: Width of the encoder's frames.
+        d_model: Width of the output.
+        subsampling_factor: Frames stacked to one; the last stack is completed with zeros.
+        hidden: Inner width, None for `d_model`.
+        dropout: Dropout behind the GELU.
+    """
+
+    ends_in_layer_norm = True
+
+    def __init__(
+        self,
+        feat_in: int,
+        d_model: int,
+        subsampling_factor: int = 4,
+        hidden: int | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.d_model, self.subsampling_factor = d_model, subsampling_factor
+        self.layers = nn.Sequential(
+            nn.Linear(feat_in * subsampling_factor, hidden or d_model),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden or d_model, d_model),
+            nn.LayerNorm(d_model),
+        )
+
+    def forward(self, audio_signal: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps (B, feat_in, T) with (B,) valid frames to (B, d_model, ceil(T / factor)) and (B,) int64."""
+        width = audio_signal.shape[-1]
+        valid = torch.arange(width, device=length.device) < length.unsqueeze(1)
+        frames = audio_signal.masked_fill(~valid.unsqueeze(1), 0.0).transpose(1, 2)  # (B, T, feat_in)
+        frames = F.pad(frames, (0, 0, 0, -width % self.subsampling_factor))
+        frames = frames.unflatten(1, (-1, self.subsampling_factor)).flatten(2)
+        stacked_len = torch.div(length + self.subsampling_factor - 1, self.subsampling_factor, rounding_mode='floor')
+        return self.layers(frames).transpose(1, 2), stacked_len.to(torch.int64)
