@@ -1,0 +1,103 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Causal attention on a packed row: one call a conversation, so that no work is spent on padding or across borders."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+__all__ = ['IMPLEMENTATION', 'attention', 'register']
+
+IMPLEMENTATION = 'nemo_vtb_packed'
+
+
+def register(interface: type) -> None:
+    """Make `IMPLEMENTATION` known to transformers, with SDPA's masks for the unpacked calls of `generate`."""
+    from transformers import AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    interface.register(IMPLEMENTATION, attention)
+    AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
+
+
+def attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    cu_seqlens: list[int] | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **kwargs: object,
+) -> tuple[Tensor, None]:
+    """Attention function for transformers' `AttentionInterface`.
+
+    Args:
+        module: The attention layer; unused apart from what transformers expects.
+        query: (B, heads, T, D); key and value: (B, KV heads, S, D).
+        attention_mask: Boolean (B, 1, T, S) for unpacked calls; ignored when `cu_seqlens` is given.
+        scaling: Factor on the scores; None is 1/sqrt(D).
+        dropout: Probability of dropping an attention weight.
+        cu_seqlens: Borders of the conversations in a packed row (B = 1), first 0, last T; None for unpacked calls.
+        sliding_window: How far back a token sees; None is to the beginning of its conversation.
+        softcap: Gemma 2's bound on the scores.
+
+    Returns:
+        (B, T, heads, D) and None, as transformers wants it.
+    """
+    if cu_seqlens is None:
+        causal = attention_mask is None and query.shape[2] > 1
+        out = _attend(query, key, value, attention_mask, causal, scaling, dropout, softcap)
+        return out.transpose(1, 2).contiguous(), None
+    parts = []
+    for begin, end in zip(cu_seqlens[:-1], cu_seqlens[1:], strict=True):
+        mask = None
+        if sliding_window is not None and end - begin > sliding_window:
+            mask = _window_mask(end - begin, sliding_window, query.device)
+        q, k, v = (x[:, :, begin:end] for x in (query, key, value))
+        parts.append(_attend(q, k, v, mask, mask is None, scaling, dropout, softcap))
+    return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None  # (1, T, heads, D)
+
+
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    scaling: float | None,
+    dropout: float,
+    softcap: float | None,
+) -> Tensor:
+    if (groups := q.shape[1] // k.shape[1]) > 1:
+        k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
+    if softcap is None:
+        return scaled_dot_product_attention(q, k, v, mask, dropout, causal, scale=scaling)
+    if causal:
+        mask = _window_mask(q.shape[2], q.shape[2], q.device)
+    scores = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
+    scores = torch.tanh(scores / softcap) * softcap
+    if mask is not None:
+        scores = scores.masked_fill(~mask[..., : k.shape[2]], torch.finfo(scores.dtype).min)
+    weights = torch.softmax(scores, -1, dtype=torch.float32).to(q.dtype)
+    return torch.nn.functional.dropout(weights, dropout) @ v
+
+
+def _window_mask(length: int, window: int, device: torch.device) -> Tensor:
+    position = torch.arange(length, device=device)
+    distance = position[:, None] - position[None, :]
+    return (distance >= 0) & (distance < window)  # (L, L)
