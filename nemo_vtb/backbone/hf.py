@@ -42,6 +42,7 @@ class HFBackbone:
         self._causal_lm = llm.get_base_model() if hasattr(llm, 'get_base_model') else llm
         self.hidden_size: int = self._causal_lm.config.get_text_config().hidden_size
         config = self._causal_lm.config.get_text_config()
+        self.decoder: nn.Module = self._causal_lm.model
         self._softcap = getattr(config, 'final_logit_softcapping', None)
         self._logit_divisor = getattr(config, 'logits_scaling', None)
 
@@ -53,7 +54,7 @@ class HFBackbone:
         """(T, H) of a packed row to hidden states (T, H)."""
         # a ready-made 4-D mask is passed through untouched, which spares the T x T mask that nobody would read
         no_mask = embeds.new_zeros((1, 1, 1, 1), dtype=torch.bool)
-        out = self._causal_lm.model(
+        out = self.decoder(
             inputs_embeds=embeds.unsqueeze(0),  # (1, T, H)
             attention_mask=no_mask,
             position_ids=position_ids.unsqueeze(0),  # (1, T)

@@ -181,7 +181,8 @@ def conversation_from_dict(
     turns = tuple(Turn(role, tuple(parts)) for role, parts in grouped)
     _check_turns(turns, where)
     custom = d.get('custom') or {}
-    kind = kind or custom.get('kind') or infer_kind(turns)
+    if kind is None:  # `custom` belongs to the user, so a foreign word in it is no mistake
+        kind = custom.get('kind') if custom.get('kind') in KINDS else infer_kind(turns)
     if kind not in KINDS:
         raise VtbDataError('Unknown kind of data.', field=f'{where}: kind', got=kind, allowed=', '.join(KINDS))
     return Conversation(str(d.get('id', where)), turns, kind, source, custom)

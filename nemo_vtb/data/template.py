@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from nemo_vtb.data.conversation import Audio, Conversation, Turn
+from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn
 from nemo_vtb.errors import VtbTemplateError
 
 __all__ = ['AUDIO_SLOT', 'ChatRenderer', 'Rendered', 'Segment']
@@ -110,6 +110,12 @@ class ChatRenderer:
         """SHA-256 over the renderer's version, the chat template and the tokenizer; stored in every checkpoint."""
         backend = self._hf.backend_tokenizer.to_str()
         return hashlib.sha256('\0'.join((_VERSION, str(self._hf.chat_template), backend)).encode()).hexdigest()
+
+    @cached_property
+    def end_of_turn_ids(self) -> frozenset[int]:
+        """Ids with which the template closes an assistant turn: where a generated answer ends."""
+        turns = (Turn('user', (Text('a'),)), Turn('assistant', (Text('b'),)))
+        return frozenset([next(s for s in self.render(Conversation('', turns)).segments if s.supervised).ids[-1]])
 
     def render(self, conversation: Conversation) -> Rendered:
         """Render a whole conversation for training."""

@@ -88,7 +88,7 @@ class FrameCounter:
 
     def __call__(self, num_samples: int) -> int:
         """Returns the number of frames for one clip of `num_samples` samples at 16 kHz."""
-        return sum(self._count(end - begin) for begin, end in self.spans(num_samples))
+        return sum(self.count(end - begin) for begin, end in self.spans(num_samples))
 
     def spans(self, num_samples: int) -> list[tuple[int, int]]:
         """Returns the pieces `(begin, end)`, in samples, in which a clip is encoded."""
@@ -104,7 +104,8 @@ class FrameCounter:
             width, valid = stage.step(width, valid)
         return tuple(key)
 
-    def _count(self, num_samples: int) -> int:
+    def count(self, num_samples: int) -> int:
+        """Returns the number of frames for one piece of a clip, encoded whole."""
         width = valid = num_samples
         for stage in self.stages:
             width, valid = stage.step(width, valid)

@@ -279,27 +279,45 @@ def encode(
 
     Returns:
         (F, H) frames of all clips in order, and (A,) int64 frames of each.
+
+    Raises:
+        VtbModelError: The module makes another number of frames than `frame_counter` says.
     """
     counter = frame_counter(perception.cfg, chunk_s=chunk_s)
     lengths = audio_lens.tolist()
-    pieces = [
-        (clip, begin, end - begin) for clip, length in enumerate(lengths) for begin, end in counter.spans(length)
-    ]
+    pieces = [(clip, *span) for clip, length in enumerate(lengths) for span in counter.spans(length)]
+    sizes = [end - begin for _, begin, end in pieces]
+    counts = [counter.count(size) for size in sizes]
     encoded: dict[int, Tensor] = {}
-    for group in _groups([length for _, _, length in pieces], counter, max_group_s):
-        spans = [pieces[index] for index in group]
-        signal = pad_sequence([audios[clip, begin : begin + size] for clip, begin, size in spans], batch_first=True)
-        sizes = torch.tensor([size for _, _, size in spans], device=audios.device)
-        frames, frame_lens = perception(input_signal=signal, input_signal_length=sizes)
-        for row, (index, count) in enumerate(zip(group, frame_lens.tolist(), strict=True)):
-            encoded[index] = frames[row, :count]
-    counts = [0] * len(lengths)
-    for index, (clip, _, _) in enumerate(pieces):
-        counts[clip] += encoded[index].shape[0]
-    frame_lens = torch.tensor(counts, dtype=torch.int64, device=audios.device)
+    made: list[Tensor] = []
+    groups = list(_groups(sizes, counter, max_group_s))
+    for group in groups:
+        signal = pad_sequence([audios[clip, begin:end] for clip, begin, end in (pieces[i] for i in group)], True)
+        signal_lens = torch.tensor([sizes[index] for index in group], device=audios.device)
+        frames, lens = perception(input_signal=signal, input_signal_length=signal_lens)
+        made.append(lens.clamp(max=frames.shape[1]))
+        encoded.update({index: frames[row, : counts[index]] for row, index in enumerate(group)})
+    _check_counts(made, [counts[index] for group in groups for index in group], perception)
+    clip_counts = [0] * len(lengths)
+    for (clip, _, _), count in zip(pieces, counts, strict=True):
+        clip_counts[clip] += count
+    frame_lens = torch.tensor(clip_counts, dtype=torch.int64, device=audios.device)
     if not pieces:
         return next(perception.parameters()).new_zeros(0, perception.cfg.output_dim), frame_lens
     return torch.cat([encoded[index] for index in range(len(pieces))]), frame_lens
+
+
+def _check_counts(made: list[Tensor], expected: list[int], perception: AudioPerceptionModule) -> None:
+    # one wait for the device, after all passes were launched
+    got = torch.cat(made).tolist() if made else []
+    if got != expected:
+        raise VtbModelError(
+            'The perception made another number of frames than was counted for the packed row.',
+            field='perception',
+            got=got,
+            allowed=expected,
+            remedy=f'correct the stages registered for {perception.cfg.encoder.get("_target_")} (nemo_vtb.model.frames)',
+        )
 
 
 def _groups(lengths: list[int], counter: FrameCounter, max_group_s: float | None) -> Iterator[list[int]]:

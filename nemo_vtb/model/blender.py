@@ -1,0 +1,256 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""VoiceTextBlender: one stage of joint supervised fine-tuning of a text LLM on text and speech.
+
+Source: Peng et al., VoiceTextBlender, NAACL 2025 (long paper 298). Letters: T row length, F audio frames, A clips,
+S samples, H LLM width, N targets.
+"""
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from nemo.collections.common.tokenizers import AutoTokenizer
+from nemo.collections.speechlm2.models.salm import SALM
+from nemo.collections.speechlm2.parts.optim_setup import freeze_and_subset, is_frozen
+from nemo.collections.speechlm2.parts.pretrained import maybe_load_pretrained_models, move_embedding
+from nemo.core import ModelPT
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from nemo_vtb.backbone.hf import HFBackbone, load_llm
+from nemo_vtb.data.conversation import KINDS
+from nemo_vtb.data.template import AUDIO_SLOT, ChatRenderer
+from nemo_vtb.errors import VtbConfigError, VtbModelError
+from nemo_vtb.model.frames import frame_counter
+from nemo_vtb.model.generation import Generation
+from nemo_vtb.model.llm_files import llm_files
+from nemo_vtb.model.loss import kind_sums, target_nll
+from nemo_vtb.model.perception import encode, setup_perception, silent_forward
+from nemo_vtb.model.splice import splice
+from nemo_vtb.registry import register
+
+__all__ = ['VoiceTextBlender']
+
+_LOSS_UNIT = 100.0
+"""Sums of token losses are divided by this before the backward pass, to keep gradients near one until they are rescaled."""
+
+
+class VoiceTextBlender(Generation, SALM, ModelPT):
+    """A text LLM that hears: SALM in its config and its state dict, ModelPT in how it is saved and restored.
+
+    Args:
+        cfg: The keys of NeMo's SALM keep their meaning (`pretrained_llm`, `pretrained_asr`, `perception`, `lora`,
+            `freeze_params`, `audio_locator_tag` ...); ours are `adapter_init` and `loss_chunk`.
+        trainer: Lightning trainer, as for every ModelPT.
+
+    Raises:
+        VtbModelError: The LLM or the encoder is missing, corrupt, of an unknown family, or they do not fit together.
+        VtbTemplateError: The LLM's tokenizer has no chat template.
+    """
+
+    def __init__(self, cfg: DictConfig | dict, trainer: Trainer | None = None) -> None:
+        register()
+        cfg = OmegaConf.create(OmegaConf.to_container(cfg) if isinstance(cfg, DictConfig) else cfg)
+        ModelPT.__init__(self, cfg, trainer)
+        OmegaConf.set_struct(self.cfg, False)
+        restoring = ModelPT._is_model_being_restored()
+        pretrained = bool(self.cfg.get('pretrained_weights', True)) and not restoring
+        folder = llm_files(self, restoring=restoring)
+        self.audio_locator_tag: str | None = self.cfg.get('audio_locator_tag')
+        self.tokenizer = AutoTokenizer(str(folder), use_fast=True)
+        self.renderer = ChatRenderer(self.tokenizer.tokenizer)
+        self._build_llm(str(self.cfg.pretrained_llm) if pretrained else str(folder), pretrained)
+        std = float(self.embed_tokens(torch.arange(min(1000, self.embed_tokens.num_embeddings))).std())
+        self.perception = setup_perception(self.cfg, self.backbone.hidden_size, std, pretrained=pretrained)
+        self.frames = frame_counter(self.cfg.perception)
+        maybe_load_pretrained_models(self)
+        self._freeze()
+        self._use_fsdp = self._use_tp = False
+        self._window_targets = 0.0
+
+    def _build_llm(self, source: str, pretrained: bool) -> None:
+        trust = bool(self.cfg.get('trust_remote_code', False))
+        self.llm = load_llm(source, pretrained=pretrained, trust_remote_code=trust)
+        # as SALM: the embedding stands outside, where FSDP and the splice can reach it
+        self.embed_tokens = self.llm.model.embed_tokens
+        del self.llm.model.embed_tokens
+        if self.cfg.get('lora'):
+            self._install_lora()
+        self.backbone = HFBackbone(self.llm, self.embed_tokens)
+
+    def _install_lora(self) -> None:
+        from peft import LoraConfig, get_peft_model
+
+        try:
+            self.lora_config = LoraConfig(**OmegaConf.to_container(self.cfg.lora))
+            with move_embedding(self):
+                self.llm = get_peft_model(self.llm, self.lora_config)
+        except (TypeError, ValueError) as error:
+            raise VtbModelError(
+                'LoRA cannot be put on this LLM.',
+                field='model.lora',
+                got=f'{OmegaConf.to_container(self.cfg.lora)}: {error}',
+                allowed='the fields of peft.LoraConfig; target_modules that occur in the LLM, or all-linear',
+            ) from error
+        keep = r'^.+\.lora_.+$'
+        patterns = list(self.cfg.get('prevent_freeze_params') or [])
+        # NeMo 3.0 appends at every construction, so that the list grows by one with each save and load
+        self.cfg.prevent_freeze_params = patterns if keep in patterns else [*patterns, keep]
+
+    def _freeze(self) -> None:
+        # before DDP wraps the model: it waits for the gradient of every parameter that it saw as trainable
+        exclude, keep = self.cfg.get('freeze_params') or [], self.cfg.get('prevent_freeze_params') or []
+        list(freeze_and_subset(self.named_parameters(), list(exclude), list(keep)))
+
+    @property
+    def audio_locator_tag_id(self) -> int:
+        """Id of the placeholder if the vocabulary has it; it is never added, so that no id changes its meaning."""
+        vocabulary = self.tokenizer.tokenizer.get_vocab()
+        return vocabulary.get(self.audio_locator_tag, AUDIO_SLOT)
+
+    @property
+    def oomptimizer_schema(self) -> dict:
+        """Packed rows have one size by construction, so that there is nothing to calibrate per length."""
+        raise VtbConfigError(
+            'OOMptimizer looks for batch sizes per length; a packed row has one size.',
+            field='data.max_tokens',
+            allowed='an integer',
+            remedy='raise data.max_tokens until the memory is full',
+        )
+
+    # ---- forward
+
+    def hidden_states(self, batch: dict[str, Any]) -> Tensor:
+        """Run one packed row through perception, splice and LLM; returns (T, H)."""
+        embeds = self.backbone.embed(batch['input_ids'])  # (T, H)
+        if batch['audios'].shape[0]:
+            frames, _ = encode(self.perception, batch['audios'], batch['audio_lens'])  # (F, H)
+            embeds = splice(embeds, frames, batch['audio_positions'])
+        elif self.training and not is_frozen(self.perception):
+            # every rank must take part in the reduction of the perception's gradients (NeMo 3.0 fails here)
+            embeds = embeds + silent_forward(self.perception, embeds.device, embeds.dtype)
+        return self.backbone.forward(embeds, batch['position_ids'], batch['cu_seqlens'], batch['max_seqlen'])
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """One packed row.
+
+        The gradient of a step is that of the sum over all target tokens of the global batch divided by their count,
+        whatever the number of rows and ranks: rows sum here, `on_before_optimizer_step` divides.
+        """
+        for module in (self.perception.preprocessor, self.perception.encoder, self.llm):
+            if is_frozen(module):
+                module.eval()
+        hidden = self.hidden_states(batch)
+        nll = target_nll(hidden, batch['labels'], self.backbone.head, chunk=self.cfg.get('loss_chunk', 1024))  # (N,)
+        sums, counts = kind_sums(nll, batch['labels'], batch['label_kinds'], len(KINDS))
+        self._window_targets += float(counts.sum())
+        mean = float(sums.sum() / counts.sum().clamp(min=1))
+        self.log('loss', mean, prog_bar=False, batch_size=1)
+        for kind, total, count in zip(KINDS, sums.tolist(), counts.tolist(), strict=True):
+            if count:
+                self.log(f'loss/{kind}', total / count, batch_size=1)
+        return {
+            'loss': nll.sum() / _LOSS_UNIT,
+            'mean_loss': mean,
+            'kind_sums': sums,
+            'kind_counts': counts,
+            'num_tokens': int(batch['input_ids'].shape[0]),
+        }
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Divide the summed gradients by the number of target tokens of the whole global batch."""
+        total = torch.tensor(self._window_targets, device=self.device, dtype=torch.float64)
+        world = self.trainer.world_size
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(total)
+        # DDP has averaged over ranks and Lightning over accumulated rows; both factors are taken back here
+        factor = _LOSS_UNIT * world * self.trainer.accumulate_grad_batches / max(float(total), 1.0)
+        for group in optimizer.param_groups:
+            for parameter in group['params']:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(factor)
+        self._window_targets = 0.0
+
+    # ---- validation
+
+    @torch.no_grad()
+    def batch_nll(self, batch: dict[str, Any], *, use_lora: bool = True) -> tuple[Tensor, Tensor]:
+        """Sum of the losses and number of targets of one packed row, per kind: two float32 tensors of (4,)."""
+        if use_lora:
+            hidden = self.hidden_states(batch)
+        else:
+            with self.backbone.without_lora():
+                hidden = self.hidden_states(batch)
+        nll = target_nll(hidden, batch['labels'], self.backbone.head, chunk=self.cfg.get('loss_chunk', 1024))
+        return kind_sums(nll, batch['labels'], batch['label_kinds'], len(KINDS))
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the sums of the last validation."""
+        self._val_sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(3, device=self.device))
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """One packed row of the validation set named by `batch['dataset']`."""
+        hits: list[Tensor] = []
+
+        def head(hidden: Tensor) -> Tensor:
+            logits = self.backbone.head(hidden)
+            hits.append(logits.argmax(-1))
+            return logits
+
+        targets = batch['labels'][batch['labels'] != -100]  # (N,)
+        nll = target_nll(self.hidden_states(batch), batch['labels'], head)
+        right = (torch.cat(hits) == targets).sum() if hits else targets.sum() * 0
+        self._val_sums[batch.get('dataset', 'validation')] += torch.stack(
+            [nll.sum(), right.float(), torch.tensor(float(targets.numel()), device=self.device)]
+        )
+
+    def on_validation_epoch_end(self) -> None:
+        """Log SALM's metrics, as means over tokens of the whole set: `val_loss_<set>`, `val_acc_<set>`, their means."""
+        names = sorted(self._val_sums)
+        losses, accuracies = [], []
+        for name in names:
+            sums = self._val_sums[name].double()
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                torch.distributed.all_reduce(sums)
+            loss, accuracy = sums[0] / sums[2].clamp(min=1), sums[1] / sums[2].clamp(min=1)
+            losses.append(loss)
+            accuracies.append(accuracy)
+            self.log(f'val_loss_{name}', loss.float(), rank_zero_only=False)
+            self.log(f'val_acc_{name}', accuracy.float(), rank_zero_only=False)
+        if losses:
+            self.log('val_loss', torch.stack(losses).mean().float(), prog_bar=True)
+            self.log('val_acc', torch.stack(accuracies).mean().float())
+        self._val_sums.clear()
+
+    # ---- what ModelPT asks for
+
+    def configure_model(self) -> None:
+        """Nothing to shard here: SALM's tensor parallelism fails with current transformers (see docs/adr)."""
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Plain backward pass: SALM wraps it for its tensor-parallel loss, which is not used here."""
+        loss.backward(*args, **kwargs)
+
+    def setup_training_data(self, train_data_config: DictConfig | dict) -> None:
+        """Data comes from `VtbDataModule`, not from the model."""
+
+    def setup_validation_data(self, val_data_config: DictConfig | dict) -> None:
+        """Data comes from `VtbDataModule`, not from the model."""
+
+    @classmethod
+    def list_available_models(cls) -> list:
+        """No models are published."""
+        return []

@@ -1,0 +1,80 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The tokenizer and the shape of the LLM as files of our own, so that a model outlives the folder it came from."""
+
+import shutil
+import tempfile
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import open_dict
+
+from nemo_vtb.errors import VtbModelError
+
+if TYPE_CHECKING:
+    from nemo.core import ModelPT
+
+__all__ = ['llm_files']
+
+_KEY = 'llm_files'
+
+
+def llm_files(model: 'ModelPT', *, restoring: bool) -> Path:
+    """Return a folder with the LLM's config, tokenizer and chat template, registered as artifacts of the `.nemo` file.
+
+    Args:
+        model: The model under construction; `cfg.pretrained_llm` names the source unless it is being restored.
+        restoring: Whether the files come out of a `.nemo` archive.
+
+    Raises:
+        VtbModelError: The source has no readable config or tokenizer.
+    """
+    folder = Path(tempfile.mkdtemp(prefix='nemo_vtb_llm_'))
+    weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
+    if not restoring:
+        source = model.cfg.get('tokenizer_path') or model.cfg.pretrained_llm
+        _save_description(str(model.cfg.pretrained_llm), str(source), folder, bool(model.cfg.get('trust_remote_code')))
+        with open_dict(model.cfg):
+            # OmegaConf reads a dot in a key as a path
+            model.cfg[_KEY] = {f.name.replace('.', '__'): str(f) for f in sorted(folder.iterdir())}
+    for key, stored in list(model.cfg[_KEY].items()):
+        real = Path(model.register_artifact(f'{_KEY}.{key}', stored))
+        target = folder / key.replace('__', '.')
+        if real != target:
+            shutil.copy(real, target)
+    return folder
+
+
+def _save_description(llm: str, tokenizer: str, folder: Path, trust_remote_code: bool) -> None:
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+    from nemo_vtb.backbone.hf import check_llm_folder
+
+    check_llm_folder(llm)
+    for what, cls, source in (('config', AutoConfig, llm), ('tokenizer', AutoTokenizer, tokenizer)):
+        try:
+            cls.from_pretrained(source, trust_remote_code=trust_remote_code).save_pretrained(folder)
+        except Exception as error:  # each tokenizer backend raises classes of its own
+            raise VtbModelError(
+                f'The {what} of the LLM cannot be read.',
+                field='model.tokenizer_path' if what == 'tokenizer' and tokenizer != llm else 'model.pretrained_llm',
+                got=f'{source}: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}',
+                allowed=f'a folder whose {what} files transformers can load',
+                remedy='download it again, or name another folder; `vtb assets` lists the embedded ones',
+            ) from error
+    try:
+        GenerationConfig.from_pretrained(llm).save_pretrained(folder)
+    except OSError:
+        pass  # a model may come without generation defaults
