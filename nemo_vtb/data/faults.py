@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Reasons for which a conversation is left out: one table for the quarantine file, the ledger, the tests and the docs."""
+"""Reasons for which a conversation is left out: one table for quarantine, ledger, tests and docs."""
 
 from collections.abc import Mapping
 

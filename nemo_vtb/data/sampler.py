@@ -1,0 +1,591 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The token-budget plan: which conversations make up row i, as a pure function of (index fingerprint, seed, i).
+
+The next source is the one that lacks most tokens: no randomness, an error of about one conversation. The order inside
+a source is a seeded permutation per epoch that is computed, not stored. Nothing here needs torch.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from nemo_vtb.data.packing import LookAhead, RowPacker
+from nemo_vtb.errors import VtbCheckpointError, VtbConfigError, VtbDataError
+
+__all__ = [
+    'BudgetedSource',
+    'PlanState',
+    'RowPlan',
+    'TokenBudgetPlan',
+    'TokenBudgetSampler',
+    'permute',
+    'split_rows',
+]
+
+STATE_VERSION = 1
+_BLOCK = 1024  # positions of a permutation computed at once
+_ROUNDS = 6
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+
+
+class BudgetedSource(Protocol):
+    """What the plan needs to know of a source (see `index.SourceIndex`)."""
+
+    name: str
+    kind: str
+    weight: float
+    max_repeats: int | None
+    digest: str
+
+    def __len__(self) -> int: ...
+
+    def measure(self, entries: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Tokens, supervised tokens and seconds of audio of some entries, each (len(entries),)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RowPlan:
+    """One packed row: `items` are (number of the source, entry) in the order in which they are laid out."""
+
+    index: int
+    items: tuple[tuple[int, int], ...]
+    num_tokens: int
+    cost: float
+
+
+PlanState = dict[str, Any]
+
+
+def permute(positions: np.ndarray, size: int, key: str) -> np.ndarray:
+    """Map positions to a pseudo-random permutation of range(size), in O(1) memory: a Feistel network, cycle-walked.
+
+    Args:
+        positions: (n,) integers in [0, size).
+        size: Size of the permutation.
+        key: Anything that names the permutation; another key gives another one.
+
+    Returns:
+        (n,) int64, distinct for distinct positions.
+    """
+    half = max(1, ((size - 1).bit_length() + 1) // 2)
+    mask = np.uint64((1 << half) - 1)
+    shift = np.uint64(half)
+    keys = np.frombuffer(hashlib.sha512(key.encode()).digest(), dtype='<u8')[:_ROUNDS]
+    values = np.asarray(positions, dtype=np.uint64).copy()
+    walking = np.ones(len(values), dtype=bool)
+    while walking.any():
+        left, right = values[walking] >> shift, values[walking] & mask
+        for round_key in keys:
+            mixed = (right ^ round_key) * _MULTIPLIER  # wraps modulo 2**64
+            left, right = right, left ^ ((mixed >> np.uint64(32)) & mask)
+        values[walking] = (left << shift) | right
+        walking &= values >= np.uint64(size)
+    return values.astype(np.int64)
+
+
+class _Stream:
+    """The endless order of one source: draw d is position d % n of the permutation of epoch d // n."""
+
+    def __init__(self, source: BudgetedSource, seed: int, supervised: bool) -> None:
+        self.source, self.seed, self.supervised = source, seed, supervised
+        self.size = len(source)
+        repeats = source.max_repeats
+        self.last = None if repeats is None else repeats * self.size
+        self._start = -1
+        self._block: tuple[list[int], list[int], list[int]] = ([], [], [])
+
+    def draw(self, number: int) -> tuple[int, int, int]:
+        """Entry, length and cost of draw `number`."""
+        epoch, position = divmod(number, self.size)
+        block = position - position % _BLOCK
+        if (start := epoch * self.size + block) != self._start:
+            positions = np.arange(block, min(block + _BLOCK, self.size))
+            entries = permute(positions, self.size, f'{self.seed}:{self.source.name}:{epoch}')
+            tokens, supervised, _ = self.source.measure(entries)
+            costs = supervised if self.supervised else tokens
+            self._block = (entries.tolist(), tokens.tolist(), costs.tolist())
+            self._start = start
+        at = position - block
+        return self._block[0][at], self._block[1][at], self._block[2][at]
+
+
+class TokenBudgetPlan:
+    """The global plan of rows.
+
+    Args:
+        sources: The indexed sources.
+        budget: Share of each kind; they sum to 1. None: in proportion to the tokens that each kind has.
+        max_tokens: Length of a row.
+        unit: What shares are counted in: `tokens` or `supervised_tokens`.
+        seed: Of the order inside the sources.
+        pool: Conversations in the look-ahead pool, over all sources.
+        temperature: Weights inside a kind are raised to this power (NeMo's `reweight_temperature`).
+        on_exhausted: What happens when a source has been repeated `max_repeats` times: `stop` the run, or `drop` the
+            source and give its share to the others of its kind.
+
+    Raises:
+        VtbConfigError: Shares do not sum to 1, or a kind with a share has no source, or the reverse.
+        VtbDataError: A source is empty.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[BudgetedSource],
+        budget: Mapping[str, float] | None,
+        *,
+        max_tokens: int,
+        unit: str = 'tokens',
+        seed: int = 42,
+        pool: int = 512,
+        temperature: float = 1.0,
+        on_exhausted: str = 'stop',
+    ) -> None:
+        self.sources = list(sources)
+        self.max_tokens, self.unit, self.seed, self.on_exhausted = max_tokens, unit, seed, on_exhausted
+        self.kinds = sorted({s.kind for s in self.sources})
+        self.shares = resolve_shares(self.sources, budget, temperature, unit)
+        self._kind_of = [self.kinds.index(s.kind) for s in self.sources]
+        self._packer = RowPacker(max_tokens)
+        self._streams = [_Stream(s, seed, unit == 'supervised_tokens') for s in self.sources]
+        capacity = max(16, pool // max(1, len(self.sources)))
+        self._capacities = [max(1, min(capacity, (len(s) + 1) // 2)) for s in self.sources]
+        self.fingerprint = {
+            'sources': {s.name: s.digest for s in self.sources},
+            'shares': {s.name: round(share, 12) for s, share in zip(self.sources, self.shares, strict=True)},
+            'max_tokens': max_tokens,
+            'unit': unit,
+            'seed': seed,
+            'pool': pool,
+            'max_repeats': {s.name: s.max_repeats for s in self.sources},
+            'on_exhausted': on_exhausted,
+        }
+        self._start()
+
+    def _start(self) -> None:
+        count = len(self.sources)
+        self.row = 0
+        self._draws = [0] * count  # conversations drawn into the pool, over all epochs
+        self._spent = [0] * count  # cost counted against the shares, since the last change of shares
+        self._pools = [LookAhead(capacity) for capacity in self._capacities]
+        self._alive = [True] * count
+        self._refunds: dict[int, list[tuple[int, int]]] = {}  # row -> (source, cost) given back before it is planned
+        self._set_shares()
+        for source in range(count):
+            self._refill(source)
+
+    def _set_shares(self) -> None:
+        """Shares among the sources that are left; the counters begin anew, so that no old deficit is chased."""
+        weights = np.array([s if a else 0.0 for s, a in zip(self.shares, self._alive, strict=True)])
+        total = weights.sum()
+        live = (weights / total if total else weights).tolist()
+        kinds = [sum(w for w, k in zip(live, self._kind_of, strict=True) if k == n) for n in range(len(self.kinds))]
+        self._kind_share = kinds
+        self._inner = [w / kinds[k] if kinds[k] else 0.0 for w, k in zip(live, self._kind_of, strict=True)]
+        self._spent = [0] * len(self.sources)
+        self._kind_spent = [0] * len(self.kinds)
+        self._total = 0
+        members: list[list[int]] = [[] for _ in self.kinds]
+        for source, kind in enumerate(self._kind_of):
+            if self._alive[source] and self.shares[source] > 0:
+                members[kind].append(source)
+        self._members = members
+        self._live_kinds = [kind for kind, inside in enumerate(members) if inside]
+
+    def _refill(self, source: int) -> None:
+        pool, stream = self._pools[source], self._streams[source]
+        while len(pool) < pool.capacity and (stream.last is None or self._draws[source] < stream.last):
+            entry, length, cost = stream.draw(self._draws[source])
+            pool.add(self._draws[source], entry, length, cost)
+            self._draws[source] += 1
+
+    def _needy(self) -> list[int]:
+        """Sources that can give something: kinds by deficit, and inside each kind its neediest source."""
+        total, spent, share = self._total, self._kind_spent, self._kind_share
+        kinds = self._live_kinds
+        if len(kinds) > 1:
+            kinds = sorted(kinds, key=lambda k: spent[k] - share[k] * total)
+        order = []
+        for kind in kinds:
+            inside = self._members[kind]
+            if len(inside) == 1:
+                best = inside[0]
+            else:
+                base = spent[kind]
+                best = min(inside, key=lambda s: self._spent[s] - self._inner[s] * base)
+            if self._pools[best].sizes:
+                order.append(best)
+        return order
+
+    def _retire(self) -> bool:
+        """Handle sources that ran dry; whether the plan can go on."""
+        dry = [s for inside in self._members for s in inside if not self._pools[s].sizes]
+        if not dry:
+            return bool(self._live_kinds)
+        if self.on_exhausted == 'stop':
+            return False
+        for source in dry:
+            self._alive[source] = False
+        self._set_shares()
+        return bool(self._live_kinds)
+
+    def next_row(self) -> RowPlan | None:
+        """Plan the next row; None when the data is used up (`max_repeats`)."""
+        for source, cost in self._refunds.pop(self.row, ()):
+            self._count(source, -cost)
+        if not self._retire():
+            return None
+        items: list[tuple[int, int]] = []
+        lengths: list[int] = []
+
+        def take(source: int, draw: int) -> int:
+            _, entry, length, cost = self._pools[source].take(draw)
+            items.append((source, entry))
+            lengths.append(length)
+            self._count(source, cost)
+            self._refill(source)
+            return length
+
+        self._packer.fill(self._pools, self._needy, take)
+        plan = RowPlan(self.row, tuple(items), sum(lengths), float(sum(n + n * n / 4096 for n in lengths)))
+        self.row += 1
+        return plan
+
+    def _count(self, source: int, cost: int) -> None:
+        self._spent[source] += cost
+        self._kind_spent[self._kind_of[source]] += cost
+        self._total += cost
+
+    def refund(self, row: int, source: int, entry: int) -> None:
+        """Give the tokens of a conversation that could not be loaded back to its source, before `row` is planned.
+
+        Raises:
+            VtbDataError: That row is planned already, so that the plan would depend on chance.
+        """
+        if row < self.row:
+            raise VtbDataError('A refund came too late.', field='row', got=row, allowed=f'>= {self.row}')
+        tokens, supervised, _ = self.sources[source].measure(np.array([entry]))
+        cost = int((supervised if self.unit == 'supervised_tokens' else tokens)[0])
+        self._refunds.setdefault(row, []).append((source, cost))
+
+    def epochs(self) -> list[float]:
+        """How often each source has been drawn from end to end."""
+        return [draws / len(source) for draws, source in zip(self._draws, self.sources, strict=True)]
+
+    def snapshot(self) -> tuple:
+        """The state as cheap immutable tuples, to be kept for every row in flight; see `state_of`."""
+        return (
+            self.row,
+            tuple(self._draws),
+            tuple(self._spent),
+            tuple(self._kind_spent),
+            self._total,
+            tuple(self._alive),
+            tuple(tuple(pool.items) for pool in self._pools),
+            tuple((row, *refund) for row, refunds in sorted(self._refunds.items()) for refund in refunds),
+        )
+
+    def state_of(self, snapshot: tuple) -> PlanState:
+        """A snapshot as JSON-able state: O(1) in the size of the data and in the length of the run."""
+        row, draws, spent, kind_spent, total, alive, pools, refunds = snapshot
+        return {
+            'version': STATE_VERSION,
+            'fingerprint': self.fingerprint,
+            'row': row,
+            'total': total,
+            'kind_spent': dict(zip(self.kinds, kind_spent, strict=True)),
+            'sources': {
+                source.name: {
+                    'draws': draws[number],
+                    'spent': spent[number],
+                    'alive': alive[number],
+                    'pool': list(pools[number]),
+                }
+                for number, source in enumerate(self.sources)
+            },
+            'refunds': [list(refund) for refund in refunds],
+        }
+
+    def state_dict(self) -> PlanState:
+        """The present state; see `state_of`."""
+        return self.state_of(self.snapshot())
+
+    def load_state_dict(self, state: PlanState, *, allow_changed: bool = False) -> None:
+        """Continue from a state.
+
+        Raises:
+            VtbCheckpointError: The data, the shares or the template changed; it names what.
+        """
+        changes = changed_fields(state, self.fingerprint)
+        if changes and not allow_changed:
+            raise VtbCheckpointError(
+                'The data is not what this checkpoint was trained on, so the run cannot be continued exactly.',
+                field='data.train_ds',
+                got='; '.join(changes),
+                allowed='the same files, shares, template and max_tokens as before',
+                remedy='restore them, or set data.allow_changed=true to continue with the new data',
+            )
+        self._start()
+        self.row = state['row']
+        names = {source.name: number for number, source in enumerate(self.sources)}
+        if changes:
+            self._adopt(state, names)
+            return
+        for name, saved in state['sources'].items():
+            number = names[name]
+            self._alive[number] = saved['alive']
+            self._draws[number] = saved['draws']
+            pool = self._pools[number] = LookAhead(self._capacities[number])
+            for draw in saved['pool']:
+                pool.add(draw, *self._streams[number].draw(draw))
+            pool.drawn = saved['draws'] - 1
+        self._set_shares()
+        self._spent = [state['sources'][source.name]['spent'] for source in self.sources]
+        self._kind_spent = [state['kind_spent'][kind] for kind in self.kinds]
+        self._total = state['total']
+        for row, source, cost in state['refunds']:
+            self._refunds.setdefault(row, []).append((source, cost))
+
+    def _adopt(self, state: PlanState, names: Mapping[str, int]) -> None:
+        """Changed data, by the user's leave: each source goes on at its share of an epoch, the shares begin anew."""
+        for name, saved in state['sources'].items():
+            if name in names and state['fingerprint']['sources'][name] == self.sources[names[name]].digest:
+                number = names[name]
+                self._pools[number] = LookAhead(self._capacities[number])
+                self._draws[number] = min([saved['draws'], *saved['pool']])
+                self._refill(number)
+
+    def __iter__(self) -> Iterator[RowPlan]:
+        while (row := self.next_row()) is not None:
+            yield row
+
+
+def changed_fields(state: PlanState, fingerprint: Mapping[str, Any]) -> list[str]:
+    """Name what differs between a saved state and the present plan, a line for each."""
+    if state.get('version') != STATE_VERSION:
+        return [f'state version {state.get("version")} (this release writes {STATE_VERSION})']
+    saved = json.loads(json.dumps(state['fingerprint']))
+    changes = []
+    for key, now in json.loads(json.dumps(fingerprint)).items():
+        before = saved.get(key)
+        if before == now:
+            continue
+        if isinstance(now, dict) and isinstance(before, dict):
+            for name in sorted(before.keys() | now.keys()):
+                if before.get(name) != now.get(name):
+                    changes.append(f'{key}.{name}: {_brief(before.get(name))} -> {_brief(now.get(name))}')
+        else:
+            changes.append(f'{key}: {_brief(before)} -> {_brief(now)}')
+    return changes
+
+
+def _brief(value: object) -> str:
+    text = 'absent' if value is None else str(value)
+    return text if len(text) <= 14 else text[:12] + '..'
+
+
+def resolve_shares(
+    sources: Sequence[BudgetedSource],
+    budget: Mapping[str, float] | None,
+    temperature: float = 1.0,
+    unit: str = 'tokens',
+) -> list[float]:
+    """The share of each source in all tokens: the share of its kind times its part of the weights of that kind.
+
+    Raises:
+        VtbConfigError: See `TokenBudgetPlan`.
+        VtbDataError: See `TokenBudgetPlan`.
+    """
+    if unit not in ('tokens', 'supervised_tokens'):
+        raise VtbConfigError(
+            'Unknown unit of shares.', field='data.train_ds.unit', got=unit, allowed='tokens, supervised_tokens'
+        )
+    for source in sources:
+        if not len(source):
+            raise VtbDataError(
+                'A source has no usable conversation.',
+                field=f'source {source.name}',
+                got='0 conversations',
+                remedy='correct its manifest, or take it out of input_cfg',
+            )
+    if not sources:
+        raise VtbDataError('There is no source of data.', field='data.train_ds.input_cfg', got='[]')
+    weights = [max(float(s.weight), 0.0) ** temperature if s.weight else 0.0 for s in sources]
+    kinds = sorted({s.kind for s in sources})
+    if budget is None:
+        budget = _proportional(sources, unit)
+    _check_budget(budget, kinds)
+    inside = {kind: sum(w for w, s in zip(weights, sources, strict=True) if s.kind == kind) for kind in kinds}
+    for kind in kinds:
+        if budget.get(kind, 0) > 0 and inside[kind] <= 0:
+            raise VtbConfigError('All sources of a kind have weight 0.', field=f'budget.{kind}', got=0, allowed='> 0')
+    return [
+        float(budget.get(s.kind, 0.0)) * (w / inside[s.kind] if inside[s.kind] else 0.0)
+        for w, s in zip(weights, sources, strict=True)
+    ]
+
+
+def _check_budget(budget: Mapping[str, float], kinds: Sequence[str]) -> None:
+    field = 'data.train_ds.budget'
+    for kind, share in budget.items():
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+            raise VtbConfigError(
+                'A share must be a number from 0 to 1.', field=f'{field}.{kind}', got=share, allowed='0 ... 1'
+            )
+        if share > 0 and kind not in kinds:
+            raise VtbConfigError(
+                'A kind of data has a share but no source.',
+                field=f'{field}.{kind}',
+                got=share,
+                allowed=f'kinds with a source: {", ".join(kinds)}',
+                remedy=f'add a source of kind {kind} to input_cfg, or give its share to the others',
+            )
+    for kind in kinds:
+        if kind not in budget:
+            raise VtbConfigError(
+                'A kind of data has sources but no share.',
+                field=f'{field}.{kind}',
+                got='absent',
+                remedy='give it a share; 0 leaves it out',
+            )
+    if abs(sum(budget.values()) - 1) > 1e-6:
+        raise VtbConfigError(
+            'The shares do not sum to 1.',
+            field=field,
+            got=f'{dict(budget)}, sum {sum(budget.values()):.6g}',
+            allowed='sum 1',
+        )
+
+
+def _proportional(sources: Sequence[BudgetedSource], unit: str) -> dict[str, float]:
+    """Each kind in proportion to what it has, so that every conversation is seen equally often."""
+    tokens: dict[str, int] = {}
+    for source in sources:
+        measured = source.measure(np.arange(len(source)))
+        tokens[source.kind] = tokens.get(source.kind, 0) + int(
+            measured[1 if unit == 'supervised_tokens' else 0].sum(dtype=np.int64)
+        )
+    total = sum(tokens.values())
+    return {kind: count / total for kind, count in tokens.items()}
+
+
+def split_rows(rows: Sequence[RowPlan], world_size: int, *, balance: bool = True) -> list[list[RowPlan]]:
+    """Deal the rows of one global batch to the data-parallel ranks, equally many to each.
+
+    Args:
+        rows: All rows of the batch; a multiple of `world_size`.
+        world_size: Number of data-parallel ranks.
+        balance: Greedily by cost, the dearest row first, so that no rank waits long; else in turn.
+    """
+    if not balance or world_size == 1:
+        return [list(rows[rank::world_size]) for rank in range(world_size)]
+    each = len(rows) // world_size
+    shares: list[list[RowPlan]] = [[] for _ in range(world_size)]
+    loads = [0.0] * world_size
+    for row in sorted(rows, key=lambda r: (-r.cost, r.index)):
+        rank = min((r for r in range(world_size) if len(shares[r]) < each), key=lambda r: (loads[r], r))
+        shares[rank].append(row)
+        loads[rank] += row.cost
+    return [sorted(share, key=lambda r: r.index) for share in shares]
+
+
+class TokenBudgetSampler:
+    """Yields the rows of one data-parallel rank, batch after batch, and knows the state after each global batch.
+
+    Works as the `sampler` of a `torch.utils.data.DataLoader(batch_size=None)`; it runs in the main process, so that
+    the number of loader workers changes nothing.
+
+    Args:
+        plan: The global plan; the same on all ranks.
+        rows_per_batch: Rows of a global batch: gradient accumulation x data-parallel ranks.
+        rank: Data-parallel rank (not the global rank: tensor-parallel peers must see the same rows).
+        world_size: Number of data-parallel ranks.
+        num_batches: Global batches of the whole run; None is endless.
+        balance: See `split_rows`.
+
+    Raises:
+        VtbConfigError: The rows of a batch cannot be dealt equally.
+    """
+
+    def __init__(
+        self,
+        plan: TokenBudgetPlan,
+        rows_per_batch: int,
+        rank: int = 0,
+        world_size: int = 1,
+        num_batches: int | None = None,
+        balance: bool = True,
+    ) -> None:
+        if rows_per_batch < 1 or rows_per_batch % world_size:
+            raise VtbConfigError(
+                'The rows of a global batch cannot be dealt equally to the data-parallel ranks.',
+                field='data.train_ds.rows_per_batch',
+                got=rows_per_batch,
+                allowed=f'a multiple of {world_size} ranks',
+            )
+        self.plan, self.rows_per_batch, self.rank, self.world_size = plan, rows_per_batch, rank, world_size
+        self.num_batches, self.balance = num_batches, balance
+        self._snapshots = {plan.row // rows_per_batch: plan.snapshot()}
+
+    def __len__(self) -> int:
+        """Rows of this rank over the whole run.
+
+        Raises:
+            TypeError: The run is endless.
+        """
+        if self.num_batches is None:
+            raise TypeError('an endless sampler has no length')
+        return self.num_batches * self.rows_per_batch // self.world_size
+
+    def __iter__(self) -> Iterator[RowPlan]:
+        each = self.rows_per_batch // self.world_size
+        while self.num_batches is None or self.plan.row < self.num_batches * self.rows_per_batch:
+            rows = [row for row in (self.plan.next_row() for _ in range(self.rows_per_batch)) if row is not None]
+            if len(rows) < self.rows_per_batch:
+                return
+            self._snapshots[self.plan.row // self.rows_per_batch] = self.plan.snapshot()
+            mine = split_rows(rows, self.world_size, balance=self.balance)[self.rank]
+            yield from mine[:each]
+
+    def state_after(self, batch: int) -> PlanState:
+        """State after `batch` whole global batches; forgets the states before it."""
+        for older in [number for number in self._snapshots if number < batch]:
+            del self._snapshots[older]
+        return self.plan.state_of(self._snapshots[batch]) | {'rows_per_batch': self.rows_per_batch}
+
+    def load_state_dict(self, state: PlanState, *, allow_changed: bool = False) -> None:
+        """Continue after a whole global batch, on any number of ranks.
+
+        Raises:
+            VtbCheckpointError: The data or the size of the global batch changed.
+        """
+        saved = state.get('rows_per_batch', self.rows_per_batch)
+        if saved != self.rows_per_batch and not allow_changed:
+            raise VtbCheckpointError(
+                'The global batch has another size than in the checkpoint.',
+                field='data.train_ds.rows_per_batch',
+                got=self.rows_per_batch,
+                allowed=saved,
+                remedy=f'set trainer.accumulate_grad_batches so that ranks x accumulation = {saved}, or '
+                'data.allow_changed=true',
+            )
+        self.plan.load_state_dict(state, allow_changed=allow_changed)
+        if saved != self.rows_per_batch:
+            self.plan.row = -(-self.plan.row // self.rows_per_batch) * self.rows_per_batch
+        self._snapshots = {self.plan.row // self.rows_per_batch: self.plan.snapshot()}
