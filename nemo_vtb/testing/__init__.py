@@ -1,0 +1,34 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Public test doubles: an LLM, an encoder, a model config and a corpus that are real in kind and tiny in size."""
+
+from nemo_vtb.testing.tiny import (
+    TINY_FAMILIES,
+    TinyCorpus,
+    tiny_corpus,
+    tiny_llm,
+    tiny_model_cfg,
+    tiny_perception_cfg,
+    tiny_whisper,
+)
+
+__all__ = [
+    'TINY_FAMILIES',
+    'TinyCorpus',
+    'tiny_corpus',
+    'tiny_llm',
+    'tiny_model_cfg',
+    'tiny_perception_cfg',
+    'tiny_whisper',
+]
