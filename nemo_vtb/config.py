@@ -115,11 +115,13 @@ def check_missing(cfg: DictConfig | Mapping[str, Any]) -> None:
     """Raises VtbConfigError naming every value that is still `???`, all of them together."""
     missing = [path for path, value in _leaves(_raw(cfg), '') if value == MISSING]
     if missing:
+        # Hydra's command line counts the entries of a list with a dot
+        override = missing[0].replace('[', '.').replace(']', '')
         raise VtbConfigError(
             'values without a default: ' + ', '.join(missing),
             field=', '.join(missing),
             got=MISSING,
-            remedy='set them in your YAML or on the command line, for example ' + f"'{missing[0]}=VALUE'",
+            remedy=f'set them in your YAML or on the command line, for example {override}=VALUE',
         )
 
 

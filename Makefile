@@ -1,0 +1,66 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+# Every target makes its own set-up (tools/bootstrap.sh); nothing but Python and make is needed beforehand.
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test test-all bench lint format demo-long clean
+
+PY := .venv/bin/python
+# left out of the unit tests' way: one thread per process is faster on few cores
+export OMP_NUM_THREADS ?= 2
+
+QUICK_ASSETS := minimind2-small whisper-tiny.en demo-corpus
+TEST_ASSETS := minimind2-small whisper-tiny.en demo-corpus
+LONG_ASSETS := smollm2-135m-instruct whisper-base demo-corpus
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' \
+	  | while IFS='|' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
+
+quickstart: ## set up, train on all four kinds, evaluate, answer, export (about 15 minutes after the installation)
+	@sh tools/bootstrap.sh assets $(QUICK_ASSETS)
+	@sh tools/quickstart.sh
+
+test: ## set up, then the tests (about 5 minutes after the installation)
+	@sh tools/bootstrap.sh assets $(TEST_ASSETS)
+	@$(PY) -m pytest
+
+test-all: ## set up, then all tests, the slow ones too
+	@sh tools/bootstrap.sh assets $(TEST_ASSETS) $(LONG_ASSETS)
+	@$(PY) -m pytest -m "not gpu"
+
+bench: ## every benchmark in its quick form; the last line of each is one JSON object
+	@sh tools/bootstrap.sh assets $(TEST_ASSETS)
+	@set -e; for script in benchmarks/*.py; do echo "==> $$script --quick"; $(PY) "$$script" --quick; done
+
+lint: ## ruff, formatting, types, house rules, shell scripts
+	@sh tools/bootstrap.sh venv
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(PY) tools/check_style.py
+	.venv/bin/shellcheck tools/*.sh examples/slurm/*.sbatch .ci/run
+
+format: ## rewrite the code as lint wants it
+	@sh tools/bootstrap.sh venv
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+demo-long: ## the larger demonstration (up to 2 hours on 2 cores); stopped with Ctrl-C, it goes on where it was
+	@sh tools/bootstrap.sh assets $(LONG_ASSETS)
+	@$(PY) examples/speechllm_joint_sft.py --config-name demo_long
+
+clean: ## remove .venv, caches and builds (not runs/, not the cache of assets)
+	rm -rf .venv build dist .pytest_cache .ruff_cache .mypy_cache *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
