@@ -316,7 +316,7 @@ def _check_counts(made: list[Tensor], expected: list[int], perception: AudioPerc
             field='perception',
             got=got,
             allowed=expected,
-            remedy=f'correct the stages registered for {perception.cfg.encoder.get("_target_")} (nemo_vtb.model.frames)',
+            remedy=f'correct the stages of {perception.cfg.encoder.get("_target_")} in nemo_vtb.model.frames',
         )
 
 
