@@ -18,6 +18,7 @@ S samples, H LLM width, N targets.
 """
 
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,13 +28,15 @@ from nemo.collections.speechlm2.models.salm import SALM
 from nemo.collections.speechlm2.parts.optim_setup import freeze_and_subset, is_frozen
 from nemo.collections.speechlm2.parts.pretrained import maybe_load_pretrained_models, move_embedding
 from nemo.core import ModelPT
+from nemo.utils.get_rank import is_global_rank_zero
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from nemo_vtb.backbone.hf import HFBackbone, load_llm
 from nemo_vtb.data.conversation import KINDS
 from nemo_vtb.data.template import AUDIO_SLOT, ChatRenderer
-from nemo_vtb.errors import VtbConfigError, VtbModelError
+from nemo_vtb.errors import VtbCheckpointError, VtbConfigError, VtbModelError
+from nemo_vtb.model.checkpointing import atomic_path, base_fingerprint, is_base_weight
 from nemo_vtb.model.frames import frame_counter
 from nemo_vtb.model.generation import Generation
 from nemo_vtb.model.llm_files import llm_files
@@ -234,6 +237,49 @@ class VoiceTextBlender(Generation, SALM, ModelPT):
             self.log('val_loss', torch.stack(losses).mean().float(), prog_bar=True)
             self.log('val_acc', torch.stack(accuracies).mean().float())
         self._val_sums.clear()
+
+    # ---- saving
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave the untouched LLM out: it is in its own folder, and would be most of every checkpoint."""
+        state = checkpoint['state_dict']
+        checkpoint['base_fingerprint'] = base_fingerprint(self.state_dict())
+        checkpoint['template_fingerprint'] = self.renderer.fingerprint
+        for name in [n for n in state if is_base_weight(n)]:
+            del state[name]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the LLM's own weights back into the checkpoint that is about to be loaded.
+
+        Raises:
+            VtbCheckpointError: The checkpoint belongs to another LLM or to another chat template.
+        """
+        own = self.state_dict()
+        for key, what, now in (
+            ('base_fingerprint', 'LLM', base_fingerprint(own)),
+            ('template_fingerprint', 'tokenizer or chat template', self.renderer.fingerprint),
+        ):
+            if checkpoint.get(key, now) != now:
+                raise VtbCheckpointError(
+                    f'The checkpoint was trained on another {what}.',
+                    field='model.pretrained_llm',
+                    got=self.cfg.pretrained_llm,
+                    allowed=f'the {what} with fingerprint {checkpoint[key][:12]}; this one has {now[:12]}',
+                    remedy='name the LLM of that run, or start in another folder (exp_manager.explicit_log_dir=...)',
+                )
+        for name, value in own.items():
+            if is_base_weight(name):
+                checkpoint['state_dict'].setdefault(name, value)
+
+    def save_to(self, save_path: str | Path) -> None:
+        """Write the self-contained `.nemo` file, whole or not at all.
+
+        Raises:
+            VtbCheckpointError: The disk is full or the folder cannot be written to.
+        """
+        if is_global_rank_zero():
+            with atomic_path(Path(save_path).expanduser().resolve()) as temporary:
+                super().save_to(str(temporary))
 
     # ---- what ModelPT asks for
 

@@ -1,0 +1,74 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""From a composed configuration to a trainer and a model: the two constructions that scripts share."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+from nemo.utils.trainer_utils import resolve_trainer_cfg
+from omegaconf import DictConfig, OmegaConf
+
+from nemo_vtb.errors import VtbConfigError
+from nemo_vtb.model.blender import VoiceTextBlender
+from nemo_vtb.model.checkpointing import AtomicCheckpointIO
+
+__all__ = ['build_model', 'build_trainer']
+
+
+def build_trainer(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> Trainer:
+    """Build the Lightning trainer; a global batch of `data.rows_per_batch` rows is spread over the ranks.
+
+    `trainer.val_check_interval` counts optimizer steps here, so that validation and checkpoints fall between them.
+
+    Raises:
+        VtbConfigError: The rows of a batch cannot be shared equally among the ranks.
+    """
+    options: dict[str, Any] = dict(resolve_trainer_cfg(cfg.trainer))
+    interval = options.pop('val_check_interval', None)
+    options.setdefault('use_distributed_sampler', False)
+    trainer = Trainer(
+        **options,
+        # the data has one endless epoch: validation is counted in batches, not in epochs
+        check_val_every_n_epoch=None if isinstance(interval, int) else options.pop('check_val_every_n_epoch', 1),
+        val_check_interval=interval,
+        callbacks=[*options.pop('callbacks', []), *callbacks],
+        plugins=[*(options.pop('plugins', None) or []), AtomicCheckpointIO()],
+    )
+    rows, world = int(cfg.data.rows_per_batch), trainer.world_size
+    if rows % world:
+        raise VtbConfigError(
+            'The rows of a global batch cannot be shared equally among the ranks.',
+            field='data.rows_per_batch',
+            got=f'{rows} rows for {world} ranks',
+            allowed=f'a multiple of {world}',
+            remedy=f'data.rows_per_batch={world * max(1, round(rows / world))}',
+        )
+    trainer.accumulate_grad_batches = rows // world
+    if isinstance(interval, int):
+        trainer.val_check_interval = interval * trainer.accumulate_grad_batches
+    return trainer
+
+
+def build_model(cfg: DictConfig, trainer: Trainer | None = None) -> VoiceTextBlender:
+    """Build the model of a run, from its pretrained parts or from the `.nemo` file that `init_from_nemo` names."""
+    model = VoiceTextBlender(OmegaConf.to_container(cfg.model, resolve=True), trainer)
+    if source := cfg.get('init_from_nemo'):
+        # only what training changes is taken: the LLM is the one that the config names, and it must be the same one
+        warm = VoiceTextBlender.restore_from(source, map_location='cpu')
+        state = {'state_dict': warm.state_dict()}
+        warm.on_save_checkpoint(state)
+        model.on_load_checkpoint(state)
+        model.load_state_dict(state['state_dict'], strict=True)
+    return model
