@@ -20,6 +20,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from nemo.collections.asr.models import ASRModel
@@ -105,17 +106,17 @@ def _resolve_sections(model_cfg: DictConfig, pretrained: bool) -> dict[str, Tens
             allowed='a .nemo file, the name of a NeMo ASR model, or a HF Whisper folder',
             remedy='give it, or set pretrained_weights=false and write perception.preprocessor and .encoder out',
         )
+    sections: dict[str, Any]
+    weights: dict[str, Tensor] | None = None
     if is_whisper_folder(source):
         sections = whisper_sections(source)
-        weights = (
-            {f'encoder.{key}': value for key, value in load_whisper_encoder(source).items()} if pretrained else None
-        )
+        if pretrained:
+            weights = {f'encoder.{key}': value for key, value in load_whisper_encoder(source).items()}
     else:
         asr = _restore_asr(str(source))
-        sections = {name: OmegaConf.to_container(asr.cfg[name]) for name in ('preprocessor', 'encoder')}
+        sections = {name: OmegaConf.to_container(asr.cfg[name], resolve=True) for name in ('preprocessor', 'encoder')}
         weights = asr.state_dict() if pretrained else None
-    given = cfg.get('encoder')
-    given = OmegaConf.to_container(given, resolve=True) if given is not None else {}
+    given: Any = OmegaConf.to_container(cfg.encoder, resolve=True) if cfg.get('encoder') is not None else {}
     sections['encoder'].update({key: value for key, value in given.items() if value is not None})
     with open_dict(cfg):
         cfg.preprocessor, cfg.encoder = sections['preprocessor'], sections['encoder']

@@ -14,6 +14,7 @@
 """Whisper against HF transformers, and its independence of neighbours and padding."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -217,3 +218,30 @@ def test_impossible_sizes_are_named() -> None:
         WhisperEncoder(d_model=64, n_heads=5)
     with pytest.raises(VtbModelError, match='16000'):
         WhisperMelPreprocessor(sample_rate=8000)
+
+
+@pytest.mark.real_weights
+def test_real_speech_equals_hf_and_survives_slicing(assets: Callable[..., dict[str, Path]]) -> None:
+    import soundfile
+
+    found = assets('whisper-tiny.en', 'jfk')
+    samples, rate = soundfile.read(next((found['jfk'] / 'wav').glob('*.wav')), dtype='float32')
+    assert rate == 16000 and 10.9 < len(samples) / rate < 11.1
+    encoder = WhisperEncoder(**_own_keys(found['whisper-tiny.en']))
+    encoder.load_state_dict(load_whisper_encoder(found['whisper-tiny.en']))
+    encoder.eval()
+    signal = torch.from_numpy(samples)[None]
+    padded = torch.nn.functional.pad(signal, (0, 480000 - signal.shape[1]))
+    features = WhisperFeatureExtractor(feature_size=80)(samples, sampling_rate=rate, return_tensors='pt')
+    with torch.no_grad():
+        want = WhisperModel.from_pretrained(found['whisper-tiny.en']).eval().encoder(features.input_features)
+    got, _ = encode(encoder, padded, torch.tensor([480000]))
+    assert (got.transpose(1, 2) - want.last_hidden_state).abs().max() < 1e-3
+    sliced, sliced_len = encode(encoder, signal, torch.tensor([len(samples)]))
+    assert sliced_len.tolist() == [552]
+    likeness = torch.cosine_similarity(sliced[0], got[0, :, :552], dim=0)
+    assert likeness.mean() > 0.98
+
+
+def _own_keys(folder: Path) -> dict[str, int]:
+    return {key: value for key, value in whisper_sections(folder)['encoder'].items() if key != '_target_'}
