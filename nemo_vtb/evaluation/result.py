@@ -1,0 +1,320 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What an evaluation found: rows of numbers and the answers behind them, as a table, as examples and as JSON."""
+
+import errno
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nemo_vtb.data.conversation import Audio, Conversation
+from nemo_vtb.errors import VtbCheckpointError, VtbDataError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ['FORMAT_VERSION', 'Evaluation', 'Row', 'Sample', 'readable', 'write_json']
+
+FORMAT_VERSION = 1
+"""Written into every JSON file; raised when a field changes its meaning."""
+
+_TASK_NAMES = {
+    'asr': 'Transcribe speech',
+    'ast': 'Translate speech',
+    'speech_qa': 'Answer about speech',
+    'mixed_modal': 'Typed + spoken chat',
+    'text': 'Typed chat',
+}
+_PERCENT = ('WER', 'CER', 'exact match', 'F1')
+_EXPLANATIONS = {
+    'WER': 'WER: of 100 words said, so many are wrong, missing or added (0 = perfect).',
+    'BLEU': 'BLEU: likeness to the reference translation (0 to 100; above 30 is understandable).',
+    'exact match': 'exact match / F1: answers equal to the reference / words shared with it (100 = perfect).',
+    'perplexity': 'perplexity: how surprised the LLM is by held-out chats; equal to the base = nothing was forgotten.',
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One number: a metric of one task on one source.
+
+    Args:
+        task: 'asr', 'ast', 'speech_qa', 'mixed_modal' or 'text'.
+        source: Where the data comes from; a row of its own for each.
+        metric: Name of the metric.
+        n: Answers (conversations for the perplexity).
+        ours: The value of this model.
+        base: The value of the base LLM; None where it cannot be asked, as it does not hear.
+        low: Lower end of the 95 % interval of `ours`.
+        high: Upper end.
+        higher_is_better: Direction of the metric.
+        signature: Normaliser, tokeniser and versions.
+    """
+
+    task: str
+    source: str
+    metric: str
+    n: int
+    ours: float
+    base: float | None = None
+    low: float | None = None
+    high: float | None = None
+    higher_is_better: bool = True
+    signature: str = ''
+
+    @property
+    def change_percent(self) -> float | None:
+        """Difference to the base LLM in percent of its value, None without one."""
+        return None if not self.base else 100.0 * (self.ours - self.base) / self.base
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One answer.
+
+    Args:
+        id: Conversation and number of the turn.
+        task: As in `Row`.
+        source: As in `Row`.
+        prompt: What was asked, readable; a recording is `▶ name (seconds)`.
+        reference: What should be answered.
+        hypothesis: What was answered.
+        audios: Paths of the recordings that were heard.
+        said: Their transcripts, '' where unknown.
+        typed_and_spoken: Whether the turn that is answered is partly typed, partly spoken.
+        base: Answer of the base LLM to the same prompt, None where it cannot hear it.
+    """
+
+    id: str
+    task: str
+    source: str
+    prompt: str
+    reference: str
+    hypothesis: str
+    audios: tuple[str, ...] = ()
+    said: tuple[str, ...] = ()
+    typed_and_spoken: bool = False
+    base: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Rows, samples, and `info`: model, data, settings, seconds."""
+
+    rows: tuple[Row, ...]
+    samples: tuple[Sample, ...] = ()
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    def row(self, task: str, metric: str, source: str | None = None) -> Row:
+        """The first row of a task and metric (and source).
+
+        Raises:
+            VtbDataError: There is none; the message lists what there is.
+        """
+        for row in self.rows:
+            if (row.task, row.metric) == (task, metric) and source in (None, row.source):
+                return row
+        raise VtbDataError(
+            'The evaluation has no such row.',
+            field='row',
+            got=(task, metric, source),
+            allowed=sorted({(r.task, r.metric, r.source) for r in self.rows}),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain values; numbers that are not finite become None."""
+        return _finite(
+            {
+                'format_version': FORMAT_VERSION,
+                'info': dict(self.info),
+                'rows': [asdict(r) | {'change_percent': r.change_percent} for r in self.rows],
+                'samples': [asdict(s) for s in self.samples],
+            }
+        )
+
+    def to_json(self, path: str | Path) -> Path:
+        """Write everything to a JSON file, whole or not at all, and return its path.
+
+        Raises:
+            VtbCheckpointError: The disk is full or the folder cannot be written.
+        """
+        return write_json(path, self.to_dict())
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> 'Evaluation':
+        """Read what `to_json` wrote.
+
+        Raises:
+            VtbDataError: The file is missing or was not written by `to_json`.
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding='utf-8'))
+            rows = [Row(**{k: v for k, v in r.items() if k != 'change_percent'}) for r in data['rows']]
+            samples = [Sample(**s | {'audios': tuple(s['audios']), 'said': tuple(s['said'])}) for s in data['samples']]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise VtbDataError(
+                'This is no result of an evaluation.',
+                field='path',
+                got=f'{path}: {error}',
+                allowed='a JSON file of eval',
+            ) from error
+        return cls(tuple(rows), tuple(samples), data['info'])
+
+    def examples(self) -> list[Sample]:
+        """Samples to look at, the first of each sort and none chosen by its quality.
+
+        One question about a recording, one turn that is partly typed and partly spoken, a transcript of each source,
+        one typed chat.
+        """
+        chosen = [self._first(lambda s: s.task == 'speech_qa')]
+        chosen.append(
+            self._first(lambda s: s.task == 'mixed_modal' and s.typed_and_spoken)
+            or self._first(lambda s: s.task == 'mixed_modal')
+        )
+        for source in dict.fromkeys(s.source for s in self.samples if s.task == 'asr'):
+            chosen.append(self._first(lambda s, source=source: s.task == 'asr' and s.source == source))
+        chosen.append(self._first(lambda s: s.task == 'text'))
+        return [sample for sample in chosen if sample is not None]
+
+    def _first(self, wanted: Any) -> Sample | None:
+        return next((s for s in self.samples if wanted(s)), None)
+
+    def table(self, console: 'Console') -> None:
+        """Print the numbers so that a newcomer understands them."""
+        from rich.table import Table
+
+        table = Table(title='Held-out data: this model beside its base LLM', title_justify='left', header_style='bold')
+        for name in ('Task', 'Source', 'Measure'):
+            table.add_column(name, overflow='fold')
+        for name in ('n', 'Base LLM', 'This model', '95 % interval'):
+            table.add_column(name, justify='right', no_wrap=True)
+        task = None
+        for row in self.rows:
+            if task not in (None, row.task):
+                table.add_section()
+            arrow = 'higher is better' if row.higher_is_better else 'lower is better'
+            interval = '-' if row.low is None or row.high is None else f'{_number(row.low)} to {_number(row.high)}'
+            table.add_row(
+                _TASK_NAMES.get(row.task, row.task) if task != row.task else '',
+                row.source,
+                f'{row.metric}{" %" if row.metric in _PERCENT else ""} [dim]({arrow})[/dim]',
+                str(row.n),
+                '-' if row.base is None else _number(row.base),
+                f'[bold]{_number(row.ours)}[/bold]{_change(row)}',
+                interval,
+            )
+            task = row.task
+        console.print(table)
+        metrics = {row.metric for row in self.rows}
+        lines = [text for metric, text in _EXPLANATIONS.items() if metric in metrics]
+        if any(row.base is None for row in self.rows):
+            lines.append('-: the base LLM cannot hear, so there is nothing to compare with.')
+        console.print('\n'.join(lines), style='dim', highlight=False)
+
+    def show_examples(self, console: 'Console') -> None:
+        """Print what was asked and answered, with the base LLM's answer where it can be asked."""
+        from rich.table import Table
+
+        table = Table(title='Before your eyes', title_justify='left', header_style='bold', show_lines=True)
+        table.add_column('Asked', ratio=5)
+        for name in ('Should be', 'This model', 'Base LLM'):
+            table.add_column(name, ratio=3)
+        for sample in self.examples():
+            said = [f'[dim]said: "{_plain(text)}"[/dim]' for text in sample.said if text]
+            head = f'[bold]{_TASK_NAMES.get(sample.task, sample.task)}[/bold] [dim]({_plain(sample.source)})[/dim]'
+            table.add_row(
+                '\n'.join([head, _plain(sample.prompt), *said]),
+                _plain(sample.reference),
+                _plain(sample.hypothesis),
+                '-' if sample.base is None else _plain(sample.base),
+            )
+        console.print(table)
+
+
+def readable(conversation: Conversation) -> str:
+    """The turns as text for people, recordings as `▶ name (seconds)`."""
+    lines = []
+    for turn in conversation.turns:
+        parts = []
+        for part in turn.parts:
+            if isinstance(part, Audio):
+                seconds = '' if part.duration_s is None else f' ({part.duration_s:.1f} s)'
+                parts.append(f'▶ {Path(part.path).name}{seconds}')
+            else:
+                parts.append(part.text)
+        lines.append(f'{turn.role}: {" ".join(parts)}')
+    return '\n'.join(lines)
+
+
+def write_json(path: str | Path, value: Any) -> Path:
+    """Write a JSON file beside its place and move it there, so that nobody ever reads half of one.
+
+    Raises:
+        VtbCheckpointError: The disk is full or the folder cannot be written.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
+        with os.fdopen(handle, 'w', encoding='utf-8') as stream:
+            json.dump(value, stream, ensure_ascii=False, indent=1, allow_nan=False)
+            stream.write('\n')
+            stream.flush()
+            os.fsync(stream.fileno())
+        # mkstemp makes files that only the owner can read
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise VtbCheckpointError(
+            'The disk is full.' if full else 'The file cannot be written.',
+            field=str(path),
+            got=str(error),
+            remedy='free some space' if full else 'choose a folder that you may write to',
+        ) from error
+    return path
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Iterable):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _plain(text: str) -> str:
+    """Text that is safe to show: a model may write markup or control codes of the terminal."""
+    from rich.markup import escape
+
+    return escape(''.join(c if c.isprintable() or c == '\n' else '\ufffd' for c in text))
+
+
+def _number(value: float) -> str:
+    return f'{value:.1f}' if abs(value) < 1000 else f'{value:.3g}'
+
+
+def _change(row: Row) -> str:
+    change = row.change_percent
+    return '' if change is None else f' ({change:+.1f} %)'

@@ -1,0 +1,386 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Runs a model over held-out conversations: every task with its metric, every source in a row of its own."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nemo_vtb.data.conversation import KINDS, Audio, Conversation, Text, conversation_from_dict, read_jsonl
+from nemo_vtb.errors import VtbConfigError, VtbDataError
+from nemo_vtb.evaluation import metrics
+from nemo_vtb.evaluation.metrics import Score
+from nemo_vtb.evaluation.result import Evaluation, Row, Sample, readable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from nemo_vtb.data.collate import PackItem
+    from nemo_vtb.model.blender import VoiceTextBlender
+
+__all__ = ['TASKS', 'Question', 'evaluate', 'load_conversations', 'questions_of', 'task_of']
+
+TASKS = ('asr', 'ast', 'speech_qa', 'mixed_modal', 'text')
+"""Tasks in the order in which they are reported."""
+
+# names under which corpora and NeMo's Canary manifests know the two tasks of the kind asr_ast
+_TASK_NAMES = {
+    'asr': 'asr',
+    'transcribe': 'asr',
+    'transcription': 'asr',
+    'ast': 'ast',
+    'translate': 'ast',
+    'translation': 'ast',
+    's2t_translation': 'ast',
+}
+_ROW_TOKENS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One assistant turn to be predicted, behind the reference history.
+
+    Args:
+        id: Conversation and number of the turn.
+        task: One of `TASKS`.
+        source: Name of the row that it counts in.
+        lang: Language of the answer; decides normaliser and tokeniser.
+        prompt: Conversation that ends with the user turn to answer.
+        reference: What should be answered.
+    """
+
+    id: str
+    task: str
+    source: str
+    lang: str
+    prompt: Conversation
+    reference: str
+
+    @property
+    def cost(self) -> float:
+        """Rough length of the prompt in tokens: like goes with like in one batch."""
+        seconds = sum(a.duration_s or 0.0 for a in self.prompt.audios)
+        return 12.5 * seconds + sum(len(turn.text) for turn in self.prompt.turns) / 4
+
+
+def evaluate(
+    model: 'VoiceTextBlender',
+    datasets: Mapping[str, str | Path],
+    *,
+    limit: int | None = None,
+    batch_size: int = 8,
+    max_new_tokens: int = 128,
+    console: 'Console | None' = None,
+) -> Evaluation:
+    """Measure a model on held-out conversations.
+
+    Args:
+        model: The model; evaluated as it is, and its text ability also without LoRA (the base LLM).
+        datasets: Name -> JSONL file in NeMo's `multimodal_conversation` format. A name out of `KINDS` decides the kind
+            of lines that do not say it themselves.
+        limit: At most so many conversations of each source; None for all.
+        batch_size: Prompts answered at once.
+        max_new_tokens: Longest answer.
+        console: Where progress is shown; None for silence.
+
+    Returns:
+        Rows (task x source x metric), all samples, settings.
+
+    Raises:
+        VtbDataError: A file is missing or a line broken, or there is nothing to evaluate.
+        VtbAudioError: A recording cannot be read.
+        VtbConfigError: A number is not positive.
+    """
+    for name, value in (('limit', limit), ('batch_size', batch_size), ('max_new_tokens', max_new_tokens)):
+        if value is not None and value < 1:
+            raise VtbConfigError('A count must be at least 1.', field=name, got=value, allowed='>= 1')
+    begun = time.monotonic()
+    conversations = [c for name, path in datasets.items() for c in load_conversations(path, name)]
+    chats, questions = _sort(conversations, limit)
+    if not chats and not questions:
+        raise VtbDataError(
+            'There is nothing to evaluate.', field='datasets', got={k: str(v) for k, v in datasets.items()}
+        )
+    with _evaluating(model), _progress(console) as progress:
+        answers = _answer(model, questions, batch_size, max_new_tokens, progress)
+        text_rows = _text_rows(model, chats, progress)
+        text_samples = _text_samples(model, chats, max_new_tokens)
+    rows = sorted(
+        [*_answer_rows(questions, answers), *text_rows], key=lambda r: TASKS.index(r.task)
+    )  # stable: sources stay in the order of the files
+    samples = [_sample(q, a) for q, a in zip(questions, answers, strict=True)]
+    info = {
+        'model': str(model.cfg.get('pretrained_llm')),
+        'template': model.renderer.fingerprint,
+        'datasets': {name: str(path) for name, path in datasets.items()},
+        'limit': limit,
+        'max_new_tokens': max_new_tokens,
+        'conversations': len(chats) + len({q.prompt.id for q in questions}),
+        'seconds': round(time.monotonic() - begun, 1),
+    }
+    return Evaluation(tuple(rows), (*samples, *text_samples), info)
+
+
+# ---- what is asked
+
+
+def load_conversations(path: str | Path, name: str = '') -> Iterator[Conversation]:
+    """Read a JSONL file of conversations; `name` is their source, and their kind if it is one of `KINDS`.
+
+    Raises:
+        VtbDataError: The file is missing or a line is broken.
+    """
+    path = Path(path)
+    kind = name if name in KINDS else next((k for k in KINDS if name.startswith(k)), None)
+    for number, _, line in read_jsonl(path):
+        own = (line.get('custom') or {}).get('kind')
+        yield conversation_from_dict(
+            line,
+            kind=own or kind,
+            source=str((line.get('custom') or {}).get('source') or name or path.stem),
+            base_dir=path.parent,
+            where=f'{path}:{number}',
+        )
+
+
+def task_of(conversation: Conversation) -> str:
+    """Task of a conversation: its kind, and for `asr_ast` what `custom` says (task, taskname, languages).
+
+    Raises:
+        VtbDataError: `custom.task` of an `asr_ast` conversation is unknown.
+    """
+    if conversation.kind != 'asr_ast':
+        return conversation.kind
+    custom = conversation.custom
+    name = custom.get('task') or custom.get('taskname')
+    if name is None:
+        spoken, wanted = custom.get('source_lang') or custom.get('lang'), custom.get('target_lang')
+        return 'ast' if spoken and wanted and spoken != wanted else 'asr'
+    if str(name).lower() not in _TASK_NAMES:
+        raise VtbDataError(
+            'Unknown task.',
+            field=f'conversation {conversation.id}: custom.task',
+            got=name,
+            allowed=', '.join(sorted(_TASK_NAMES)),
+        )
+    return _TASK_NAMES[str(name).lower()]
+
+
+def questions_of(conversation: Conversation) -> list[Question]:
+    """Every assistant turn as a question behind the reference history, so that one slip does not spoil the rest."""
+    task = task_of(conversation)
+    custom = conversation.custom
+    spoken = custom.get('lang') or custom.get('source_lang') or custom.get('language') or 'en'
+    lang = str((custom.get('target_lang') or spoken) if task == 'ast' else spoken)
+    c = conversation
+    return [
+        Question(
+            f'{c.id}#{number}',
+            task,
+            c.source,
+            lang,
+            Conversation(c.id, c.turns[:number], c.kind, c.source, c.custom),
+            turn.text,
+        )
+        for number, turn in enumerate(c.turns)
+        if turn.role == 'assistant' and c.turns[number - 1].role == 'user'
+    ]
+
+
+def _sort(conversations: Iterable[Conversation], limit: int | None) -> tuple[list[Conversation], list[Question]]:
+    """Typed chats, whose likelihood is measured, and the questions of all others; `limit` conversations of each source."""
+    chats: list[Conversation] = []
+    questions: list[Question] = []
+    taken: dict[tuple, int] = {}
+    for conversation in conversations:
+        asked = [] if conversation.kind == 'text' else questions_of(conversation)
+        group = (conversation.kind, conversation.source, *((asked[0].task, asked[0].lang) if asked else ()))
+        taken[group] = taken.get(group, 0) + 1
+        if limit is not None and taken[group] > limit:
+            continue
+        if conversation.kind == 'text':
+            chats.append(conversation)
+        questions += asked
+    return chats, questions
+
+
+# ---- answers
+
+
+def _answer(
+    model: 'VoiceTextBlender', questions: Sequence[Question], batch_size: int, max_new_tokens: int, progress: '_Steps'
+) -> list[str]:
+    answers = [''] * len(questions)
+    order = sorted(range(len(questions)), key=lambda i: -questions[i].cost)
+    starts = range(0, len(order), batch_size)
+    for begin in progress('answering', starts):
+        chosen = order[begin : begin + batch_size]
+        prompts = [questions[i].prompt for i in chosen]
+        for i, text in zip(
+            chosen, model.answer(prompts, max_new_tokens=max_new_tokens, batch_size=batch_size), strict=True
+        ):
+            answers[i] = text
+    return answers
+
+
+def _answer_rows(questions: Sequence[Question], answers: Sequence[str]) -> list[Row]:
+    groups: dict[tuple[str, str, str], list[int]] = {}
+    for i, q in enumerate(questions):
+        groups.setdefault((q.task, q.source, q.lang), []).append(i)
+    languages: dict[tuple[str, str], set[str]] = {}
+    for task, source, lang in groups:
+        languages.setdefault((task, source), set()).add(lang)
+    rows = []
+    for (task, source, lang), chosen in groups.items():
+        name = f'{source} ({lang})' if len(languages[task, source]) > 1 else source
+        references, hypotheses = [questions[i].reference for i in chosen], [answers[i] for i in chosen]
+        rows += [_row(task, name, s) for s in _scores(task, references, hypotheses, lang)]
+    return rows
+
+
+def _scores(task: str, references: list[str], hypotheses: list[str], lang: str) -> list[Score]:
+    if task == 'asr':
+        if metrics.normalizer_for(lang) == 'characters':
+            return [metrics.cer(references, hypotheses, lang=lang)]
+        return [metrics.wer(references, hypotheses, lang=lang)]
+    if task == 'ast':
+        return [metrics.bleu(references, hypotheses, lang=lang), metrics.chrf(references, hypotheses)]
+    return [metrics.exact_match(references, hypotheses), metrics.f1(references, hypotheses)]
+
+
+def _row(task: str, source: str, score: Score, *, n: int | None = None, base: float | None = None) -> Row:
+    return Row(
+        task, source, score.metric, n or score.n, score.value, base, score.low, score.high,
+        score.higher_is_better, score.signature,
+    )  # fmt: skip
+
+
+def _sample(question: Question, answer: str, base: str | None = None) -> Sample:
+    prompt = question.prompt
+    parts = prompt.turns[-1].parts
+    return Sample(
+        question.id,
+        question.task,
+        question.source,
+        readable(prompt),
+        question.reference,
+        answer,
+        tuple(a.path for a in prompt.audios),
+        tuple(a.text or '' for a in prompt.audios),
+        any(isinstance(p, Audio) for p in parts) and any(isinstance(p, Text) for p in parts),
+        base,
+    )
+
+
+# ---- text ability
+
+
+def _text_rows(model: 'VoiceTextBlender', chats: Sequence[Conversation], progress: '_Steps') -> list[Row]:
+    """Perplexity of base LLM and model on the same packed rows."""
+    from nemo_vtb.data.collate import Collator, pack_row
+
+    groups: dict[str, list[Conversation]] = {}
+    for chat in chats:
+        groups.setdefault(chat.source, []).append(chat)
+    collator = Collator(model.renderer, model.frames)
+    rows = []
+    for source, group in groups.items():
+        packs = list(_packs([collator.prepare(chat) for chat in group]))
+        sums: dict[bool, list[float]] = {True: [], False: []}
+        counts: list[int] = []
+        for pack in progress(f'perplexity of {source}', packs):
+            batch = _to_device(pack_row(pack), model.device)
+            for use_lora in (True, False):
+                nll, targets = model.batch_nll(batch, use_lora=use_lora)
+                sums[use_lora].append(float(nll.sum()))
+            counts.append(int(targets.sum()))
+        base = metrics.perplexity(sums[False], counts).value
+        rows.append(_row('text', source, metrics.perplexity(sums[True], counts), n=len(group), base=base))
+    return rows
+
+
+def _packs(items: Iterable['PackItem']) -> Iterator[list['PackItem']]:
+    """Fill rows of about `_ROW_TOKENS` positions in order."""
+    pack: list[PackItem] = []
+    for item in items:
+        if pack and sum(i.length for i in pack) + item.length > _ROW_TOKENS:
+            yield pack
+            pack = []
+        pack.append(item)
+    if pack:
+        yield pack
+
+
+def _text_samples(model: 'VoiceTextBlender', chats: Sequence[Conversation], max_new_tokens: int) -> list[Sample]:
+    """The first typed chat of each source, answered by model and base LLM."""
+    firsts = list({chat.source: chat for chat in reversed(chats)}.values())[::-1]
+    questions = [questions_of(chat)[0] for chat in firsts]
+    if not questions:
+        return []
+    prompts = [q.prompt for q in questions]
+    ours = model.answer(prompts, max_new_tokens=max_new_tokens)
+    base = model.answer(prompts, max_new_tokens=max_new_tokens, use_lora=False)
+    return [_sample(q, a, b) for q, a, b in zip(questions, ours, base, strict=True)]
+
+
+# ---- helpers
+
+_Steps = Callable[[str, Sequence], Iterator]
+
+
+@contextmanager
+def _evaluating(model: 'VoiceTextBlender') -> Iterator[None]:
+    import torch
+
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(was_training)
+
+
+@contextmanager
+def _progress(console: 'Console | None') -> Iterator[_Steps]:
+    """A function that shows how far a loop is."""
+    if console is None:
+        yield lambda _, steps: iter(steps)
+        return
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
+
+        def steps(label: str, items: Sequence) -> Iterator:
+            task = bar.add_task(label, total=len(items))
+            for item in items:
+                yield item
+                bar.advance(task)
+
+        yield steps
+
+
+def _to_device(batch: dict[str, Any], device: Any) -> dict[str, Any]:
+    return {k: v.to(device) if hasattr(v, 'to') else v for k, v in batch.items()}
