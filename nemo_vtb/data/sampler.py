@@ -247,7 +247,7 @@ class TokenBudgetPlan:
 
     def next_row(self) -> RowPlan | None:
         """Plan the next row; None when the data is used up (`max_repeats`)."""
-        for source, cost in self._refunds.pop(self.row, ()):
+        for source, cost in self._refunds.get(self.row, ()):
             self._count(source, -cost)
         if not self._retire():
             return None
@@ -284,6 +284,11 @@ class TokenBudgetPlan:
         cost = int((supervised if self.unit == 'supervised_tokens' else tokens)[0])
         self._refunds.setdefault(row, []).append((source, cost))
 
+    def forget_before(self, row: int) -> None:
+        """Forget refunds of rows that were trained on."""
+        for older in [at for at in self._refunds if at < row]:
+            del self._refunds[older]
+
     def epochs(self) -> list[float]:
         """How often each source has been drawn from end to end."""
         return [draws / len(source) for draws, source in zip(self._draws, self.sources, strict=True)]
@@ -298,12 +303,11 @@ class TokenBudgetPlan:
             self._total,
             tuple(self._alive),
             tuple(tuple(pool.items) for pool in self._pools),
-            tuple((row, *refund) for row, refunds in sorted(self._refunds.items()) for refund in refunds),
         )
 
     def state_of(self, snapshot: tuple) -> PlanState:
         """A snapshot as JSON-able state: O(1) in the size of the data and in the length of the run."""
-        row, draws, spent, kind_spent, total, alive, pools, refunds = snapshot
+        row, draws, spent, kind_spent, total, alive, pools = snapshot
         return {
             'version': STATE_VERSION,
             'fingerprint': self.fingerprint,
@@ -319,7 +323,8 @@ class TokenBudgetPlan:
                 }
                 for number, source in enumerate(self.sources)
             },
-            'refunds': [list(refund) for refund in refunds],
+            # also those that became known after the snapshot was taken
+            'refunds': [[at, *r] for at, refunds in sorted(self._refunds.items()) if at >= row for r in refunds],
         }
 
     def state_dict(self) -> PlanState:
@@ -423,6 +428,13 @@ def resolve_shares(
                 field=f'source {source.name}',
                 got='0 conversations',
                 remedy='correct its manifest, or take it out of input_cfg',
+            )
+        if unit == 'supervised_tokens' and not source.measure(np.arange(len(source)))[1].any():
+            raise VtbDataError(
+                'A source has no supervised tokens, so that it can have no share of them.',
+                field=f'source {source.name}',
+                got='0 supervised tokens',
+                remedy='set data.unit to tokens',
             )
     if not sources:
         raise VtbDataError('There is no source of data.', field='data.train_ds.input_cfg', got='[]')
@@ -542,6 +554,7 @@ class TokenBudgetSampler:
         self.plan, self.rows_per_batch, self.rank, self.world_size = plan, rows_per_batch, rank, world_size
         self.num_batches, self.balance = num_batches, balance
         self._snapshots = {plan.row // rows_per_batch: plan.snapshot()}
+        self._contents: dict[int, list[RowPlan]] = {}
 
     def __len__(self) -> int:
         """Rows of this rank over the whole run.
@@ -559,14 +572,20 @@ class TokenBudgetSampler:
             rows = [row for row in (self.plan.next_row() for _ in range(self.rows_per_batch)) if row is not None]
             if len(rows) < self.rows_per_batch:
                 return
-            self._snapshots[self.plan.row // self.rows_per_batch] = self.plan.snapshot()
+            batch = self.plan.row // self.rows_per_batch
+            self._snapshots[batch], self._contents[batch - 1] = self.plan.snapshot(), rows
             mine = split_rows(rows, self.world_size, balance=self.balance)[self.rank]
             yield from mine[:each]
+
+    def take_batch(self, batch: int) -> list[RowPlan]:
+        """The rows of all ranks that make up a planned global batch; to be asked once, when it was trained on."""
+        return self._contents.pop(batch)
 
     def state_after(self, batch: int) -> PlanState:
         """State after `batch` whole global batches; forgets the states before it."""
         for older in [number for number in self._snapshots if number < batch]:
             del self._snapshots[older]
+        self.plan.forget_before(batch * self.rows_per_batch)
         return self.plan.state_of(self._snapshots[batch]) | {'rows_per_batch': self.rows_per_batch}
 
     def load_state_dict(self, state: PlanState, *, allow_changed: bool = False) -> None:
@@ -589,3 +608,4 @@ class TokenBudgetSampler:
         if saved != self.rows_per_batch:
             self.plan.row = -(-self.plan.row // self.rows_per_batch) * self.rows_per_batch
         self._snapshots = {self.plan.row // self.rows_per_batch: self.plan.snapshot()}
+        self._contents = {}

@@ -1,0 +1,419 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The Lightning data module: indexed sources, one global plan, loader processes, and a state counted when consumed."""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from nemo_vtb.data.collate import Collator, pack_row
+from nemo_vtb.data.faults import data_fault, reason_of
+from nemo_vtb.data.index import Meter, SourceIndex, open_index
+from nemo_vtb.data.ledger import Ledger
+from nemo_vtb.data.overlong import FittedSource
+from nemo_vtb.data.packing import pack_all
+from nemo_vtb.data.progress import Progress
+from nemo_vtb.data.sampler import RowPlan, TokenBudgetPlan
+from nemo_vtb.data.settings import DataSettings
+from nemo_vtb.data.sources import SourceSpec, parse_input_cfg
+from nemo_vtb.data.template import ChatRenderer
+from nemo_vtb.errors import VtbConfigError, VtbDataError
+
+__all__ = ['EvalLoader', 'LedgerCallback', 'RowDataset', 'TrainLoader', 'VtbDataModule']
+
+logger = logging.getLogger(__name__)
+
+_RETRIES = 3
+_TRANSIENT = ('audio_missing', 'audio_unreadable', 'audio_truncated')
+
+
+class RowDataset(torch.utils.data.Dataset):
+    """Row plan -> packed batch; lives in the loader processes.
+
+    A conversation that cannot be loaded is left out of its row and reported in `batch['faults']`; the row gets no
+    substitute, since its place in the plan is what keeps all ranks and every resume equal.
+
+    Args:
+        sources: In the order of the plan.
+        collator: Renders and reads.
+        dataset: Name of a validation set, put into each batch.
+    """
+
+    def __init__(self, sources: Sequence[FittedSource], collator: Collator, dataset: str | None = None) -> None:
+        self.sources, self.collator, self.dataset = list(sources), collator, dataset
+
+    def __getitem__(self, row: RowPlan) -> dict[str, Any]:
+        items, faults = [], []
+        for source, entry in row.items:
+            try:
+                items.append(self._load(source, entry))
+            except VtbDataError as error:
+                faults.append(self._fault(source, entry, error))
+        batch = pack_row(items, row.index) | {'faults': faults}
+        return batch if self.dataset is None else batch | {'dataset': self.dataset}
+
+    def _load(self, source: int, entry: int) -> Any:
+        for attempt in range(_RETRIES + 1):
+            try:
+                item = self.collator.prepare(self.sources[source].read(entry))
+                break
+            except VtbDataError as error:
+                # network file systems fail now and then; a file that is broken fails again
+                if attempt == _RETRIES or reason_of(error) not in _TRANSIENT:
+                    raise
+                time.sleep(0.01 * 4**attempt)
+        planned = int(self.sources[source].measure([entry])[0][0])
+        if item.length != planned:
+            raise data_fault(
+                'audio_changed', field=item.id, got=f'{item.length} tokens', allowed=f'{planned} as indexed'
+            )
+        return item
+
+    def _fault(self, source: int, entry: int, error: VtbDataError) -> dict[str, Any]:
+        where = self.sources[source].locate(entry)
+        detail = ' '.join(str(error).split())[:400]
+        return {'number': source, 'entry': entry, **where, 'reason': reason_of(error), 'detail': detail}
+
+
+class _Loader:
+    """What both loaders share; not a `DataLoader`, so that Lightning puts no sampler of its own into it."""
+
+    def __init__(self, dataset: RowDataset, num_workers: int, prefetch_factor: int) -> None:
+        self.dataset, self.num_workers, self.prefetch_factor = dataset, num_workers, prefetch_factor
+
+    def _batches(self, rows: Any) -> Iterator[dict[str, Any]]:
+        yield from torch.utils.data.DataLoader(
+            self.dataset,
+            batch_size=None,
+            sampler=rows,
+            num_workers=self.num_workers,
+            prefetch_factor=self.prefetch_factor if self.num_workers else None,
+            collate_fn=_as_it_is,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+class TrainLoader(_Loader):
+    """All packed rows of this rank over the whole run; `iter` goes on after the last row that was trained on.
+
+    Its length stays that of the whole run after a resume: Lightning counts the batches before it.
+    """
+
+    def __init__(self, dataset: RowDataset, progress: Progress, num_workers: int, prefetch_factor: int) -> None:
+        super().__init__(dataset, num_workers, prefetch_factor)
+        self.progress = progress
+
+    def __len__(self) -> int:
+        return len(self.progress.sampler)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        self.progress.rewind()
+        yield from self._batches(self.progress.sampler)
+
+    def state_dict(self) -> dict[str, Any]:
+        """State after the last whole global batch that was trained on."""
+        return self.progress.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state; the data module may have done it before Lightning does it here."""
+        self.progress.load_state_dict(state)
+
+
+class EvalLoader(_Loader):
+    """A whole named set once, packed; the rows of this rank."""
+
+    def __init__(self, dataset: RowDataset, rows: Sequence[RowPlan], num_workers: int, prefetch_factor: int) -> None:
+        super().__init__(dataset, num_workers, prefetch_factor)
+        self.rows = list(rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return self._batches(self.rows)
+
+
+class LedgerCallback(pl.Callback):
+    """Tells the data module what was trained on, and writes the ledger; the data module adds it by itself."""
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the row; log the ledger now and then."""
+        data = _data_module(trainer)
+        if data is None:
+            return
+        whole = data.on_consumed(batch)
+        if whole and trainer.loggers and trainer.global_step % max(1, trainer.log_every_n_steps) == 0:
+            for each in trainer.loggers:
+                each.log_metrics(data.ledger.metrics(), step=trainer.global_step)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write `ledger.json` and `ledger.png` into the folder of the run."""
+        data = _data_module(trainer)
+        if data is not None:
+            data.save_ledger(plot=True)
+
+
+class VtbDataModule(pl.LightningDataModule):
+    """Trains on a token budget; validates on whole named sets.
+
+    Args:
+        cfg: The `data` section; see `DataSettings`.
+        renderer: The one renderer.
+        frame_counter: Samples of a clip -> frames that the perception returns for it.
+        run_dir: Where ledger and quarantine file go; None is the folder of the trainer's logger.
+        num_batches: Global batches of the run, where there is no trainer to ask.
+    """
+
+    def __init__(
+        self,
+        cfg: Mapping[str, Any] | DataSettings,
+        renderer: ChatRenderer,
+        frame_counter: Callable[[int], int],
+        *,
+        run_dir: str | Path | None = None,
+        num_batches: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.settings = cfg if isinstance(cfg, DataSettings) else DataSettings.from_config(cfg)
+        self.meter = Meter.of(self.settings, renderer, frame_counter)
+        self.collator = Collator(renderer, frame_counter, self.settings.sample_rate, resample=self.settings.resample)
+        self._run_dir, self._num_batches = run_dir, num_batches
+        self.progress: Progress | None = None
+        self._state: dict[str, Any] | None = None
+        self._eval: dict[str, dict[str, tuple[list[FittedSource], list[RowPlan]]]] = {}
+
+    @property
+    def rank(self) -> int:
+        """Data-parallel rank."""
+        return self.trainer.global_rank if self.trainer else 0
+
+    @property
+    def world_size(self) -> int:
+        """Number of data-parallel ranks."""
+        return self.trainer.world_size if self.trainer else 1
+
+    @property
+    def run_dir(self) -> Path:
+        """Where ledger and quarantine file go."""
+        folder = self._run_dir or (self.trainer.log_dir or self.trainer.default_root_dir if self.trainer else None)
+        return Path(folder or '.')
+
+    @property
+    def ledger(self) -> Ledger:
+        """What was trained on so far.
+
+        Raises:
+            VtbDataError: `setup('fit')` was not called yet.
+        """
+        if self.progress is None:
+            raise VtbDataError('There is no ledger yet.', field='ledger', remedy="call setup('fit') first")
+        return self.progress.ledger
+
+    def prepare_data(self) -> None:
+        """Build the indexes, once per node."""
+        for specs in [self._train_specs(), *self._eval_specs('validation_ds').values()]:
+            for spec in specs:
+                self._open(spec)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the indexes and make the plan.
+
+        Raises:
+            VtbDataError: A source is empty, or too much of it is broken.
+            VtbConfigError: The budget does not fit the sources.
+        """
+        if stage in (None, 'fit') and self.progress is None and self.settings.train_ds:
+            self._setup_train()
+        for section, stages in (('validation_ds', ('fit', 'validate', None)), ('test_ds', ('test', None))):
+            if stage in stages and section not in self._eval:
+                self._eval[section] = {n: self._pack(specs) for n, specs in self._eval_specs(section).items()}
+
+    def train_dataloader(self) -> TrainLoader:
+        """The rows of this rank over the whole run."""
+        if self.progress is None:
+            self.setup('fit')
+        progress = self.progress
+        assert progress is not None  # setup raises otherwise
+        self._attach(progress)
+        if self._state is not None:
+            progress.load_state_dict(self._state)
+            self._state = None
+            self._align_trainer(progress)
+        dataset = RowDataset(progress.sources, self.collator)
+        return TrainLoader(dataset, progress, self.settings.num_workers, progress.prefetch(self.settings))
+
+    def val_dataloader(self) -> list[EvalLoader]:
+        """One loader for each named validation set."""
+        return self._eval_loaders('validation_ds')
+
+    def test_dataloader(self) -> list[EvalLoader]:
+        """One loader for each named test set."""
+        return self._eval_loaders('test_ds')
+
+    def on_consumed(self, batch: Mapping[str, Any]) -> bool:
+        """Count a row that was trained on; returns whether that completed a global batch.
+
+        Raises:
+            VtbDataError: Too many conversations could not be loaded.
+        """
+        return self.progress.consumed(batch) if self.progress is not None else False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plan and ledger after the last whole global batch; Lightning puts it into every checkpoint."""
+        if self.progress is None or not self.progress.attached:
+            return self._state or {}
+        self.save_ledger()
+        return self.progress.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue a run; checked against the data when the loader is made.
+
+        Raises:
+            VtbCheckpointError: Later, in `train_dataloader`: files, shares or template changed.
+        """
+        self._state = state_dict or None
+
+    def save_ledger(self, *, plot: bool = False) -> None:
+        """Write `ledger.json` (and `ledger.png`) into the folder of the run; rank 0 alone."""
+        if self.progress is None or self.rank != 0:
+            return
+        self.ledger.save(self.run_dir / 'ledger.json')
+        if plot and self.ledger.batches:
+            self.ledger.plot(self.run_dir / 'ledger.png')
+
+    def _train_specs(self) -> list[SourceSpec]:
+        return parse_input_cfg(self.settings.train_ds.get('input_cfg') or (), 'data.train_ds.input_cfg')
+
+    def _eval_specs(self, section: str) -> dict[str, list[SourceSpec]]:
+        loader = getattr(self.settings, section)
+        sets = loader.get('datasets') or ({'validation': loader} if loader.get('input_cfg') else {})
+        return {
+            name: parse_input_cfg(each.get('input_cfg') or (), f'data.{section}.datasets.{name}.input_cfg')
+            for name, each in sets.items()
+        }
+
+    def _open(self, spec: SourceSpec) -> SourceIndex:
+        s = self.settings
+        index = open_index(
+            spec,
+            self.meter,
+            s.index_folder,
+            build=s.build_index,
+            workers=s.index_workers,
+            quiet=self.rank != 0,
+        )
+        index.check(s.max_skip_ratio)
+        return index
+
+    def _setup_train(self) -> None:
+        s = self.settings
+        sources = [
+            FittedSource(self._open(spec), self.meter, s.max_tokens, s.overlong) for spec in self._train_specs()
+        ]
+        plan = TokenBudgetPlan(
+            sources,
+            s.budget,
+            max_tokens=s.max_tokens,
+            unit=s.unit,
+            seed=s.seed,
+            pool=s.pool_size,
+            temperature=s.temperature,
+            on_exhausted=s.on_exhausted,
+        )
+        self.progress = Progress(sources, plan, s)
+
+    def _attach(self, progress: Progress) -> None:
+        """Tie the plan to ranks, accumulation and length of the run."""
+        accumulate, batches = 1, self._num_batches
+        if self.trainer is not None:
+            accumulate = self.trainer.accumulate_grad_batches
+            if self.trainer.max_steps is not None and self.trainer.max_steps > 0:
+                batches = self.trainer.max_steps
+            if batches is None:
+                raise VtbConfigError(
+                    'The plan is endless: it needs the number of optimizer steps.',
+                    field='trainer.max_steps',
+                    got=self.trainer.max_steps,
+                    allowed='>= 1',
+                    remedy='set trainer.max_steps',
+                )
+            if not any(isinstance(c, LedgerCallback) for c in self.trainer.callbacks):
+                self.trainer.callbacks.insert(0, LedgerCallback())  # before anything that saves
+        expected = accumulate * self.world_size
+        rows = self.settings.rows_per_batch or expected
+        if self.trainer is not None and rows != expected:
+            raise VtbConfigError(
+                'The rows of a global batch are not what the ranks and the accumulation make.',
+                field='data.rows_per_batch',
+                got=rows,
+                allowed=f'{self.world_size} ranks x {accumulate} accumulated = {expected}',
+                remedy=f'set trainer.accumulate_grad_batches={max(1, rows // self.world_size)}',
+            )
+        quarantine = self.settings.quarantine or self.run_dir / 'quarantine.jsonl'
+        progress.attach(rows, self.rank, self.world_size, batches, quarantine)
+
+    def _align_trainer(self, progress: Progress) -> None:
+        """Tell Lightning where the run is.
+
+        Lightning 2.4 saves its batch counters before it advances them, so that a resumed run would accumulate over a
+        window shifted by one batch; and on another number of ranks its counters mean something else.
+        """
+        if self.trainer is None:
+            return
+        loop = self.trainer.fit_loop.epoch_loop
+        batches = progress.batches * (progress.sampler.rows_per_batch // self.world_size)
+        for counter in (loop.batch_progress.total, loop.batch_progress.current):
+            counter.ready = counter.started = counter.processed = counter.completed = batches
+        loop._batches_that_stepped = progress.batches
+
+    def _pack(self, specs: Sequence[SourceSpec]) -> tuple[list[FittedSource], list[RowPlan]]:
+        s = self.settings
+        sources = [FittedSource(self._open(spec), self.meter, s.max_tokens, s.overlong) for spec in specs]
+        items = [(number, entry) for number, source in enumerate(sources) for entry in range(len(source))]
+        lengths = [int(n) for source in sources for n in source.measure(range(len(source)))[0]]
+        rows = [
+            RowPlan(index, tuple(items[i] for i in row), (total := sum(lengths[i] for i in row)), float(total))
+            for index, row in enumerate(pack_all(lengths, s.max_tokens))
+        ]
+        return sources, rows
+
+    def _eval_loaders(self, section: str) -> list[EvalLoader]:
+        if section not in self._eval:
+            self._eval[section] = {n: self._pack(specs) for n, specs in self._eval_specs(section).items()}
+        workers = min(self.settings.num_workers, 2)
+        return [
+            EvalLoader(
+                RowDataset(sources, self.collator, name),
+                rows[self.rank :: self.world_size],
+                min(workers, math.ceil(len(rows) / 4)),
+                self.settings.prefetch_factor,
+            )
+            for name, (sources, rows) in self._eval[section].items()
+        ]
+
+
+def _data_module(trainer: pl.Trainer) -> VtbDataModule | None:
+    return trainer.datamodule if isinstance(trainer.datamodule, VtbDataModule) else None
+
+
+def _as_it_is(batch: dict[str, Any]) -> dict[str, Any]:
+    return batch

@@ -1,0 +1,91 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Files that are either complete or absent: temporary name, fsync, rename; and digests of big files."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+__all__ = ['atomic_folder', 'file_digest', 'head_tail_digest', 'write_atomically']
+
+_EDGE = 65536
+
+
+def write_atomically(path: str | Path, text: str) -> None:
+    """Write a text file so that a kill at any moment leaves the old content or the new one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
+    try:
+        with os.fdopen(handle, 'w', encoding='utf-8') as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Fill a temporary folder that becomes `path` only when the block ends without an error.
+
+    If another process made `path` meanwhile, its folder is kept: equal names hold equal contents.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f'.{path.name}.'))
+    try:
+        yield temporary
+        for file in temporary.iterdir():
+            with open(file, 'rb') as stream:
+                os.fsync(stream.fileno())
+        with suppress(OSError):  # the name is taken: another rank was faster
+            os.rename(temporary, path)
+        _sync_folder(path.parent)
+    finally:
+        if temporary.exists():
+            for file in temporary.iterdir():
+                file.unlink()
+            temporary.rmdir()
+
+
+def head_tail_digest(path: str | Path) -> str:
+    """SHA-256 over the first and last 64 KiB: a cheap key of the cache, beside size and time."""
+    digest = hashlib.sha256()
+    with open(path, 'rb') as stream:
+        digest.update(stream.read(_EDGE))
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(max(0, size - _EDGE))
+        digest.update(stream.read(_EDGE))
+    return digest.hexdigest()
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 over a whole file."""
+    with open(path, 'rb') as stream:
+        return hashlib.file_digest(stream, 'sha256').hexdigest()
+
+
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

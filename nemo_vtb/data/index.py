@@ -1,0 +1,438 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""One memory-mapped table per source: where each conversation stands, how many tokens it takes, what was left out.
+
+Columns are separate `.npy` files, so that planning touches only the two that it needs: ten million conversations cost
+80 MB. An index is named after the fingerprint of everything that decided its contents.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import re
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nemo_vtb.data.audio import DURATION_TOLERANCE_S, clip_span, probe
+from nemo_vtb.data.conversation import Audio, Conversation, parse_line
+from nemo_vtb.data.faults import REASONS, audio_fault, data_fault, reason_of
+from nemo_vtb.data.files import atomic_folder, file_digest, head_tail_digest
+from nemo_vtb.data.settings import DataSettings
+from nemo_vtb.data.sources import SourceSpec
+from nemo_vtb.data.template import ChatRenderer
+from nemo_vtb.errors import VtbDataError, VtbError
+
+__all__ = ['Meter', 'SourceIndex', 'open_index', 'skip_table']
+
+INDEX_VERSION = 1
+_CHUNK_BYTES = 4 << 20
+_PARALLEL_BYTES = 8 << 20  # below this a second process costs more than it saves
+_BOM = b'\xef\xbb\xbf'
+# name -> (type code of `array`, dtype); lengths are tokens, seconds are of audio
+_COLUMNS = {
+    'file': ('i', np.int32),
+    'offset': ('q', np.int64),
+    'nbytes': ('i', np.int32),
+    'length': ('i', np.int32),
+    'text': ('i', np.int32),
+    'supervised': ('i', np.int32),
+    'frames': ('i', np.int32),
+    'clips': ('i', np.int32),
+    'seconds': ('f', np.float32),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Meter:
+    """Counts what a conversation takes in a row; the loader makes exactly that, or the conversation is refused.
+
+    Args:
+        renderer: The one renderer.
+        frame_counter: Samples of a clip -> frames that the perception returns for it.
+        sample_rate: Rate in Hz at which the encoder reads.
+        resample: Whether recordings of another rate are resampled, or refused.
+        on_duration_mismatch: See `DataSettings`.
+    """
+
+    renderer: ChatRenderer
+    frame_counter: Callable[[int], int]
+    sample_rate: int = 16000
+    resample: bool = True
+    on_duration_mismatch: str = 'quarantine'
+
+    @classmethod
+    def of(cls, settings: DataSettings, renderer: ChatRenderer, frame_counter: Callable[[int], int]) -> 'Meter':
+        """Make the meter that the settings ask for."""
+        return cls(renderer, frame_counter, settings.sample_rate, settings.resample, settings.on_duration_mismatch)
+
+    def measure(self, conversation: Conversation, *, segments: bool = True) -> dict[str, int | float]:
+        """Length, text tokens, supervised tokens, frames, clips and seconds of one conversation.
+
+        Args:
+            conversation: Headers of its recordings are read.
+            segments: Whether a duration shorter than the recording means a segment, or must be a lie.
+
+        Raises:
+            VtbDataError: The conversation cannot be trained on; `faults.reason_of` names the reason.
+        """
+        frames, seconds = 0, 0.0
+        for audio in conversation.audios:
+            samples = self._samples(audio, segments)
+            if (count := self.frame_counter(samples)) < 1:
+                raise audio_fault('audio_too_short', field='audio', got=f'{samples} samples: {audio.path}')
+            frames += count
+            seconds += samples / self.sample_rate
+        rendered = self.renderer.render(conversation)
+        supervised, clips = rendered.num_supervised, rendered.num_audios
+        if not supervised:
+            raise data_fault('nothing_to_learn', field=f'conversation {conversation.id}', got='0 supervised tokens')
+        text = len(rendered.ids) - clips
+        return {
+            'length': text + frames,
+            'text': text,
+            'supervised': supervised,
+            'frames': frames,
+            'clips': clips,
+            'seconds': seconds,
+        }
+
+    def _samples(self, audio: Audio, segments: bool) -> int:
+        header = probe(audio.path)
+        if header.sample_rate != self.sample_rate and not self.resample:
+            got = f'{header.sample_rate} Hz: {audio.path}'
+            raise audio_fault('audio_wrong_rate', field='audio', got=got, allowed=f'{self.sample_rate} Hz')
+        span = clip_span(audio, header, self.sample_rate)
+        if audio.duration_s is not None and not segments and self.on_duration_mismatch != 'segment':
+            if header.duration_s - audio.duration_s > DURATION_TOLERANCE_S:
+                got = f'duration {audio.duration_s} s, recording {header.duration_s:.3f} s: {audio.path}'
+                raise audio_fault(
+                    'duration_mismatch', field='duration', got=got, allowed=f'+-{DURATION_TOLERANCE_S} s'
+                )
+        return span.num_samples
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What decides lengths; the frame counter is known by what it answers."""
+        probes = [*range(0, 4000, 80), *(round(1.07**n) for n in range(60, 250))]
+        answers = []
+        for samples in probes:
+            try:
+                answers.append(self.frame_counter(samples))
+            except VtbError:
+                answers.append(-1)
+        return {
+            'renderer': self.renderer.fingerprint,
+            'frames': hashlib.sha256(json.dumps(answers).encode()).hexdigest(),
+            'sample_rate': self.sample_rate,
+            'resample': self.resample,
+            'on_duration_mismatch': self.on_duration_mismatch,
+        }
+
+
+class SourceIndex:
+    """The table of one source. Memory-mapped; opened again by itself in a loader process."""
+
+    def __init__(self, spec: SourceSpec, folder: str | Path) -> None:
+        self.spec, self.folder = spec, Path(folder)
+        self.meta: dict[str, Any] = json.loads((self.folder / 'meta.json').read_text(encoding='utf-8'))
+        self.name, self.kind, self.weight, self.max_repeats = spec.name, spec.kind, spec.weight, spec.max_repeats
+        self.digest: str = self.meta['digest']
+        self._columns: dict[str, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return int(self.meta['entries'])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, '_columns': {}}  # a loader process maps the files itself
+
+    def column(self, name: str) -> np.ndarray:
+        """One column, (len(self),): file, offset, nbytes, length, text, supervised, frames, clips or seconds."""
+        if name not in self._columns:
+            self._columns[name] = np.load(self.folder / f'{name}.npy', mmap_mode='r')
+        return self._columns[name]
+
+    def measure(self, entries: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Tokens, supervised tokens and seconds of audio of some entries, each (len(entries),)."""
+        return tuple(np.asarray(self.column(c)[entries]) for c in ('length', 'supervised', 'seconds'))  # type: ignore
+
+    def read(self, entry: int) -> Conversation:
+        """Read one conversation from its manifest.
+
+        Raises:
+            VtbDataError: The line is not as it was when it was indexed.
+        """
+        file, offset = int(self.column('file')[entry]), int(self.column('offset')[entry])
+        path = self.spec.files[file]
+        where = f'{path}: byte {offset}'
+        try:
+            with open(path, 'rb') as stream:
+                stream.seek(offset)
+                raw = stream.read(int(self.column('nbytes')[entry]))
+        except OSError as error:
+            raise data_fault('line_changed', field=where, got=error.strerror) from error
+        conversation = self.spec.read(parse_line(raw.strip().removeprefix(_BOM), where), file, where)
+        if conversation is None:
+            raise data_fault('line_changed', field=where, got='_skipme')
+        return conversation
+
+    def quarantined(self) -> Iterator[dict[str, Any]]:
+        """What was left out when the index was built: source, file, line, byte_offset, id, reason, detail."""
+        with open(self.folder / 'quarantine.jsonl', encoding='utf-8') as stream:
+            for line in stream:
+                yield json.loads(line) | {'source': self.name}
+
+    def check(self, max_skip_ratio: float) -> None:
+        """Stop when too much of the source is broken, or when nothing is left of it.
+
+        Raises:
+            VtbDataError: With a table of the reasons.
+        """
+        bad, lines = sum(self.meta['quarantined'].values()), self.meta['lines']
+        table = skip_table({self.name: self.meta['quarantined']})
+        if not len(self):
+            raise VtbDataError(
+                'A source has no usable conversation.' + (f'\n{table}' if bad else ''),
+                field=f'source {self.name}',
+                got=f'{lines} lines in {", ".join(self.spec.files)}',
+                remedy='correct its manifest, or take it out of input_cfg',
+            )
+        if bad > max_skip_ratio * lines:
+            raise VtbDataError(
+                f'Too many conversations of a source are broken.\n{table}',
+                field=f'source {self.name}',
+                got=f'{bad} of {lines} ({bad / lines:.2%})',
+                allowed=f'data.max_skip_ratio {max_skip_ratio:.2%}',
+                remedy=f'mend the lines listed in {self.folder / "quarantine.jsonl"}, or raise data.max_skip_ratio',
+            )
+
+
+def open_index(
+    spec: SourceSpec, meter: Meter, folder: str | Path, *, build: bool = True, workers: int = 0, quiet: bool = False
+) -> SourceIndex:
+    """Open the index of a source, building it where there is none for the present files and tokenizer.
+
+    Args:
+        spec: The source.
+        meter: Counts tokens.
+        folder: Where indexes are kept.
+        build: Whether it may be built.
+        workers: Processes that build it; 0 is one for each core when the files are large.
+        quiet: Whether to show no progress bar.
+
+    Raises:
+        VtbDataError: There is none and `build` is false, or a duration field lies and that is to be an error.
+    """
+    fingerprint = _fingerprint(spec, meter)
+    stem = re.sub(r'[^\w.-]+', '_', spec.name)[:64]
+    path = Path(folder) / f'{stem}-{fingerprint[:20]}'
+    if not (path / 'meta.json').is_file():
+        if not build:
+            older = sorted(p.name for p in Path(folder).glob(f'{stem}-*'))
+            raise VtbDataError(
+                'There is no index of this source for the present files, template and frame rate.',
+                field=f'source {spec.name}',
+                got=f'others: {", ".join(older)}' if older else 'none',
+                remedy='run `vtb data index`, or set data.build_index=true',
+            )
+        _build(spec, meter, path, fingerprint, workers, quiet)
+    return SourceIndex(spec, path)
+
+
+def skip_table(reasons: Mapping[str, Mapping[str, int]]) -> str:
+    """A plain table of what was left out: source, reason, number, meaning."""
+    rows = [(s, r, str(n), REASONS.get(r, '')) for s, counts in reasons.items() for r, n in sorted(counts.items())]
+    widths = [max((len(row[c]) for row in rows), default=0) for c in range(3)]
+    return '\n'.join(f'  {s:<{widths[0]}}  {r:<{widths[1]}}  {n:>{widths[2]}}  {text}' for s, r, n, text in rows)
+
+
+def _fingerprint(spec: SourceSpec, meter: Meter) -> str:
+    files = []
+    for path in (*spec.files, *spec.tars):
+        stat = os.stat(path)
+        files.append([os.path.abspath(path), stat.st_size, stat.st_mtime_ns, head_tail_digest(path)])
+    content = {'version': INDEX_VERSION, 'files': files, 'source': spec.describe(), 'meter': meter.fingerprint()}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+@dataclass(slots=True)
+class _Part:
+    """What one stretch of a file holds."""
+
+    columns: dict[str, array] = field(default_factory=lambda: {n: array(c) for n, (c, _) in _COLUMNS.items()})
+    faults: list[dict[str, Any]] = field(default_factory=list)
+    lines: int = 0  # that are not blank
+    numbered: int = 0  # all
+    left_out: int = 0  # by _skipme
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    spec: SourceSpec
+    meter: Meter
+    file: int
+    start: int
+    end: int
+
+
+def _build(spec: SourceSpec, meter: Meter, path: Path, fingerprint: str, workers: int, quiet: bool) -> None:
+    sizes = [os.path.getsize(file) for file in spec.files]
+    tasks = [
+        _Task(spec, meter, file, start, min(start + _CHUNK_BYTES, size))
+        for file, size in enumerate(sizes)
+        for start in range(0, size, _CHUNK_BYTES)
+    ]
+    if not workers:
+        workers = len(os.sched_getaffinity(0)) if sum(sizes) > _PARALLEL_BYTES else 1
+    parts = list(_with_progress(_scan_all(tasks, workers), tasks, spec.name, quiet))
+    _number_lines(tasks, parts)
+    with atomic_folder(path) as folder:
+        digest = hashlib.sha256(json.dumps(spec.describe(), sort_keys=True, default=str).encode())
+        for name, (_, dtype) in _COLUMNS.items():
+            values = np.concatenate([np.zeros(0, dtype), *(np.frombuffer(p.columns[name], dtype) for p in parts)])
+            np.save(folder / f'{name}.npy', values)
+            if name in ('length', 'supervised'):
+                digest.update(values.tobytes())
+        contents = [file_digest(file) for file in spec.files]
+        digest.update(json.dumps([contents, meter.fingerprint()], sort_keys=True).encode())
+        faults = [fault for part in parts for fault in part.faults]
+        lines = ''.join(json.dumps(fault, ensure_ascii=False) + '\n' for fault in faults)
+        (folder / 'quarantine.jsonl').write_text(lines, encoding='utf-8')
+        meta = {
+            'version': INDEX_VERSION,
+            'source': spec.name,
+            'kind': spec.kind,
+            'type': spec.type,
+            'fingerprint': fingerprint,
+            'digest': digest.hexdigest(),
+            'files': [
+                {'path': os.path.abspath(f), 'size': s, 'sha256': c}
+                for f, s, c in zip(spec.files, sizes, contents, strict=True)
+            ],
+            'entries': sum(len(p.columns['length']) for p in parts),
+            'lines': sum(p.lines for p in parts),
+            'left_out': sum(p.left_out for p in parts),
+            'quarantined': dict(Counter(fault['reason'] for fault in faults)),
+            'totals': {
+                name: float(np.load(folder / f'{name}.npy').sum(dtype=np.float64))
+                for name in ('length', 'supervised', 'frames', 'clips', 'seconds')
+            },
+        }
+        (folder / 'meta.json').write_text(json.dumps(meta, indent=1), encoding='utf-8')
+
+
+def _scan_all(tasks: Sequence[_Task], workers: int) -> Iterator[_Part]:
+    if workers <= 1 or len(tasks) <= 1:
+        yield from map(_scan, tasks)
+        return
+    # fork: the tokenizer is there already; rayon must not be used in a forked child
+    context = multiprocessing.get_context('fork')
+    with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=context, initializer=_quiet_tokenizers) as pool:
+        yield from pool.map(_scan, tasks)
+
+
+def _quiet_tokenizers() -> None:
+    os.environ['TOKENIZERS_PARALLELISM'] = 'false'
+
+
+def _scan(task: _Task) -> _Part:
+    """Read the lines that begin in [start, end) of one file."""
+    part = _Part()
+    path = task.spec.files[task.file]
+    with open(path, 'rb') as stream:
+        offset = task.start
+        if offset:
+            stream.seek(offset - 1)
+            offset += len(stream.readline()) - 1  # to the first line that begins here
+        while offset < task.end and (raw := stream.readline()):
+            part.numbered += 1
+            if stripped := raw.removeprefix(_BOM).strip():
+                part.lines += 1
+                _scan_line(task, part, stripped, offset, len(raw), path)
+            offset += len(raw)
+    return part
+
+
+def _scan_line(task: _Task, part: _Part, raw: bytes, offset: int, nbytes: int, path: str) -> None:
+    line: dict[str, Any] = {}
+    where = f'{path}: byte {offset}'
+    try:
+        line = parse_line(raw, where)
+        conversation = task.spec.read(line, task.file, where)
+        if conversation is None:
+            part.left_out += 1
+            return
+        measured = task.meter.measure(conversation, segments=_has_offset(line))
+    except VtbDataError as error:
+        reason = reason_of(error)
+        if reason == 'duration_mismatch' and task.meter.on_duration_mismatch == 'error':
+            raise
+        part.faults.append(
+            {
+                'source': task.spec.name,
+                'file': path,
+                'line': part.numbered,
+                'byte_offset': offset,
+                'id': str(line['id']) if line.get('id') is not None else None,
+                'reason': reason,
+                'detail': ' '.join(str(error).split())[:400],
+            }
+        )
+        return
+    row = {'file': task.file, 'offset': offset, 'nbytes': nbytes} | measured
+    for name, column in part.columns.items():
+        column.append(row[name])
+
+
+def _has_offset(line: Mapping[str, Any]) -> bool:
+    """Whether a line speaks of segments: then a duration shorter than the file is no lie."""
+    entries = line.get('conversations')
+    turns = [entry for entry in entries if isinstance(entry, Mapping)] if isinstance(entries, list) else []
+    return any(entry.get('offset') is not None for entry in (line, *turns))
+
+
+def _number_lines(tasks: Sequence[_Task], parts: Sequence[_Part]) -> None:
+    """Stretches count their lines from 1; make that the number in the file."""
+    before: Counter[int] = Counter()
+    for task, part in zip(tasks, parts, strict=True):
+        for fault in part.faults:
+            fault['line'] += before[task.file]
+        before[task.file] += part.numbered
+
+
+def _with_progress(parts: Iterator[_Part], tasks: Sequence[_Task], name: str, quiet: bool) -> Iterator[_Part]:
+    """Show a bar for what takes long; a small file is indexed before one could read it."""
+    total = sum(task.end - task.start for task in tasks)
+    if quiet or total < _CHUNK_BYTES // 4:
+        yield from parts
+        return
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn('counting tokens of {task.description}'),
+        BarColumn(),
+        DownloadColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns) as progress:
+        bar = progress.add_task(name, total=total)
+        for task, part in zip(tasks, parts, strict=True):
+            progress.advance(bar, task.end - task.start)
+            yield part

@@ -1,0 +1,336 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""NeMo `input_cfg` entries -> sources: which files, which kind, which weight, how a line becomes a conversation."""
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nemo_vtb.data.conversation import KINDS, Audio, Conversation, Text, Turn, conversation_from_dict, parse_line
+from nemo_vtb.data.faults import data_fault
+from nemo_vtb.errors import VtbConfigError, VtbDataError
+
+__all__ = ['SOURCE_TYPES', 'SourceSpec', 'expand_paths', 'parse_input_cfg']
+
+_PATTERN = re.compile(r'[{}]|_OP_|_CL_')
+_LANGUAGES = {
+    'ar': 'Arabic',
+    'de': 'German',
+    'en': 'English',
+    'es': 'Spanish',
+    'fr': 'French',
+    'hi': 'Hindi',
+    'it': 'Italian',
+    'ja': 'Japanese',
+    'ko': 'Korean',
+    'nl': 'Dutch',
+    'pl': 'Polish',
+    'pt': 'Portuguese',
+    'ru': 'Russian',
+    'uk': 'Ukrainian',
+    'zh': 'Chinese',
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SourceSpec:
+    """One source of data: its files and how their lines are read. Picklable, it goes to the loader processes."""
+
+    name: str
+    type: str
+    kind: str
+    files: tuple[str, ...]
+    weight: float = 1.0
+    max_repeats: int | None = None
+    tars: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def read(self, line: Mapping[str, Any], file: int, where: str) -> Conversation | None:
+        """Turn one parsed line into a conversation; None where the line itself asks to be left out (`_skipme`).
+
+        Raises:
+            VtbDataError: The line is broken; `faults.reason_of` names the reason.
+        """
+        custom = line.get('custom')
+        if line.get('_skipme') or (isinstance(custom, Mapping) and custom.get('_skipme')):
+            return None
+        if self.tars:
+            base = f'{self.tars[file]}!'
+        else:
+            base = str(self.options.get('audio_root') or Path(self.files[file]).parent)
+        conversation = SOURCE_TYPES[self.type](self, line, base, where)
+        return _with_prompts(conversation, self.options)
+
+    def describe(self) -> dict[str, Any]:
+        """All that decides what the lines become; part of the fingerprint of an index."""
+        return {'type': self.type, 'kind': self.kind, 'name': self.name, 'options': dict(self.options)}
+
+
+def parse_input_cfg(entries: Sequence[Mapping[str, Any]], where: str = 'data.train_ds.input_cfg') -> list[SourceSpec]:
+    """Read NeMo `input_cfg` entries; groups are flattened, their weights multiplied.
+
+    Raises:
+        VtbConfigError: Unknown type or kind, no manifest, two sources of one name.
+        VtbDataError: A manifest does not exist.
+    """
+    if isinstance(entries, str | Path):
+        entries = _load_yaml(Path(entries))
+    sources: list[SourceSpec] = []
+    for number, entry in enumerate(entries or ()):
+        sources += _parse_entry(dict(entry), f'{where}[{number}]')
+    seen: dict[str, int] = {}
+    unique = []
+    for source in sources:
+        seen[source.name] = count = seen.get(source.name, 0) + 1
+        name = source.name if count == 1 else f'{source.name}.{count}'
+        unique.append(source if count == 1 else _renamed(source, name))
+    return unique
+
+
+def expand_paths(value: str | Path | Sequence[str]) -> list[str]:
+    """Expand NeMo's shard patterns (`shard__OP_0..9_CL_.jsonl`, braces, lists) into paths, in order."""
+    if isinstance(value, str | Path):
+        text = str(value)
+        if not _PATTERN.search(text):
+            return [text]
+        # NeMo is imported only for a pattern: it costs seconds
+        from nemo.collections.common.data.lhotse.nemo_adapters import expand_sharded_filepaths
+
+        return [str(path) for path in expand_sharded_filepaths(text)]
+    return [path for item in value for path in expand_paths(item if isinstance(item, str | Path) else str(item[0]))]
+
+
+def _parse_entry(entry: dict[str, Any], where: str) -> list[SourceSpec]:
+    kind_of_entry = entry.get('type')
+    if kind_of_entry == 'group':
+        factor = float(entry.get('weight', 1.0))
+        inherited = {k: v for k, v in entry.items() if k in ('kind', 'system_prompt', 'max_repeats', 'tags')}
+        inner = [inherited | dict(item) for item in entry.get('input_cfg') or ()]
+        members = [s for n, item in enumerate(inner) for s in _parse_entry(item, f'{where}.input_cfg[{n}]')]
+        return [_renamed(s, s.name, s.weight * factor) for s in members]
+    if kind_of_entry not in SOURCE_TYPES:
+        raise VtbConfigError(
+            'This type of data cannot be read.',
+            field=f'{where}.type',
+            got=kind_of_entry,
+            allowed=', '.join([*sorted(SOURCE_TYPES), 'group']),
+            remedy='convert the data to multimodal_conversation, or to a NeMo ASR manifest',
+        )
+    if not entry.get('manifest_filepath'):
+        raise VtbConfigError(
+            'A source needs a manifest.',
+            field=f'{where}.manifest_filepath',
+            got=entry.get('manifest_filepath'),
+            allowed='a JSONL file, a pattern or a list',
+        )
+    files = tuple(_asset(path) for path in expand_paths(entry['manifest_filepath']))
+    for path in files:
+        if not Path(path).is_file():
+            raise VtbDataError(
+                'The manifest does not exist.', field=f'{where}.manifest_filepath', got=path, remedy='correct the path'
+            )
+    tars = tuple(expand_paths(entry['tarred_audio_filepaths'])) if entry.get('tarred_audio_filepaths') else ()
+    if tars and len(tars) != len(files):
+        raise VtbConfigError(
+            'Each manifest needs its own archive.',
+            field=f'{where}.tarred_audio_filepaths',
+            got=f'{len(tars)} archives for {len(files)} manifests',
+        )
+    options = _options(entry)
+    kind = entry.get('kind') or _infer_kind(str(kind_of_entry), files, options, where)
+    if kind not in KINDS:
+        raise VtbConfigError('Unknown kind of data.', field=f'{where}.kind', got=kind, allowed=', '.join(KINDS))
+    weight, repeats = float(entry.get('weight', 1.0)), entry.get('max_repeats')
+    name = str(entry.get('source') or Path(files[0]).stem)
+    return [SourceSpec(name, str(kind_of_entry), kind, files, weight, repeats, tars, options)]
+
+
+def _options(entry: Mapping[str, Any]) -> dict[str, Any]:
+    tags = dict(entry.get('tags') or {})  # where NeMo has system_prompt and context
+    names = ('system_prompt', 'context', 'prompt', 'audio_placeholders', 'audio_root', 'text_field', 'lang_field')
+    options = {name: entry.get(name, tags.get(name)) for name in names}
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _infer_kind(type_: str, files: Sequence[str], options: Mapping[str, Any], where: str) -> str:
+    """The kind of the first line that can be read: what it says itself, else what its turns look like."""
+    if type_ in ('nemo', 'lhotse_as_conversation'):
+        return 'asr_ast'
+    if type_ == 'sqa_as_conversation':
+        return 'speech_qa'
+    probe = SourceSpec('probe', type_, '', tuple(files), options=options)
+    for number, path in enumerate(files):
+        with open(path, 'rb') as stream:
+            for raw in stream:
+                try:
+                    found = probe.read(parse_line(raw.strip().removeprefix(b'\xef\xbb\xbf'), path), number, path)
+                except VtbDataError:
+                    continue  # broken lines are counted when the index is built
+                if found is not None:
+                    return found.kind
+    raise VtbDataError(
+        'A source has no usable conversation.', field=where, got=list(files), remedy='correct its manifest'
+    )
+
+
+def _renamed(source: SourceSpec, name: str, weight: float | None = None) -> SourceSpec:
+    from dataclasses import replace
+
+    return replace(source, name=name, weight=source.weight if weight is None else weight)
+
+
+def _asset(path: str) -> str:
+    if not path.startswith('asset:'):
+        return path
+    from nemo_vtb.config import resolve_asset
+
+    return resolve_asset(path)
+
+
+def _load_yaml(path: Path) -> list[Mapping[str, Any]]:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(OmegaConf.load(path), resolve=True)  # type: ignore[return-value]
+
+
+def _with_prompts(conversation: Conversation, options: Mapping[str, Any]) -> Conversation:
+    """NeMo's tags: `context` stands before a first turn that begins with speech, `system_prompt` before all."""
+    turns = list(conversation.turns)
+    first = next(n for n, turn in enumerate(turns) if turn.role == 'user')
+    context, system = options.get('context'), options.get('system_prompt')
+    if context and isinstance(turns[first].parts[0], Audio):
+        turns[first] = Turn('user', (Text(context), *turns[first].parts))
+    if system and turns[0].role != 'system':
+        turns.insert(0, Turn('system', (Text(system),)))
+    if turns == list(conversation.turns):
+        return conversation
+    return Conversation(conversation.id, tuple(turns), conversation.kind, conversation.source, conversation.custom)
+
+
+def _read_conversation(spec: SourceSpec, line: Mapping[str, Any], base: str, where: str) -> Conversation:
+    return conversation_from_dict(line, kind=spec.kind or None, source=spec.name, base_dir=base, where=where)
+
+
+def _read_sft(spec: SourceSpec, line: Mapping[str, Any], base: str, where: str) -> Conversation:
+    """NeMo's text SFT: `{"system", "mask", "conversations": [{"from", "value"}]}`."""
+    entries = line.get('conversations')
+    if isinstance(entries, list) and line.get('system'):
+        entries = [{'from': 'System', 'type': 'text', 'value': line['system']}, *entries]
+    return _read_conversation(spec, {**line, 'conversations': entries}, base, where)
+
+
+def _read_share_gpt(spec: SourceSpec, line: Mapping[str, Any], base: str, where: str) -> Conversation:
+    """ShareGPT with optional recordings: `sound`/`ori_sound` (NeMo: one for all placeholders) or `audios` (a list)."""
+    entries = line.get('conversations')
+    if not isinstance(entries, list):
+        raise data_fault('missing_key', field=f'{where}: conversations', got=entries, allowed='[{...}, ...]')
+    listed = line.get('audios')
+    single = line.get('sound') or line.get('ori_sound')
+    queue = list(listed) if isinstance(listed, list) else None
+    marks = spec.options.get('audio_placeholders') or ['<sound>', '<speech>', '<audio>']
+    pattern = re.compile('|'.join(re.escape(m) for m in ([marks] if isinstance(marks, str) else marks)))
+    turns: list[dict[str, Any]] = []
+    for entry in entries:
+        if not isinstance(entry, Mapping) or not isinstance(entry.get('value'), str):
+            raise data_fault('missing_key', field=f'{where}: value', got=entry, allowed='{"from", "value"}')
+        turns += _split_share_gpt(entry, pattern, queue, single, where)
+    if queue:
+        raise data_fault('placeholder_mismatch', field=where, got=f'{len(queue)} recordings without a placeholder')
+    return conversation_from_dict(
+        {**line, 'conversations': turns}, kind=spec.kind or None, source=spec.name, base_dir=base, where=where
+    )
+
+
+def _split_share_gpt(
+    entry: Mapping[str, Any], pattern: re.Pattern[str], queue: list | None, single: str | None, where: str
+) -> list[dict[str, Any]]:
+    role = entry.get('from')
+    pieces = pattern.split(entry['value'])
+    if len(pieces) == 1 or str(role).lower() not in ('human', 'user'):
+        return [{'from': role, 'type': 'text', 'value': entry['value']}]
+    turns = []
+    for number, piece in enumerate(pieces):
+        if piece.strip():
+            turns.append({'from': role, 'type': 'text', 'value': piece.strip()})
+        if number + 1 == len(pieces):
+            continue
+        path = queue.pop(0) if queue else (None if queue is not None else single)
+        if not path:
+            raise data_fault('placeholder_mismatch', field=where, got='a placeholder without a recording')
+        span = {key: entry[key] for key in ('duration', 'offset') if entry.get(key) is not None}
+        turns.append({'from': role, 'type': 'audio', 'value': path, **span})
+    return turns
+
+
+def _read_manifest(spec: SourceSpec, line: Mapping[str, Any], base: str, where: str) -> Conversation:
+    """A line of a NeMo ASR/AST/SQA manifest: instruction, recording -> answer, translation or transcript."""
+    path = line.get('audio_filepath')
+    transcript = line.get(spec.options.get('text_field', 'text'))
+    answer = line.get('answer') or line.get('target_text') or line.get('translation') or transcript
+    for name, value in (('audio_filepath', path), ('text', answer)):
+        if not isinstance(value, str) or not value.strip():
+            raise data_fault('missing_key', field=f'{where}: {name}', got=value, allowed='a text')
+    span = {key: line[key] for key in ('duration', 'offset') if line.get(key) is not None}
+    user = [{'from': 'User', 'type': 'text', 'value': text} for text in _instructions(spec, line)]
+    spoken = {'from': 'User', 'type': 'audio', 'value': path, 'text': transcript, **span}
+    turns = [*user, spoken, {'from': 'Assistant', 'type': 'text', 'value': answer}]
+    if line.get('system_prompt'):
+        turns.insert(0, {'from': 'System', 'type': 'text', 'value': line['system_prompt']})
+    id_ = line.get('id') or line.get('key') or where
+    return conversation_from_dict(
+        {'id': id_, 'conversations': turns, 'custom': line.get('custom') or {}},
+        kind=spec.kind or 'asr_ast',
+        source=spec.name,
+        base_dir=base,
+        where=where,
+    )
+
+
+def _instructions(spec: SourceSpec, line: Mapping[str, Any]) -> list[str]:
+    """What is asked of the recording: the line's own words, else the source's prompts in turn, else a plain phrase."""
+    own = [line[name] for name in ('context', 'question') if isinstance(line.get(name), str) and line[name].strip()]
+    if own or spec.options.get('context'):
+        return own
+    source, target = (line.get(name) for name in ('source_lang', 'target_lang'))
+    source = source or line.get(spec.options.get('lang_field', 'lang'))
+    names = {
+        'source_lang': _LANGUAGES.get(str(source), source or 'the spoken language'),
+        'target_lang': _LANGUAGES.get(str(target), target or 'the spoken language'),
+    }
+    translates = bool(target) and target != source
+    prompts = spec.options.get('prompt')
+    if prompts is None:
+        prompts = 'Translate the speech to {target_lang}.' if translates else 'Transcribe the speech.'
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    # by a hash of the recording: the same line asks the same in every epoch and after every resume
+    digest = hashlib.sha256(f'{line.get("audio_filepath")}:{line.get("offset")}'.encode()).digest()
+    chosen = str(prompts[int.from_bytes(digest[:4], 'little') % len(prompts)])
+    return [chosen.replace('{source_lang}', str(names['source_lang'])).replace('{target_lang}', names['target_lang'])]
+
+
+Reader = Callable[[SourceSpec, Mapping[str, Any], str, str], Conversation]
+
+SOURCE_TYPES: dict[str, Reader] = {
+    'multimodal_conversation': _read_conversation,
+    'nemo_sft_jsonl': _read_sft,
+    'share_gpt': _read_share_gpt,
+    'nemo': _read_manifest,
+    'nemo_tarred': _read_manifest,
+    'lhotse_as_conversation': _read_manifest,
+    'sqa_as_conversation': _read_manifest,
+}
+"""Types of `input_cfg` that can be read; add your own reader here (a function that loader processes can import)."""
