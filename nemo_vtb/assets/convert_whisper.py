@@ -219,6 +219,7 @@ def _generation_config(config: 'WhisperConfig', suppressed: Sequence[int] | None
     if settings['is_multilingual']:
         codes = list(LANGUAGES)[:_NUM_LANGUAGES]
         settings['lang_to_id'] = {f'<|{code}|>': end + 2 + index for index, code in enumerate(codes)}
+        settings['task'] = 'transcribe'
         settings['task_to_id'] = {'translate': end + 2 + _NUM_LANGUAGES, 'transcribe': end + 3 + _NUM_LANGUAGES}
     return GenerationConfig(**settings)
 

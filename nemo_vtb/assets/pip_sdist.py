@@ -19,13 +19,15 @@ Ends with 3 when the configured indexes do not list the file.
 """
 
 import sys
+from typing import Any
 
 
 def main(project: str, file_name: str, target: str) -> int:
     """Write `file_name` of `project` to `target`; returns the exit status."""
     from pip._internal.commands import create_command
 
-    command = create_command('download')
+    # pip has no public way to a file of an index; these names are the same from pip 20 to 25
+    command: Any = create_command('download')
     options, _ = command.parse_args(['--quiet', '--no-binary', project, project])
     with command.main_context():
         session = command.get_default_session(options)

@@ -20,7 +20,7 @@ import tarfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from nemo_vtb.errors import VtbAssetError
 
@@ -30,7 +30,7 @@ _AR_MAGIC = b'!<arch>\n'
 _AR_HEADER = 60
 
 
-def members(path: Path) -> Iterator[tuple[str, BinaryIO]]:
+def members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
     """Regular files of a package in archive order; each stream is valid until the next step.
 
     Args:
@@ -87,7 +87,7 @@ def extract(path: Path, targets: Mapping[str, Path]) -> None:
         )
 
 
-def _zip_members(path: Path) -> Iterator[tuple[str, BinaryIO]]:
+def _zip_members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
             if not info.is_dir():
@@ -95,13 +95,14 @@ def _zip_members(path: Path) -> Iterator[tuple[str, BinaryIO]]:
                     yield info.filename, stream
 
 
-def _tar_members(archive: tarfile.TarFile) -> Iterator[tuple[str, BinaryIO]]:
+def _tar_members(archive: tarfile.TarFile) -> Iterator[tuple[str, IO[bytes]]]:
     for info in archive:
-        if info.isreg():
-            yield info.name.removeprefix('./'), archive.extractfile(info)
+        stream = archive.extractfile(info) if info.isreg() else None
+        if stream is not None:
+            yield info.name.removeprefix('./'), stream
 
 
-def _deb_members(path: Path) -> Iterator[tuple[str, BinaryIO]]:
+def _deb_members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
     suffix, start, size = _deb_data(path)
     if suffix in ('.tar.xz', '.tar.gz', '.tar'):
         with path.open('rb') as stream:

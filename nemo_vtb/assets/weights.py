@@ -62,7 +62,7 @@ def build_whisper(job: Job) -> None:
         weights = convert_whisper.read_ggml(*sources)
     else:
         weights = convert_whisper.read_ct2(
-            _join(sorted(sources), job.scratch / 'model.bin', job.params['joined_sha256'])
+            _join(sorted(sources), job.scratch / 'model.bin', str(job.params['joined_sha256']))
         )
     suppressed = None
     if vocabulary:

@@ -107,7 +107,7 @@ def _spell(token: bytes, letters: dict[int, str]) -> str:
 def _merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
     """Every split of a token into two others, in the order of the token's rank, as tiktoken merges."""
     merges = []
-    for token in sorted(ranks, key=ranks.get):
+    for token in sorted(ranks, key=ranks.__getitem__):
         splits = [(token[:cut], token[cut:]) for cut in range(1, len(token))]
         known = [
             (ranks[left], ranks[right], left, right) for left, right in splits if left in ranks and right in ranks
