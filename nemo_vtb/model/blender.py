@@ -78,7 +78,7 @@ class VoiceTextBlender(Generation, SALM, ModelPT):
         self._build_llm(str(self.cfg.pretrained_llm) if pretrained else str(folder), pretrained)
         std = float(self.embed_tokens(torch.arange(min(1000, self.embed_tokens.num_embeddings))).std())
         self.perception = setup_perception(self.cfg, self.backbone.hidden_size, std, pretrained=pretrained)
-        self.frames = frame_counter(self.cfg.perception)
+        self.frames = frame_counter(self.cfg.perception, chunk_s=self.cfg.get('encoder_chunk_size_seconds'))
         maybe_load_pretrained_models(self)
         self._freeze()
         self._use_fsdp = self._use_tp = False
@@ -140,11 +140,12 @@ class VoiceTextBlender(Generation, SALM, ModelPT):
         """Run one packed row through perception, splice and LLM; returns (T, H)."""
         embeds = self.backbone.embed(batch['input_ids'])  # (T, H)
         if batch['audios'].shape[0]:
-            frames, _ = encode(self.perception, batch['audios'], batch['audio_lens'])  # (F, H)
+            chunk_s = self.cfg.get('encoder_chunk_size_seconds')
+            frames, _ = encode(self.perception, batch['audios'], batch['audio_lens'], chunk_s=chunk_s)  # (F, H)
             embeds = splice(embeds, frames, batch['audio_positions'])
         elif self.training and not is_frozen(self.perception):
             # every rank must take part in the reduction of the perception's gradients (NeMo 3.0 fails here)
-            embeds = embeds + silent_forward(self.perception, embeds.device, embeds.dtype)
+            embeds = embeds + silent_forward(self.perception)
         return self.backbone.forward(embeds, batch['position_ids'], batch['cu_seqlens'], batch['max_seqlen'])
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:

@@ -158,7 +158,8 @@ class Generation:
             return []
         lens = torch.tensor([c.numel() for c in clips], device=self.device)
         audios = torch.nn.utils.rnn.pad_sequence([c.to(self.device) for c in clips], batch_first=True)  # (A, S)
-        frames, frame_lens = encode(self.perception, audios, lens)  # (F, H), (A,)
+        chunk_s = self.cfg.get('encoder_chunk_size_seconds')
+        frames, frame_lens = encode(self.perception, audios, lens, chunk_s=chunk_s)  # (F, H), (A,)
         return frames.split(frame_lens.tolist())
 
     def _generation_defaults(self) -> dict[str, Any]:
