@@ -153,6 +153,12 @@ class EvalLoader(_Loader):
 class LedgerCallback(pl.Callback):
     """Tells the data module what was trained on, and writes the ledger; the data module adds it by itself."""
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Set Lightning's counters right after a resume."""
+        data = _data_module(trainer)
+        if data is not None:
+            data.on_start()
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -199,6 +205,7 @@ class VtbDataModule(pl.LightningDataModule):
         self._run_dir, self._num_batches = run_dir, num_batches
         self.progress: Progress | None = None
         self._state: dict[str, Any] | None = None
+        self._resumed = False
         self._eval: dict[str, dict[str, tuple[list[FittedSource], list[RowPlan]]]] = {}
 
     @property
@@ -256,8 +263,7 @@ class VtbDataModule(pl.LightningDataModule):
         self._attach(progress)
         if self._state is not None:
             progress.load_state_dict(self._state)
-            self._state = None
-            self._align_trainer(progress)
+            self._state, self._resumed = None, True
         dataset = RowDataset(progress.sources, self.collator)
         return TrainLoader(dataset, progress, self.settings.num_workers, progress.prefetch(self.settings))
 
@@ -276,6 +282,35 @@ class VtbDataModule(pl.LightningDataModule):
             VtbDataError: Too many conversations could not be loaded.
         """
         return self.progress.consumed(batch) if self.progress is not None else False
+
+    def on_start(self) -> None:
+        """Tell Lightning where a resumed run is, after it has restored its own counters.
+
+        Lightning 2.4 saves its batch counters before it advances them, so that a resumed run would accumulate over a
+        window shifted by one batch; and on another number of ranks its counters mean something else.
+
+        Raises:
+            VtbConfigError: An epoch would end inside a global batch.
+        """
+        if self.progress is None or self.trainer is None:
+            return
+        accumulate, limit = self.trainer.accumulate_grad_batches, int(self.trainer.num_training_batches)
+        if limit % accumulate:
+            raise VtbConfigError(
+                'An epoch would end inside a global batch.',
+                field='trainer.limit_train_batches',
+                got=limit,
+                allowed=f'a multiple of the {accumulate} accumulated rows',
+            )
+        if not self._resumed:
+            return
+        self._resumed = False
+        loop = self.trainer.fit_loop.epoch_loop
+        rows = self.progress.batches * accumulate
+        here = min(max(rows - self.trainer.fit_loop.epoch_progress.current.processed * limit, 0), limit)
+        for counter, value in ((loop.batch_progress.total, rows), (loop.batch_progress.current, here)):
+            counter.ready = counter.started = counter.processed = counter.completed = value
+        loop._batches_that_stepped = self.progress.batches
 
     def state_dict(self) -> dict[str, Any]:
         """Plan and ledger after the last whole global batch; Lightning puts it into every checkpoint."""
@@ -343,9 +378,9 @@ class VtbDataModule(pl.LightningDataModule):
 
     def _attach(self, progress: Progress) -> None:
         """Tie the plan to ranks, accumulation and length of the run."""
-        accumulate, batches = 1, self._num_batches
+        batches, rows = self._num_batches, self.settings.rows_per_batch or self.world_size
         if self.trainer is not None:
-            accumulate = self.trainer.accumulate_grad_batches
+            rows = self._rows_per_batch(self.trainer)
             if self.trainer.max_steps is not None and self.trainer.max_steps > 0:
                 batches = self.trainer.max_steps
             if batches is None:
@@ -358,32 +393,26 @@ class VtbDataModule(pl.LightningDataModule):
                 )
             if not any(isinstance(c, LedgerCallback) for c in self.trainer.callbacks):
                 self.trainer.callbacks.insert(0, LedgerCallback())  # before anything that saves
-        expected = accumulate * self.world_size
-        rows = self.settings.rows_per_batch or expected
-        if self.trainer is not None and rows != expected:
+        quarantine = self.settings.quarantine or self.run_dir / 'quarantine.jsonl'
+        progress.attach(rows, self.rank, self.world_size, batches, quarantine)
+
+    def _rows_per_batch(self, trainer: pl.Trainer) -> int:
+        """Rows of a global batch; where they are given, the accumulation follows, whatever the number of ranks."""
+        rows, accumulate = self.settings.rows_per_batch, trainer.accumulate_grad_batches
+        if rows is None:
+            return accumulate * self.world_size
+        if rows % self.world_size == 0 and accumulate == 1:
+            trainer.accumulate_grad_batches = accumulate = rows // self.world_size
+        if rows != accumulate * self.world_size:
             raise VtbConfigError(
                 'The rows of a global batch are not what the ranks and the accumulation make.',
                 field='data.rows_per_batch',
                 got=rows,
-                allowed=f'{self.world_size} ranks x {accumulate} accumulated = {expected}',
-                remedy=f'set trainer.accumulate_grad_batches={max(1, rows // self.world_size)}',
+                allowed=f'a multiple of {self.world_size} ranks'
+                + (f' x {accumulate} accumulated rows' if accumulate > 1 else ''),
+                remedy='set data.rows_per_batch alone: the accumulation follows from it',
             )
-        quarantine = self.settings.quarantine or self.run_dir / 'quarantine.jsonl'
-        progress.attach(rows, self.rank, self.world_size, batches, quarantine)
-
-    def _align_trainer(self, progress: Progress) -> None:
-        """Tell Lightning where the run is.
-
-        Lightning 2.4 saves its batch counters before it advances them, so that a resumed run would accumulate over a
-        window shifted by one batch; and on another number of ranks its counters mean something else.
-        """
-        if self.trainer is None:
-            return
-        loop = self.trainer.fit_loop.epoch_loop
-        batches = progress.batches * (progress.sampler.rows_per_batch // self.world_size)
-        for counter in (loop.batch_progress.total, loop.batch_progress.current):
-            counter.ready = counter.started = counter.processed = counter.completed = batches
-        loop._batches_that_stepped = progress.batches
+        return rows
 
     def _pack(self, specs: Sequence[SourceSpec]) -> tuple[list[FittedSource], list[RowPlan]]:
         s = self.settings

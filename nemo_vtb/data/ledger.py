@@ -234,11 +234,11 @@ class Ledger:
             members = [n for n, a in enumerate(accounts, start=1) if a.kind == kind]
             values = [sum(p[n] for n in members) / max(1, sum(p[1:])) for p in self._curve]
             axes.axhline(asked, color=_COLOURS[kind], linestyle=(0, (4, 3)), linewidth=1, alpha=0.7)
-            axes.plot(batches, values, color=_COLOURS[kind], linewidth=2, label=kind)
+            axes.plot(batches, values, color=_COLOURS[kind], linewidth=1.5, label=kind)
         axes.set_xlabel('global batches')
         axes.set_ylabel(f'share of {self.unit.replace("_", " ")}, cumulative')
         axes.set_title('delivered (line) and asked (dashed)', fontsize=10)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.25 * max([asked for asked, _ in self.kind_shares().values()]))
         axes.yaxis.set_major_formatter('{x:.0%}')
         axes.legend(frameon=False, ncols=2, fontsize=9)
         _clean(axes)
@@ -249,13 +249,12 @@ class Ledger:
         names = [a.name if len(a.name) <= 24 else f'{a.name[:23]}…' for a in accounts]
         got = [delivered[a.name] for a in accounts]
         axes.barh(names, got, color=[_COLOURS[a.kind] for a in accounts], height=0.6)
-        axes.scatter([a.asked for a in accounts], names, marker='|', s=220, color='black', zorder=3, label='asked')
+        axes.scatter([a.asked for a in accounts], names, marker='|', s=260, color='black', zorder=3)
         for name, value in zip(names, got, strict=True):
             axes.annotate(f'{value:.2%}', (value, name), (6, 0), textcoords='offset points', va='center', fontsize=8)
         axes.set_xlim(0, 1.25 * max([*got, *(a.asked for a in accounts), 1e-9]))
         axes.xaxis.set_major_formatter('{x:.0%}')
-        axes.set_title('per source', fontsize=10)
-        axes.legend(frameon=False, fontsize=9, loc='lower right')
+        axes.set_title('delivered (bar) and asked (mark)', fontsize=10)
         _clean(axes)
 
     def _delivered(self, account: SourceAccount) -> int:
