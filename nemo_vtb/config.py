@@ -259,6 +259,8 @@ def _more_keys(provider: str, cfg: Mapping[str, Any]) -> Mapping[str, Node] | No
         return _dataclass_keys('nemo.utils.exp_manager.ExpManagerConfig')
     if provider == 'loader':
         return _dataclass_keys('nemo.collections.common.data.lhotse.dataloader.LhotseDataLoadingConfig')
+    if provider == 'data':
+        return _dataclass_keys('nemo_vtb.data.settings.DataSettings')
     if provider == 'lora':
         return _dataclass_keys('peft.LoraConfig')
     target = cfg.get('_target_') or cfg.get('target') or DEFAULT_TARGETS.get(provider)

@@ -189,11 +189,11 @@ _DATA_KEYS: dict[str, Node] = {
     ),
     'budget': Section({kind: Key((float, int), low=0.0, high=1.0, null=False) for kind in KINDS}),
     'max_tokens': Key((int,), low=1, null=False),
-    'rows_per_batch': Key((int,), low=1, null=False),
-    'num_workers': Key((int,), low=0, null=False),
+    'rows_per_batch': COUNT,
+    'num_workers': NOT_NEGATIVE,
     'pool_size': Key((int,), low=1, null=False),
     'max_skip_ratio': Key((float, int), low=0.0, high=1.0, null=False),
-    'overlong': Key((str,), choices=('drop', 'error'), null=False),
+    'overlong': Key((str,), choices=('cut', 'drop', 'error'), null=False),
 }
 
 SCHEMA = Section(
@@ -202,7 +202,7 @@ SCHEMA = Section(
         'seed': NOT_NEGATIVE,
         'init_from_nemo': TEXT,
         'model': Section(_MODEL_KEYS),
-        'data': Section(_DATA_KEYS),
+        'data': Section(_DATA_KEYS, more='data'),
         'trainer': Section(
             {
                 'max_steps': Key((int,), low=-1, null=False),

@@ -38,7 +38,7 @@ fail() { # what is wrong, then one line per remedy
 find_python() {
     for candidate in ${PYTHON:+"$PYTHON"} python3.11 python3.12 python3; do
         command -v "$candidate" >/dev/null 2>&1 || continue
-        if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; then
+        if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' >/dev/null 2>&1; then
             printf '%s' "$candidate"
             return
         fi
@@ -53,7 +53,7 @@ check_python() {
             "Debian 12, Ubuntu 24.04: sudo apt-get install python3 python3-venv" \
             "elsewhere: install Python 3.12 and run PYTHON=/path/to/python3.12 make ..."
     fi
-    if ! "$python" -c 'import venv, ensurepip' 2>/dev/null; then
+    if ! "$python" -c 'import venv, ensurepip' >/dev/null 2>&1; then
         fail "$python has no venv module" "sudo apt-get install python3-venv" \
             "or the package of that version, for example python3.12-venv"
     fi
