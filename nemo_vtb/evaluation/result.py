@@ -16,14 +16,13 @@
 import errno
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemo_vtb.data.conversation import Audio, Conversation
+from nemo_vtb.data.files import write_atomically
 from nemo_vtb.errors import VtbCheckpointError, VtbDataError
 
 if TYPE_CHECKING:
@@ -268,22 +267,10 @@ def write_json(path: str | Path, value: Any) -> Path:
     Raises:
         VtbCheckpointError: The disk is full or the folder cannot be written.
     """
-    path = Path(path)
-    temporary = None
+    text = json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + '\n'
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
-        with os.fdopen(handle, 'w', encoding='utf-8') as stream:
-            json.dump(value, stream, ensure_ascii=False, indent=1, allow_nan=False)
-            stream.write('\n')
-            stream.flush()
-            os.fsync(stream.fileno())
-        # mkstemp makes files that only the owner can read
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        write_atomically(path, text)
     except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise VtbCheckpointError(
             'The disk is full.' if full else 'The file cannot be written.',
@@ -291,7 +278,7 @@ def write_json(path: str | Path, value: Any) -> Path:
             got=str(error),
             remedy='free some space' if full else 'choose a folder that you may write to',
         ) from error
-    return path
+    return Path(path)
 
 
 def _finite(value: Any) -> Any:

@@ -48,6 +48,7 @@ _TASK_NAMES = {
     's2t_translation': 'ast',
 }
 _ROW_TOKENS = 1024
+_LONG_WORDS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,7 @@ class Question:
         task: One of `TASKS`.
         source: Name of the row that it counts in.
         lang: Language of the answer; decides normaliser and tokeniser.
+        direction: 'es' (spoken), or 'es-en' for a translation; a row of its own where a source has several.
         prompt: Conversation that ends with the user turn to answer.
         reference: What should be answered.
     """
@@ -67,6 +69,7 @@ class Question:
     task: str
     source: str
     lang: str
+    direction: str
     prompt: Conversation
     reference: str
 
@@ -184,8 +187,9 @@ def questions_of(conversation: Conversation) -> list[Question]:
     """Every assistant turn as a question behind the reference history, so that one slip does not spoil the rest."""
     task = task_of(conversation)
     custom = conversation.custom
-    spoken = custom.get('lang') or custom.get('source_lang') or custom.get('language') or 'en'
-    lang = str((custom.get('target_lang') or spoken) if task == 'ast' else spoken)
+    spoken = str(custom.get('lang') or custom.get('source_lang') or custom.get('language') or 'en')
+    lang = str(custom.get('target_lang') or spoken) if task == 'ast' else spoken
+    direction = f'{spoken}-{lang}' if task == 'ast' else spoken
     c = conversation
     return [
         Question(
@@ -193,6 +197,7 @@ def questions_of(conversation: Conversation) -> list[Question]:
             task,
             c.source,
             lang,
+            direction,
             Conversation(c.id, c.turns[:number], c.kind, c.source, c.custom),
             turn.text,
         )
@@ -202,13 +207,13 @@ def questions_of(conversation: Conversation) -> list[Question]:
 
 
 def _sort(conversations: Iterable[Conversation], limit: int | None) -> tuple[list[Conversation], list[Question]]:
-    """Typed chats, whose likelihood is measured, and the questions of all others; `limit` conversations of each source."""
+    """Typed chats, whose likelihood is measured, and questions of all others; `limit` conversations per source."""
     chats: list[Conversation] = []
     questions: list[Question] = []
     taken: dict[tuple, int] = {}
     for conversation in conversations:
         asked = [] if conversation.kind == 'text' else questions_of(conversation)
-        group = (conversation.kind, conversation.source, *((asked[0].task, asked[0].lang) if asked else ()))
+        group = (conversation.kind, conversation.source, *((asked[0].task, asked[0].direction) if asked else ()))
         taken[group] = taken.get(group, 0) + 1
         if limit is not None and taken[group] > limit:
             continue
@@ -239,16 +244,15 @@ def _answer(
 
 def _answer_rows(questions: Sequence[Question], answers: Sequence[str]) -> list[Row]:
     groups: dict[tuple[str, str, str], list[int]] = {}
+    directions: dict[tuple[str, str], set[str]] = {}
     for i, q in enumerate(questions):
-        groups.setdefault((q.task, q.source, q.lang), []).append(i)
-    languages: dict[tuple[str, str], set[str]] = {}
-    for task, source, lang in groups:
-        languages.setdefault((task, source), set()).add(lang)
+        groups.setdefault((q.task, q.source, q.direction), []).append(i)
+        directions.setdefault((q.task, q.source), set()).add(q.direction)
     rows = []
-    for (task, source, lang), chosen in groups.items():
-        name = f'{source} ({lang})' if len(languages[task, source]) > 1 else source
+    for (task, source, direction), chosen in groups.items():
+        name = f'{source} ({direction})' if len(directions[task, source]) > 1 else source
         references, hypotheses = [questions[i].reference for i in chosen], [answers[i] for i in chosen]
-        rows += [_row(task, name, s) for s in _scores(task, references, hypotheses, lang)]
+        rows += [_row(task, name, s) for s in _scores(task, references, hypotheses, questions[chosen[0]].lang)]
     return rows
 
 
@@ -259,7 +263,9 @@ def _scores(task: str, references: list[str], hypotheses: list[str], lang: str) 
         return [metrics.wer(references, hypotheses, lang=lang)]
     if task == 'ast':
         return [metrics.bleu(references, hypotheses, lang=lang), metrics.chrf(references, hypotheses)]
-    return [metrics.exact_match(references, hypotheses), metrics.f1(references, hypotheses)]
+    scores = [metrics.exact_match(references, hypotheses), metrics.f1(references, hypotheses)]
+    # long free answers are never equal word by word
+    return scores[1:] if sum(len(r.split()) for r in references) > _LONG_WORDS * len(references) else scores
 
 
 def _row(task: str, source: str, score: Score, *, n: int | None = None, base: float | None = None) -> Row:
