@@ -322,7 +322,7 @@ def _typed_leaves(cfg: object, node: Node, path: str) -> Iterator[tuple[str, obj
         return
     elif isinstance(node, ListOf):
         if not isinstance(cfg, list | tuple):
-            yield path, cfg, Key((list,))
+            yield path, cfg, Key((list, str) if node.or_text else (list,))
             return
         for index, value in enumerate(cfg):
             yield from _typed_leaves(value, node.item, f'{path}[{index}]')

@@ -46,9 +46,10 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class ListOf:
-    """A list whose entries all follow one node."""
+    """A list whose entries all follow one node; `or_text`: or the path of a YAML file that holds it."""
 
     item: 'Node'
+    or_text: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,7 @@ _ENTRY_KEYS: dict[str, Node] = {
     'kind': Key((str,), choices=KINDS),
     'source': TEXT,
     'weight': POSITIVE,
+    'max_repeats': COUNT,
     'manifest_filepath': ANY,
     'tarred_audio_filepaths': ANY,
     'cuts_path': ANY,
@@ -129,7 +131,7 @@ ENTRY = Section(_ENTRY_KEYS)
 _ENTRY_KEYS['input_cfg'] = ListOf(ENTRY)
 
 LOADER_KEYS: dict[str, Node] = {
-    'input_cfg': ListOf(ENTRY),
+    'input_cfg': ListOf(ENTRY, or_text=True),
     'sample_rate': Key((int,), choices=(16000,), null=False),
     'seed': ANY,
     'num_workers': NOT_NEGATIVE,
@@ -147,13 +149,13 @@ _MODEL_KEYS: dict[str, Node] = {
     'encoder_chunk_size_seconds': POSITIVE,
     'freeze_params': ListOf(Key((str,), null=False)),
     'prevent_freeze_params': ListOf(Key((str,), null=False)),
-    'adapter_init': Key((str,), choices=('default', 'match_embeddings')),
-    'system_prompt': TEXT,
+    'loss_chunk': COUNT,
     'perception': Section(
         {
             'target': TEXT,
             '_target_': TEXT,
             'output_dim': COUNT,
+            'adapter_init': Key((str,), choices=('default', 'match_embeddings')),
             'preprocessor': Section(more='preprocessor'),
             'encoder': Section(more='encoder'),
             'modality_adapter': Section(more='encoder'),

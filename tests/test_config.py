@@ -66,6 +66,8 @@ def small(**changes: Any) -> DictConfig:
 
 def test_small_config_passes() -> None:
     check_config(small())
+    # NeMo also takes the path of a file with the list
+    check_config(small(data__train_ds__input_cfg='blend.yaml'))
 
 
 @pytest.mark.parametrize(
@@ -175,7 +177,7 @@ def test_all_missing_values_are_reported_together() -> None:
         ('data.train_ds.sample_rate', 8000, '16000'),
         ('data.budget.text', -0.1, 'from 0 to 1'),
         ('model.optimizer.lr', '1e-4 ', 'float'),
-        ('model.adapter_init', 'matched', 'match_embeddings'),
+        ('model.perception.adapter_init', 'matched', 'match_embeddings'),
         ('model.lora.r', 0, 'at least 1'),
         ('model.freeze_params', '^llm', 'list'),
         ('seed', -1, 'at least 0'),
