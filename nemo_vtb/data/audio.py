@@ -17,7 +17,9 @@ The number of samples is decided in one place, `clip_span`, for the index and fo
 of a row is exact.
 """
 
+import io
 import os
+import tarfile
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -57,30 +59,32 @@ class ClipSpan:
 
 
 def probe(path: str | Path) -> AudioHeader:
-    """Read the header of a recording.
+    """Read the header of a recording; `shard.tar!/name.wav` is a member of an archive.
 
     Raises:
         VtbAudioError: Missing, a folder, empty, without permission, or not decodable; `error.reason` says which.
     """
+    archive, member = _split(str(path))
     try:
-        stat = os.stat(path)
+        stat = os.stat(archive)
     except OSError as error:
         raise _os_fault(path, error) from error
-    return _probe(str(path), stat.st_mtime_ns, stat.st_size)
+    size = _member(archive, member)[1] if member else stat.st_size
+    return _probe(str(path), archive, size, stat.st_mtime_ns)
 
 
 @lru_cache(maxsize=1024)  # segments of one long recording ask for the same header again and again
-def _probe(path: str, _mtime_ns: int, size: int) -> AudioHeader:
+def _probe(path: str, file: str, size: int, _mtime_ns: int) -> AudioHeader:
     import soundfile
 
-    if not os.path.isfile(path):
+    if not os.path.isfile(file):
         raise audio_fault('audio_not_a_file', field='audio', got=path, allowed='a recording')
     if size == 0:
         raise audio_fault('audio_empty_file', field='audio', got=path)
-    if not os.access(path, os.R_OK):
+    if not os.access(file, os.R_OK):
         raise audio_fault('audio_no_permission', field='audio', got=path)
     try:
-        info = soundfile.info(path)
+        info = soundfile.info(_open(path))
     except (soundfile.SoundFileError, RuntimeError) as error:
         raise audio_fault('audio_unreadable', field='audio', got=f'{path} ({error})') from error
     if info.frames <= 0:
@@ -152,7 +156,7 @@ def _decode(path: str, span: ClipSpan) -> np.ndarray:
     import soundfile
 
     try:
-        samples, _ = soundfile.read(path, frames=span.count, start=span.start, dtype='float32', always_2d=True)
+        samples, _ = soundfile.read(_open(path), frames=span.count, start=span.start, dtype='float32', always_2d=True)
     except (soundfile.SoundFileError, RuntimeError) as error:
         raise audio_fault('audio_unreadable', field='audio', got=f'{path} ({error})') from error
     except OSError as error:
@@ -160,6 +164,48 @@ def _decode(path: str, span: ClipSpan) -> np.ndarray:
     if len(samples) != span.count:
         raise audio_fault('audio_truncated', field='audio', got=f'{len(samples)} of {span.count} samples: {path}')
     return samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1, dtype=np.float32)
+
+
+def _split(path: str) -> tuple[str, str]:
+    """`shard.tar!/name.wav` -> ('shard.tar', 'name.wav'); any other path -> (path, '')."""
+    archive, mark, member = path.partition('.tar!/')
+    return (f'{archive}.tar', member) if mark else (path, '')
+
+
+def _open(path: str) -> str | io.BytesIO:
+    archive, member = _split(path)
+    if not member:
+        return path
+    offset, size = _member(archive, member)
+    with open(archive, 'rb') as stream:
+        stream.seek(offset)
+        return io.BytesIO(stream.read(size))
+
+
+def _member(archive: str, member: str) -> tuple[int, int]:
+    stat = os.stat(archive)
+    found = _members(archive, stat.st_size, stat.st_mtime_ns).get(_member_name(member))
+    if found is None:
+        raise audio_fault('audio_not_in_tar', field='audio', got=f'{member} in {archive}', remedy='write it anew')
+    return found
+
+
+@lru_cache(maxsize=64)
+def _members(archive: str, size: int, _mtime_ns: int) -> dict[str, tuple[int, int]]:
+    """Offset and size of all members that are whole; a cut archive simply has fewer."""
+    members: dict[str, tuple[int, int]] = {}
+    try:
+        with tarfile.open(archive, 'r:') as tar:
+            for item in tar:
+                if item.isfile() and item.offset_data + item.size <= size:
+                    members.setdefault(_member_name(item.name), (item.offset_data, item.size))
+    except (tarfile.TarError, OSError):
+        pass  # what lies behind the cut is reported member by member
+    return members
+
+
+def _member_name(name: str) -> str:
+    return name.removeprefix('./').lstrip('/')
 
 
 def _os_fault(path: str | Path, error: OSError) -> Exception:

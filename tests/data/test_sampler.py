@@ -1,0 +1,300 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The plan: shares, padding, permutation, resume, and the same rows for any number of ranks."""
+
+import json
+from itertools import islice
+
+import numpy as np
+import pytest
+from data_helpers import BUDGET, FakeSource, four_sources
+
+from nemo_vtb.data.sampler import (
+    RowPlan,
+    TokenBudgetPlan,
+    TokenBudgetSampler,
+    permute,
+    resolve_shares,
+    split_rows,
+)
+from nemo_vtb.errors import VtbCheckpointError, VtbConfigError, VtbDataError
+
+PAPER = {'text': 0.15, 'asr_ast': 0.6, 'speech_qa': 0.1, 'mixed_modal': 0.15}
+
+
+def plan(sources: list[FakeSource] | None = None, budget: dict | None = BUDGET, **keys: object) -> TokenBudgetPlan:
+    return TokenBudgetPlan(sources or four_sources(), budget, **({'max_tokens': 2048, 'pool': 256} | keys))
+
+
+def take(p: TokenBudgetPlan, count: int) -> list[RowPlan]:
+    return list(islice(p, count))
+
+
+def tokens(p: TokenBudgetPlan, rows: list[RowPlan]) -> np.ndarray:
+    """Tokens of each source in each row: (rows, sources)."""
+    counts = np.zeros((len(rows), len(p.sources)))
+    for number, row in enumerate(rows):
+        for source, entry in row.items:
+            counts[number, source] += p.sources[source].measure(np.array([entry]))[0][0]
+    return counts
+
+
+@pytest.mark.parametrize('size', [1, 2, 3, 4, 5, 16, 17, 1000, 1024, 1025, 65537])
+@pytest.mark.parametrize('key', ['', 'a', '42:asr:3'])
+def test_a_permutation_is_one(size: int, key: str) -> None:
+    assert sorted(permute(np.arange(size), size, key).tolist()) == list(range(size))
+
+
+def test_permutations_of_two_epochs_differ_and_look_random() -> None:
+    first, second = (permute(np.arange(10000), 10000, f'{epoch}') for epoch in (0, 1))
+    assert (first == second).mean() < 0.01
+    for order in (first, second):
+        assert abs(np.corrcoef(np.arange(10000), order)[0, 1]) < 0.05
+        assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.05
+
+
+def test_a_position_needs_no_other_position() -> None:
+    whole = permute(np.arange(10**7 - 5, 10**7), 10**7, 'x')
+    assert [int(permute(np.array([p]), 10**7, 'x')[0]) for p in range(10**7 - 5, 10**7)] == whole.tolist()
+
+
+@pytest.mark.parametrize('budget', [BUDGET, PAPER], ids=['equal', 'paper'])
+def test_shares_hold_over_the_run_and_in_every_window_and_rows_are_full(budget: dict[str, float]) -> None:
+    # windows of 200 global batches of 8 rows
+    p = plan(budget=budget, max_tokens=4096, pool=512)
+    rows = take(p, 3200)
+    counts = tokens(p, rows)
+    asked = np.array(p.shares)
+    delivered = counts.sum(0) / counts.sum()
+    assert np.abs(delivered / asked - 1).max() < 0.001
+    sums = np.vstack([np.zeros(4), counts.cumsum(0)])[::8]
+    windows = sums[200:] - sums[:-200]
+    assert np.abs(windows / windows.sum(1, keepdims=True) / asked - 1).max() < 0.01
+    assert 1 - counts.sum() / (4096 * len(rows)) < 0.005
+    assert max(row.num_tokens for row in rows) <= 4096
+
+
+def test_shares_of_supervised_tokens() -> None:
+    p = plan(budget=PAPER, unit='supervised_tokens', max_tokens=4096)
+    counts = np.zeros(4)
+    for row in take(p, 2000):
+        for source, entry in row.items:
+            counts[source] += p.sources[source].supervised[entry]
+    assert np.abs(counts / counts.sum() / np.array(p.shares) - 1).max() < 0.001
+
+
+def test_shares_inside_a_kind_follow_the_weights_and_the_temperature() -> None:
+    sources = [FakeSource('a', 'text', 900, 100, 1, weight=4.0), FakeSource('b', 'text', 900, 300, 2, weight=1.0)]
+    assert plan(sources, {'text': 1.0}).shares == pytest.approx([0.8, 0.2])
+    p = plan(sources, {'text': 1.0}, temperature=0.5)
+    assert p.shares == pytest.approx([2 / 3, 1 / 3])
+    counts = tokens(p, take(p, 1500)).sum(0)
+    assert np.abs(counts / counts.sum() / np.array(p.shares) - 1).max() < 0.001
+
+
+def test_without_a_budget_all_data_is_seen_equally_often() -> None:
+    p = plan(budget=None)
+    take(p, 1500)
+    epochs = p.epochs()
+    assert max(epochs) / min(epochs) < 1.05
+
+
+def test_each_conversation_comes_once_per_epoch() -> None:
+    sources = [
+        FakeSource('a', 'text', 500, 100, 1, max_repeats=3),
+        FakeSource('b', 'asr_ast', 700, 90, 2, max_repeats=2),
+    ]
+    p = plan(sources, {'text': 0.5, 'asr_ast': 0.5}, on_exhausted='drop')
+    seen = [np.zeros(500, dtype=int), np.zeros(700, dtype=int)]
+    for row in p:
+        for source, entry in row.items:
+            seen[source][entry] += 1
+    assert (seen[0] == 3).all()
+    assert (seen[1] == 2).all()
+
+
+def test_a_used_up_source_stops_the_run() -> None:
+    sources = [FakeSource('a', 'text', 100, 100, 1, max_repeats=1), FakeSource('b', 'asr_ast', 700, 90, 2)]
+    p = plan(sources, {'text': 0.5, 'asr_ast': 0.5})
+    rows = list(p)
+    ids = [entry for row in rows for source, entry in row.items if source == 0]
+    assert len(set(ids)) == len(ids) == 100
+
+
+def test_a_long_conversation_is_not_overtaken_for_ever() -> None:
+    source = FakeSource('a', 'text', 1000, 60, 1)
+    source.lengths[:20] = 2000
+    p = plan([source], {'text': 1.0}, pool=64)
+    seen = {entry for row in take(p, 120) for _, entry in row.items if entry < 20}
+    assert len(seen) == 20
+
+
+@pytest.mark.parametrize(
+    ('first', 'second'), [(0, 0), (0, 1), (1, 1), (7, 150), (33, 0), (60, 61), (150, 333), (400, 400)]
+)
+def test_a_plan_resumes_at_any_row_also_twice(first: int, second: int) -> None:
+    sources = [FakeSource('a', 'text', 90, 300, 1), FakeSource('b', 'asr_ast', 200, 90, 2)]
+    budget = {'text': 0.5, 'asr_ast': 0.5}
+    expected = take(plan(sources, budget), 900)  # many epochs
+    p = plan(sources, budget)
+    rows = take(p, first)
+    for more in (second, 40):
+        state = json.loads(json.dumps(p.state_dict()))
+        p = plan(sources, budget)
+        p.load_state_dict(state)
+        rows += take(p, more)
+    assert rows == expected[: len(rows)]
+
+
+def test_a_plan_resumes_after_a_source_was_dropped() -> None:
+    def make() -> TokenBudgetPlan:
+        sources = [FakeSource('a', 'text', 60, 100, 1, max_repeats=1), FakeSource('b', 'text', 900, 90, 2)]
+        return plan(sources, {'text': 1.0}, on_exhausted='drop')
+
+    expected = take(make(), 60)
+    p = make()
+    take(p, 30)
+    q = make()
+    q.load_state_dict(json.loads(json.dumps(p.state_dict())))
+    assert take(q, 30) == expected[30:]
+
+
+def test_the_state_is_small() -> None:
+    p = plan(pool=4096)
+    take(p, 500)
+    assert len(json.dumps(p.state_dict())) < 100_000
+
+
+def test_a_refund_is_made_up_for_and_survives_a_resume() -> None:
+    p, q = plan(), plan()
+    rows = take(p, 50)
+    source, entry = rows[10].items[0]
+    p.refund(60, source, entry)
+    state = json.loads(json.dumps(p.state_dict()))
+    q.load_state_dict(state)
+    assert take(p, 200) == take(q, 200)
+    r = plan()
+    r.load_state_dict(state | {'refunds': []})
+    assert take(r, 10) == take(plan(), 60)[50:]
+    with pytest.raises(VtbDataError, match='too late'):
+        p.refund(10, source, entry)
+
+
+@pytest.mark.parametrize(
+    ('change', 'named'),
+    [
+        ({'max_tokens': 1024}, 'max_tokens: 2048 -> 1024'),
+        ({'seed': 1}, 'seed: 42 -> 1'),
+        ({'budget': PAPER}, 'shares.chats: 0.25 -> 0.15'),
+        ({'unit': 'supervised_tokens'}, 'unit: tokens'),
+    ],
+)
+def test_a_changed_plan_is_refused_by_name(change: dict, named: str) -> None:
+    p = plan()
+    take(p, 20)
+    with pytest.raises(VtbCheckpointError, match=named.replace('.', r'\.')):
+        plan(**change).load_state_dict(p.state_dict())
+
+
+def test_changed_files_are_refused_by_name_or_adopted() -> None:
+    p = plan()
+    take(p, 20)
+    sources = four_sources()
+    sources[1].digest = 'other'
+    q = plan(sources)
+    with pytest.raises(VtbCheckpointError, match=r'sources\.asr'):
+        q.load_state_dict(p.state_dict())
+    q.load_state_dict(p.state_dict(), allow_changed=True)
+    assert q.row == 20
+    assert q.epochs()[0] > 0.01
+    assert next(iter(q)).index == 20
+    with pytest.raises(VtbCheckpointError, match='state version 99'):
+        plan().load_state_dict(p.state_dict() | {'version': 99})
+
+
+@pytest.mark.parametrize('balance', [True, False])
+def test_the_global_batch_is_the_same_for_any_number_of_ranks(balance: bool) -> None:
+    def batches(world: int) -> list[list[RowPlan]]:
+        ranks = [TokenBudgetSampler(plan(), 8, rank, world, 12, balance) for rank in range(world)]
+        rows = [list(sampler) for sampler in ranks]
+        assert [len(r) for r in rows] == [len(s) for s in ranks] == [96 // world] * world
+        each = 8 // world
+        return [
+            sorted((row for r in rows for row in r[k * each : (k + 1) * each]), key=lambda row: row.index)
+            for k in range(12)
+        ]
+
+    assert batches(1) == batches(2) == batches(4) == batches(8)
+
+
+def test_ranks_get_rows_of_like_cost() -> None:
+    rows = [RowPlan(n, (), 100, cost) for n, cost in enumerate([9.0, 1.0, 8.0, 2.0])]
+    shares = split_rows(rows, 2)
+    assert [sum(r.cost for r in share) for share in shares] == [10.0, 10.0]
+    assert [len(share) for share in split_rows(rows, 4)] == [1, 1, 1, 1]
+    assert [r.index for r in split_rows(rows, 2, balance=False)[1]] == [1, 3]
+
+
+def test_a_sampler_resumes_on_another_number_of_ranks() -> None:
+    expected = list(TokenBudgetSampler(plan(), 4, num_batches=10))
+    sampler = TokenBudgetSampler(plan(), 4, num_batches=10)
+    list(islice(sampler, 21))  # five batches and one row: the sixth is planned
+    state = json.loads(json.dumps(sampler.state_after(5)))
+    again = []
+    for rank in range(2):
+        other = TokenBudgetSampler(plan(), 4, rank, 2, 10)
+        other.load_state_dict(state)
+        again += list(other)
+    assert sorted(again, key=lambda row: row.index) == expected[20:]
+    with pytest.raises(VtbCheckpointError, match='another size'):
+        TokenBudgetSampler(plan(), 2).load_state_dict(state)
+
+
+def test_rows_must_be_dealt_equally() -> None:
+    with pytest.raises(VtbConfigError, match='rows_per_batch'):
+        TokenBudgetSampler(plan(), 6, 0, 4)
+
+
+@pytest.mark.parametrize(
+    ('budget', 'named'),
+    [
+        ({**BUDGET, 'text': 0.5}, 'sum to 1'),
+        ({'text': 0.5, 'asr_ast': 0.5}, 'no share'),
+        ({**BUDGET, 'text': -0.25}, 'from 0 to 1'),
+        ({**BUDGET, 'text': 'much'}, 'from 0 to 1'),
+    ],
+)
+def test_a_budget_that_does_not_fit_is_refused(budget: dict, named: str) -> None:
+    with pytest.raises(VtbConfigError, match=named):
+        resolve_shares(four_sources(), budget)
+
+
+def test_a_share_needs_a_source_and_a_source_needs_conversations() -> None:
+    with pytest.raises(VtbConfigError, match='no source'):
+        resolve_shares(four_sources()[:3], BUDGET)
+    with pytest.raises(VtbDataError, match='no usable conversation'):
+        resolve_shares([FakeSource('a', 'text', 0, 10, 1)], {'text': 1.0})
+    with pytest.raises(VtbDataError, match='no source'):
+        resolve_shares([], None)
+    silent = FakeSource('a', 'text', 10, 50, 1)
+    silent.supervised[:] = 0
+    with pytest.raises(VtbDataError, match='no supervised'):
+        resolve_shares([silent], None, unit='supervised_tokens')
+    with pytest.raises(VtbConfigError, match='unit'):
+        resolve_shares(four_sources(), BUDGET, unit='words')
+
+
+def test_a_kind_can_be_left_out() -> None:
+    p = plan(budget={'text': 0.0, 'asr_ast': 0.5, 'speech_qa': 0.5, 'mixed_modal': 0.0})
+    assert {p.sources[s].name for row in take(p, 50) for s, _ in row.items} == {'asr', 'qa'}
