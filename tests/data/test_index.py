@@ -1,0 +1,275 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The index counts exactly what the loader makes, is reused when nothing changed, and names what is broken."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from data_helpers import count_frames, count_frames_slowly, spoken, text, write_jsonl, write_wav
+
+from nemo_vtb.data import index as module
+from nemo_vtb.data.collate import Collator
+from nemo_vtb.data.faults import REASONS
+from nemo_vtb.data.index import Meter, SourceIndex, open_index
+from nemo_vtb.data.sources import parse_input_cfg
+from nemo_vtb.data.template import ChatRenderer
+from nemo_vtb.errors import VtbDataError
+
+Build = Callable[..., SourceIndex]
+
+
+def chat(id_: object = 'c', *extra: dict[str, Any]) -> dict[str, Any]:
+    return {'id': id_, 'conversations': [text('User', 'turn on the lamp'), *extra, text('Assistant', 'yes please')]}
+
+
+@pytest.fixture
+def build(tmp_path: Path, meter: Meter) -> Build:
+    def make(lines: list[Any], *, meter: Meter = meter, workers: int = 0, **entry: Any) -> SourceIndex:
+        path = write_jsonl(tmp_path / 'm.jsonl', lines)
+        spec = parse_input_cfg(
+            [{'type': 'multimodal_conversation', 'kind': 'speech_qa', 'manifest_filepath': str(path)} | entry]
+        )[0]
+        return open_index(spec, meter, tmp_path / 'index', workers=workers, quiet=True)
+
+    return make
+
+
+def reasons(index: SourceIndex) -> dict[str, int]:
+    return index.meta['quarantined']
+
+
+def test_lengths_are_what_the_loader_makes(small: Path, meter: Meter, renderer: ChatRenderer) -> None:
+    collator = Collator(renderer, count_frames)
+    for kind in ('text', 'asr_ast', 'mixed_modal'):
+        spec = parse_input_cfg(
+            [{'type': 'multimodal_conversation', 'kind': kind, 'manifest_filepath': str(small / f'{kind}.jsonl')}]
+        )[0]
+        index = open_index(spec, meter, small / 'index', quiet=True)
+        for entry in range(len(index)):
+            batch = collator([index.read(entry)])
+            assert batch['num_tokens'] == index.column('length')[entry]
+            assert (batch['labels'] != -100).sum() == index.column('supervised')[entry]
+            assert batch['frame_lens'].sum() == index.column('frames')[entry]
+            assert batch['audio_lens'].sum() / 16000 == pytest.approx(float(index.column('seconds')[entry]), abs=1e-4)
+        assert index.meta['totals']['length'] == index.column('length').sum()
+
+
+def test_an_index_is_reused_until_something_changes(
+    build: Build, tmp_path: Path, meter: Meter, renderer: ChatRenderer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [chat(n) for n in range(5)]
+    first = build(lines)
+    stamp = os.stat(tmp_path / 'm.jsonl')
+    with monkeypatch.context() as patch:
+        patch.setattr(module, '_build', lambda *_: pytest.fail('built again'))
+        os.utime(tmp_path / 'm.jsonl', ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+        spec = first.spec
+        assert open_index(spec, meter, tmp_path / 'index').digest == first.digest
+    other = Meter(renderer, count_frames_slowly)
+    with pytest.raises(VtbDataError, match='no index of this source'):
+        open_index(spec, other, tmp_path / 'index', build=False)
+    assert open_index(spec, other, tmp_path / 'index', quiet=True).digest != first.digest
+    changed = build([*lines[:4], chat('new')])
+    assert changed.digest != first.digest
+    assert changed.folder != first.folder
+
+
+def test_touching_a_file_rebuilds_but_is_no_change_of_data(build: Build, tmp_path: Path) -> None:
+    first = build([chat(n) for n in range(3)])
+    os.utime(tmp_path / 'm.jsonl', ns=(1, 1))
+    again = open_index(first.spec, Meter(*_parts(build)), tmp_path / 'index', quiet=True)
+    assert again.folder != first.folder
+    assert again.digest == first.digest
+
+
+def _parts(build: Build) -> tuple[Any, Any]:
+    meter = build.__kwdefaults__['meter']
+    return meter.renderer, meter.frame_counter
+
+
+def test_several_processes_make_the_same_index(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, '_CHUNK_BYTES', 700)
+    lines = [chat(n) if n % 7 else '{broken' for n in range(60)]
+    alone = build(lines, source='alone', workers=1)
+    both = build(lines, source='both', workers=2)
+    for name in ('offset', 'nbytes', 'length', 'supervised'):
+        np.testing.assert_array_equal(alone.column(name), both.column(name))
+    assert [f['line'] for f in alone.quarantined()] == [n + 1 for n in range(60) if n % 7 == 0]
+    assert [f['line'] for f in both.quarantined()] == [f['line'] for f in alone.quarantined()]
+    assert [both.read(n).id for n in range(len(both))] == [str(n) for n in range(60) if n % 7]
+
+
+def test_a_killed_build_leaves_nothing(build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, 'file_digest', lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        build([chat()])
+    assert not any((tmp_path / 'index').iterdir())
+
+
+def test_broken_lines_are_named_and_the_good_ones_kept(build: Build) -> None:
+    lines = [
+        chat('good'),
+        '{"id": "cut", "conversations": [{"fr',
+        '["a list"]',
+        b'{"id": "\xff\xfe"}',
+        '{"id": NaN}',
+        '',
+        '   ',
+        {'id': 'no turns'},
+        {'id': 'empty', 'conversations': []},
+        {'id': 'role', 'conversations': [text('Narrator', 'x'), text('Assistant', 'y')]},
+        {'id': 'type', 'conversations': [{**text('User', 'x'), 'type': 'video'}, text('Assistant', 'y')]},
+        {'id': 'null', 'conversations': [{**text('User', 'x'), 'value': None}, text('Assistant', 'y')]},
+        {'id': 'blank', 'conversations': [text('User', ''), text('Assistant', 'y')]},
+        {'id': 'users', 'conversations': [text('User', 'x')]},
+        {'id': 'answers', 'conversations': [text('Assistant', 'y')]},
+        {'id': 'speaks', 'conversations': [text('User', 'x'), spoken('a.wav') | {'from': 'Assistant'}]},
+        chat('pipe', spoken('pipe:touch /tmp/x |')),
+        chat('url', spoken('https://example.com/a.wav')),
+        chat('seconds', spoken('a.wav', duration='long')),
+        chat('skip') | {'custom': {'_skipme': True}},
+    ]
+    index = build(lines)
+    assert len(index) == 1
+    assert reasons(index) == {
+        'not_json': 3,
+        'not_an_object': 1,
+        'missing_key': 4,
+        'unknown_role': 1,
+        'unknown_turn_type': 1,
+        'wrong_turns': 3,
+        'refused_path': 2,
+        'bad_span': 1,
+    }
+    assert set(reasons(index)) <= set(REASONS)
+    assert index.meta['left_out'] == 1
+    fault = next(f for f in index.quarantined() if f['id'] == 'role')
+    assert fault['line'] == 10
+    assert fault['reason'] == 'unknown_role'
+    raw = Path(index.spec.files[0]).read_bytes()
+    assert json.loads(raw[fault['byte_offset'] :].split(b'\n')[0])['id'] == 'role'
+
+
+def test_a_byte_order_mark_and_a_missing_last_newline_are_repaired(build: Build, tmp_path: Path) -> None:
+    raw = b'\xef\xbb\xbf' + json.dumps(chat('a')).encode() + b'\n\n' + json.dumps(chat('b')).encode()
+    index = build([chat()])
+    (tmp_path / 'm.jsonl').write_bytes(raw)
+    index = open_index(index.spec, Meter(*_parts(build)), tmp_path / 'index', quiet=True)
+    assert [index.read(n).id for n in range(len(index))] == ['a', 'b']
+    assert not reasons(index)
+
+
+def test_broken_recordings_are_named(build: Build, tmp_path: Path) -> None:
+    good = write_wav(tmp_path / 'good.wav', 1.0)
+    (tmp_path / 'zero.wav').write_bytes(b'')
+    (tmp_path / 'text.wav').write_text('not a recording')
+    (tmp_path / 'header.wav').write_bytes(good.read_bytes()[:44])
+    write_wav(tmp_path / 'short.wav', 0.005)
+    write_wav(tmp_path / 'stereo.wav', 0.5, channels=2)
+    write_wav(tmp_path / 'slow.wav', 0.5, rate=8000)
+    (tmp_path / 'cut.wav').write_bytes(good.read_bytes()[:20000])
+    index = build(
+        [
+            chat('good', spoken('good.wav', duration=1.0)),
+            chat('stereo', spoken('stereo.wav')),
+            chat('slow', spoken('slow.wav')),
+            chat('none', spoken('none.wav')),
+            chat('zero', spoken('zero.wav')),
+            chat('text', spoken('text.wav')),
+            chat('header', spoken('header.wav')),
+            chat('short', spoken('short.wav')),
+            chat('cut', spoken('cut.wav', duration=1.0)),
+            chat('long lie', spoken('good.wav', duration=1.5)),
+            chat('short lie', spoken('good.wav', duration=0.5)),
+            chat('beyond', spoken('good.wav', offset=3.0)),
+            chat('negative', spoken('good.wav', offset=-1.0)),
+            chat('segment', spoken('good.wav', offset=0.0, duration=0.5)),
+        ]
+    )
+    assert [index.read(n).id for n in range(len(index))] == ['good', 'stereo', 'slow', 'segment']
+    assert reasons(index) == {
+        'audio_missing': 1,
+        'audio_empty_file': 1,
+        'audio_unreadable': 1,
+        'audio_no_samples': 1,
+        'audio_too_short': 1,
+        'duration_mismatch': 3,
+        'bad_span': 2,
+    }
+    assert index.column('frames').tolist() == [count_frames(n) for n in (16000, 8000, 8000, 8000)]
+
+
+def test_rate_and_durations_can_be_treated_otherwise(build: Build, tmp_path: Path, renderer: ChatRenderer) -> None:
+    write_wav(tmp_path / 'slow.wav', 0.5, rate=8000)
+    assert reasons(build([chat('a', spoken('slow.wav'))], meter=Meter(renderer, count_frames, resample=False))) == {
+        'audio_wrong_rate': 1
+    }
+    lie = [chat('a', spoken('slow.wav', duration=0.2))]
+    with pytest.raises(VtbDataError, match='duration'):
+        build(lie, meter=Meter(renderer, count_frames, on_duration_mismatch='error'))
+    trusting = build(lie, meter=Meter(renderer, count_frames, on_duration_mismatch='segment'))
+    assert trusting.column('frames').tolist() == [count_frames(3200)]
+
+
+def test_too_much_that_is_broken_stops_with_a_table(build: Build) -> None:
+    index = build([chat('a'), '{', '{', chat('b', spoken('none.wav'))])
+    with pytest.raises(VtbDataError) as caught:
+        index.check(0.5)
+    message = str(caught.value)
+    assert 'not_json' in message
+    assert 'audio_missing' in message
+    assert '3 of 4 (75.00%)' in message
+    index.check(0.75)
+
+
+def test_an_empty_source_is_named(build: Build) -> None:
+    with pytest.raises(VtbDataError, match='no usable conversation'):
+        build(['']).check(1.0)
+
+
+def test_a_changed_line_is_noticed_when_it_is_read(build: Build, tmp_path: Path) -> None:
+    index = build([chat('a'), chat('b')])
+    (tmp_path / 'm.jsonl').write_bytes(b'x' * 10 + (tmp_path / 'm.jsonl').read_bytes())
+    with pytest.raises(VtbDataError):
+        index.read(1)
+
+
+@pytest.mark.parametrize('type_', ['nemo_tarred', 'multimodal_conversation'])
+def test_archives_are_indexed_like_files(build: Build, tmp_path: Path, type_: str) -> None:
+    import tarfile
+
+    with tarfile.open(tmp_path / 'audio.tar', 'w') as tar:
+        for number in range(3):
+            tar.add(write_wav(tmp_path / f'{number}.wav', 0.2 * (number + 1)), f'{number}.wav')
+            (tmp_path / f'{number}.wav').unlink()
+    if type_ == 'nemo_tarred':
+        lines = [{'audio_filepath': f'{n}.wav', 'duration': 0.2 * (n + 1), 'text': 'yes'} for n in range(4)]
+    else:
+        lines = [chat(n, spoken(f'{n}.wav')) for n in range(4)]
+    index = build(lines, type=type_, tarred_audio_filepaths=str(tmp_path / 'audio.tar'))
+    assert index.column('frames').tolist() == [count_frames(round(3200 * (n + 1))) for n in range(3)]
+    assert reasons(index) == {'audio_not_in_tar': 1}
+
+
+def test_an_index_is_small_and_read_lazily(build: Build) -> None:
+    import pickle
+
+    index = build([chat(n) for n in range(50)])
+    index.column('length')
+    assert len(pickle.dumps(index)) < 5000

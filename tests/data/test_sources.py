@@ -1,0 +1,195 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""NeMo's formats are read unchanged; what is not one of them is refused by name."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from data_helpers import spoken, text, write_jsonl
+
+from nemo_vtb.data.conversation import Audio, Conversation, Text
+from nemo_vtb.data.faults import reason_of
+from nemo_vtb.data.sources import expand_paths, parse_input_cfg
+from nemo_vtb.errors import VtbConfigError, VtbDataError
+
+CHAT = {'id': 'c', 'conversations': [text('User', 'hi'), text('Assistant', 'hello')]}
+
+
+def read(folder: Path, line: Any, **entry: Any) -> Conversation | None:
+    path = write_jsonl(folder / 'm.jsonl', [line])
+    spec = parse_input_cfg([{'type': 'multimodal_conversation', 'manifest_filepath': str(path), **entry}])[0]
+    return spec.read(json.loads(path.read_text()), 0, 'here')
+
+
+def said(conversation: Conversation | None) -> list[tuple[str, list[str]]]:
+    assert conversation is not None
+    return [
+        (t.role, [p.text if isinstance(p, Text) else Path(p.path).name for p in t.parts]) for t in conversation.turns
+    ]
+
+
+def test_a_conversation_is_named_after_its_file_and_paths_are_relative_to_it(tmp_path: Path) -> None:
+    line = {
+        'id': 'x',
+        'conversations': [text('User', 'say'), spoken('wav/a.wav', duration=1.0), text('Assistant', 'b')],
+    }
+    conversation = read(tmp_path, line, kind='speech_qa')
+    assert conversation is not None
+    assert (conversation.source, conversation.kind, conversation.id) == ('m', 'speech_qa', 'x')
+    assert conversation.audios == [Audio(str(tmp_path / 'wav/a.wav'), 1.0)]
+
+
+def test_kind_is_inferred_from_the_first_usable_line(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / 'm.jsonl', ['{', CHAT])
+    assert parse_input_cfg([{'type': 'multimodal_conversation', 'manifest_filepath': str(path)}])[0].kind == 'text'
+    path = write_jsonl(tmp_path / 'n.jsonl', [CHAT | {'custom': {'kind': 'mixed_modal'}}])
+    spec = parse_input_cfg([{'type': 'multimodal_conversation', 'manifest_filepath': str(path)}])[0]
+    assert spec.kind == 'mixed_modal'
+
+
+def test_tags_of_nemo_are_honoured(tmp_path: Path) -> None:
+    line = {'id': 'x', 'conversations': [spoken('a.wav'), text('Assistant', 'b')]}
+    conversation = read(tmp_path, line, kind='asr_ast', tags={'context': 'Transcribe:', 'system_prompt': 'Be brief.'})
+    assert said(conversation)[:2] == [('system', ['Be brief.']), ('user', ['Transcribe:', 'a.wav'])]
+    assert said(read(tmp_path, CHAT, system_prompt='Be kind.'))[0] == ('system', ['Be kind.'])
+
+
+def test_a_line_can_ask_to_be_left_out(tmp_path: Path) -> None:
+    assert read(tmp_path, CHAT | {'custom': {'_skipme': True}}, kind='text') is None
+
+
+def test_share_gpt_with_one_and_with_several_recordings(tmp_path: Path) -> None:
+    one = {
+        'id': 1,
+        'sound': 'a.wav',
+        'conversations': [{'from': 'human', 'value': 'Hear <sound> and say'}, {'from': 'gpt', 'value': 'ok'}],
+    }
+    assert said(read(tmp_path, one, type='share_gpt', kind='speech_qa')) == [
+        ('user', ['Hear', 'a.wav', 'and say']),
+        ('assistant', ['ok']),
+    ]
+    two = {
+        'id': 2,
+        'audios': ['a.wav', 'b.wav'],
+        'conversations': [
+            {'from': 'system', 'value': 'Listen.'},
+            {'from': 'human', 'value': '<audio> then <audio>'},
+            {'from': 'gpt', 'value': 'an <audio> is only a word here'},
+        ],
+    }
+    assert said(read(tmp_path, two, type='share_gpt', kind='speech_qa')) == [
+        ('system', ['Listen.']),
+        ('user', ['a.wav', 'then', 'b.wav']),
+        ('assistant', ['an <audio> is only a word here']),
+    ]
+    plain = {'conversations': [{'from': 'human', 'value': 'hi'}, {'from': 'gpt', 'value': 'ho'}]}
+    assert said(read(tmp_path, plain, type='share_gpt')) == [('user', ['hi']), ('assistant', ['ho'])]
+
+
+@pytest.mark.parametrize('audios', [[], ['a.wav', 'b.wav']])
+def test_share_gpt_needs_a_recording_for_each_placeholder(tmp_path: Path, audios: list[str]) -> None:
+    line = {'audios': audios, 'conversations': [{'from': 'human', 'value': '<audio>'}, {'from': 'gpt', 'value': 'ok'}]}
+    with pytest.raises(VtbDataError) as caught:
+        read(tmp_path, line, type='share_gpt', kind='speech_qa')
+    assert reason_of(caught.value) == 'placeholder_mismatch'
+
+
+def test_a_nemo_manifest_becomes_transcription_translation_or_answer(tmp_path: Path) -> None:
+    asr = {'audio_filepath': 'a.wav', 'duration': 1.5, 'offset': 2.0, 'text': 'hello', 'lang': 'en'}
+    conversation = read(tmp_path, asr, type='nemo')
+    assert said(conversation) == [('user', ['Transcribe the speech.', 'a.wav']), ('assistant', ['hello'])]
+    assert conversation is not None
+    assert conversation.kind == 'asr_ast'
+    assert conversation.audios == [Audio(str(tmp_path / 'a.wav'), 1.5, 2.0, 'hello')]
+    ast = {**asr, 'source_lang': 'en', 'target_lang': 'fr', 'target_text': 'bonjour'}
+    assert said(read(tmp_path, ast, type='nemo')) == [
+        ('user', ['Translate the speech to French.', 'a.wav']),
+        ('assistant', ['bonjour']),
+    ]
+    qa = {**asr, 'question': 'What is said?', 'answer': 'a greeting', 'system_prompt': 'Be brief.'}
+    assert said(read(tmp_path, qa, type='sqa_as_conversation')) == [
+        ('system', ['Be brief.']),
+        ('user', ['What is said?', 'a.wav']),
+        ('assistant', ['a greeting']),
+    ]
+
+
+def test_prompts_of_a_source_are_spread_over_its_lines_and_stay(tmp_path: Path) -> None:
+    prompts = ['Write down {source_lang}.', 'Transcribe:', 'What is said?']
+    lines = [{'audio_filepath': f'{n}.wav', 'duration': 1.0, 'text': 'x', 'lang': 'de'} for n in range(60)]
+    asked = [said(read(tmp_path, line, type='nemo', prompt=prompts))[0][1][0] for line in lines]
+    assert asked == [said(read(tmp_path, line, type='nemo', prompt=prompts))[0][1][0] for line in lines]
+    assert set(asked) == {'Write down German.', 'Transcribe:', 'What is said?'}
+
+
+@pytest.mark.parametrize('missing', ['audio_filepath', 'text'])
+def test_a_manifest_line_needs_its_keys(tmp_path: Path, missing: str) -> None:
+    line = {'audio_filepath': 'a.wav', 'duration': 1.0, 'text': 'x'}
+    del line[missing]
+    with pytest.raises(VtbDataError) as caught:
+        read(tmp_path, line, type='nemo')
+    assert reason_of(caught.value) == 'missing_key'
+
+
+def test_nemo_text_sft(tmp_path: Path) -> None:
+    line = {'system': 'Be good.', 'mask': 'User', 'conversations': [text('User', 'hi'), text('Assistant', 'ho')]}
+    assert said(read(tmp_path, line, type='nemo_sft_jsonl'))[0] == ('system', ['Be good.'])
+
+
+def test_groups_are_flattened_and_names_made_unique(tmp_path: Path) -> None:
+    path = str(write_jsonl(tmp_path / 'm.jsonl', [CHAT]))
+    leaf = {'type': 'multimodal_conversation', 'manifest_filepath': path, 'weight': 3.0}
+    specs = parse_input_cfg([{'type': 'group', 'weight': 0.5, 'kind': 'text', 'input_cfg': [leaf, leaf]}, leaf])
+    assert [(s.name, s.weight) for s in specs] == [('m', 1.5), ('m.2', 1.5), ('m.3', 3.0)]
+
+
+@pytest.mark.parametrize(
+    ('entry', 'named'),
+    [
+        ({'type': 'nemo_tared'}, 'multimodal_conversation'),
+        ({'type': 'multimodal_conversation'}, 'manifest_filepath'),
+        ({'type': 'multimodal_conversation', 'manifest_filepath': 'M', 'kind': 'speech'}, 'Unknown kind'),
+        ({'type': 'nemo_tarred', 'manifest_filepath': 'M', 'tarred_audio_filepaths': ['a', 'b']}, '2 archives'),
+    ],
+)
+def test_what_cannot_be_read_is_refused_by_name(tmp_path: Path, entry: dict[str, Any], named: str) -> None:
+    path = str(write_jsonl(tmp_path / 'm.jsonl', [CHAT]))
+    if 'manifest_filepath' in entry:
+        entry = entry | {'manifest_filepath': path}
+    with pytest.raises(VtbConfigError, match=named):
+        parse_input_cfg([entry])
+
+
+def test_a_missing_manifest_is_named(tmp_path: Path) -> None:
+    with pytest.raises(VtbDataError, match=r'none\.jsonl'):
+        parse_input_cfg([{'type': 'nemo', 'manifest_filepath': str(tmp_path / 'none.jsonl')}])
+
+
+PATTERNS = ('a/m__OP_0..2_CL_.jsonl', 'z_{1..2}.jsonl', 'b_[01..03].jsonl', '{x,y}/m.jsonl')
+
+
+def test_shard_patterns_are_expanded() -> None:
+    assert expand_paths(PATTERNS[0]) == [f'a/m_{n}.jsonl' for n in range(3)]
+    assert expand_paths(['x.jsonl', ['y.jsonl', 0.5], PATTERNS[1]]) == ['x.jsonl', 'y.jsonl', 'z_1.jsonl', 'z_2.jsonl']
+    assert expand_paths('plain (1).jsonl') == ['plain (1).jsonl']
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('pattern', PATTERNS)
+def test_shard_patterns_are_expanded_as_nemo_does(pattern: str) -> None:
+    from nemo.collections.common.data.lhotse.nemo_adapters import expand_sharded_filepaths
+
+    assert expand_paths(pattern) == expand_sharded_filepaths(pattern)
