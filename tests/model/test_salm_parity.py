@@ -132,6 +132,7 @@ model:
   lora: {task_type: CAUSAL_LM, r: 8, lora_alpha: 32, lora_dropout: 0.1}
   perception:
     target: nemo.collections.speechlm2.modules.perception.AudioPerceptionModule
+    output_dim: 64
     preprocessor:
       _target_: nemo.collections.asr.modules.AudioToMelSpectrogramPreprocessor
       features: 80
