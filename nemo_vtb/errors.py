@@ -13,6 +13,14 @@
 # limitations under the License.
 """Errors that a user can act on: each names the field, the value, what is allowed and the remedy."""
 
+import functools
+import sys
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec('P')
+R = TypeVar('R')
+
 __all__ = [
     'VtbAssetError',
     'VtbAudioError',
@@ -22,6 +30,7 @@ __all__ = [
     'VtbError',
     'VtbModelError',
     'VtbTemplateError',
+    'report_errors',
 ]
 
 
@@ -83,6 +92,20 @@ class VtbCheckpointError(VtbError, RuntimeError):
 
 class VtbAssetError(VtbError, RuntimeError):
     """An embedded asset cannot be fetched, verified or converted."""
+
+
+def report_errors(function: Callable[P, R]) -> Callable[P, R]:
+    """Let a script end with the message of a `VtbError` and exit code 2, without a traceback."""
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except VtbError as error:
+            sys.stderr.write(f'\n{type(error).__name__}: {error}\n')
+            sys.exit(2)
+
+    return wrapped
 
 
 def _short(value: object, limit: int = 400) -> str:

@@ -13,6 +13,9 @@
 # limitations under the License.
 """From a composed configuration to a trainer and a model: the two constructions that scripts share."""
 
+import logging
+import os
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +27,24 @@ from nemo_vtb.errors import VtbConfigError
 from nemo_vtb.model.blender import VoiceTextBlender
 from nemo_vtb.model.checkpointing import AtomicCheckpointIO
 
-__all__ = ['build_model', 'build_trainer']
+__all__ = ['build_model', 'build_trainer', 'quiet_logs']
+
+_CHATTY = ('lightning.pytorch', 'lightning.fabric', 'nv_one_logger', 'numexpr', 'torch.distributed')
+
+
+def quiet_logs() -> None:
+    """Leave the terminal to our own lines: other libraries show warnings and errors; NEMO_LOG_LEVEL=INFO shows all."""
+    if os.environ.get('NEMO_LOG_LEVEL'):
+        return
+    from nemo.utils import logging as nemo_logging
+    from transformers.utils import logging as hf_logging
+
+    nemo_logging.setLevel(nemo_logging.ERROR)
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings('ignore', module=r'(lightning|torch|transformers|nemo|pydub|hydra)\b')
 
 
 def build_trainer(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> Trainer:
@@ -36,17 +56,15 @@ def build_trainer(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> Traine
         VtbConfigError: The rows of a batch cannot be shared equally among the ranks.
     """
     options: dict[str, Any] = dict(resolve_trainer_cfg(cfg.trainer))
-    interval = options.pop('val_check_interval', None)
+    interval = options.get('val_check_interval')
+    counted = isinstance(interval, int)
+    options['callbacks'] = [*(options.get('callbacks') or []), *callbacks]
+    options['plugins'] = [*(options.get('plugins') or []), AtomicCheckpointIO()]
     options.setdefault('use_distributed_sampler', False)
-    trainer = Trainer(
-        **options,
-        # the data has one endless epoch: validation is counted in batches, not in epochs
-        check_val_every_n_epoch=None if isinstance(interval, int) else options.pop('check_val_every_n_epoch', 1),
-        val_check_interval=interval,
-        callbacks=[*options.pop('callbacks', []), *callbacks],
-        plugins=[*(options.pop('plugins', None) or []), AtomicCheckpointIO()],
-    )
-    rows, world = int(cfg.data.rows_per_batch), trainer.world_size
+    if counted:  # the data has one long epoch: validation is counted in batches, across epochs
+        options['check_val_every_n_epoch'] = None
+    trainer = Trainer(**options)
+    rows, world = int(cfg.data.get('rows_per_batch') or trainer.world_size), trainer.world_size
     if rows % world:
         raise VtbConfigError(
             'The rows of a global batch cannot be shared equally among the ranks.',
@@ -55,8 +73,9 @@ def build_trainer(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> Traine
             allowed=f'a multiple of {world}',
             remedy=f'data.rows_per_batch={world * max(1, round(rows / world))}',
         )
-    trainer.accumulate_grad_batches = rows // world
-    if isinstance(interval, int):
+    if cfg.data.get('rows_per_batch'):
+        trainer.accumulate_grad_batches = rows // world
+    if counted:
         trainer.val_check_interval = interval * trainer.accumulate_grad_batches
     return trainer
 

@@ -1,0 +1,54 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Measures a speech LLM on held-out data, its base LLM beside it.
+
+Usage: python examples/speechllm_eval.py model=FILE.nemo data=[TEST.jsonl,...]   (keys: conf/eval/speechllm_eval.yaml)
+"""
+
+from pathlib import Path
+
+from nemo.core.config import hydra_runner
+from omegaconf import DictConfig
+from rich.console import Console
+
+from nemo_vtb.cli import shows_errors
+from nemo_vtb.evaluation import evaluate
+from nemo_vtb.evaluation.asking import EVAL_SCHEMA, check_settings, find_datasets, load_model
+
+
+@hydra_runner(config_path='../conf/eval', config_name='speechllm_eval')
+@shows_errors
+def main(cfg: DictConfig) -> None:
+    """Restore, answer, measure, show."""
+    console = Console()
+    check_settings(cfg, EVAL_SCHEMA)
+    datasets = find_datasets(cfg.data)
+    model = load_model(cfg.model, cfg.device)
+    result = evaluate(
+        model,
+        datasets,
+        limit=cfg.limit,
+        batch_size=cfg.batch_size,
+        max_new_tokens=cfg.max_new_tokens,
+        console=console,
+    )
+    result.table(console)
+    if cfg.examples:
+        result.show_examples(console)
+    path = result.to_json(cfg.output or Path(cfg.model).with_suffix('.eval.json'))
+    console.print(f'All {len(result.samples)} answers: {path}', highlight=False)
+
+
+if __name__ == '__main__':
+    main()

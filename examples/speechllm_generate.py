@@ -1,0 +1,52 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Asks a speech LLM about recordings.
+
+Usage: python examples/speechllm_generate.py model=FILE.nemo audio=[a.wav,b.wav] prompt="Transcribe the recording."
+       (keys: conf/eval/speechllm_generate.yaml)
+"""
+
+from nemo.core.config import hydra_runner
+from omegaconf import DictConfig
+from rich.console import Console
+
+from nemo_vtb.cli import shows_errors
+from nemo_vtb.evaluation.asking import (
+    GENERATE_SCHEMA,
+    check_settings,
+    conversations_from_audio,
+    conversations_from_manifest,
+    load_model,
+    report_answers,
+)
+
+
+@hydra_runner(config_path='../conf/eval', config_name='speechllm_generate')
+@shows_errors
+def main(cfg: DictConfig) -> None:
+    """Read the questions, restore the model, answer, show."""
+    check_settings(cfg, GENERATE_SCHEMA)
+    if cfg.manifest:
+        conversations, references = conversations_from_manifest(cfg.manifest, cfg.prompt)
+    else:
+        conversations, references = conversations_from_audio(list(cfg.audio), cfg.prompt), []
+    model = load_model(cfg.model, cfg.device)
+    answers = model.answer(
+        conversations, max_new_tokens=cfg.max_new_tokens, batch_size=cfg.batch_size, use_lora=cfg.use_lora
+    )
+    report_answers(conversations, answers, references, console=Console(), output=cfg.output)
+
+
+if __name__ == '__main__':
+    main()
