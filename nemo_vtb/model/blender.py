@@ -76,7 +76,7 @@ class VoiceTextBlender(Generation, SALM, ModelPT):
         self.tokenizer = AutoTokenizer(str(folder), use_fast=True)
         self.renderer = ChatRenderer(self.tokenizer.tokenizer)
         self._build_llm(str(self.cfg.pretrained_llm) if pretrained else str(folder), pretrained)
-        std = float(self.embed_tokens(torch.arange(min(1000, self.embed_tokens.num_embeddings))).std())
+        std = float(self.embed_tokens(torch.arange(min(1000, self.embed_tokens.num_embeddings))).detach().std())
         self.perception = setup_perception(self.cfg, self.backbone.hidden_size, std, pretrained=pretrained)
         self.frames = frame_counter(self.cfg.perception, chunk_s=self.cfg.get('encoder_chunk_size_seconds'))
         maybe_load_pretrained_models(self)

@@ -116,7 +116,7 @@ class Generation:
     # ---- parts
 
     def _generate(self, rows: list[list[int]], clips: list[Tensor], config: GenerationConfig | None, **kw: Any) -> Tensor:
-        was_training = self.training
+        modes = [(module, module.training) for module in self.modules()]
         self.eval()
         try:
             embeds, mask = _left_pad(self._embed_prompts(rows, clips))  # (B, T, H), (B, T)
@@ -129,7 +129,9 @@ class Generation:
                     **kw,
                 )
         finally:
-            self.train(was_training)
+            # one by one: a frozen encoder may have been in evaluation mode all the time
+            for module, training in modes:
+                module.training = training
 
     def _embed_prompts(self, rows: list[list[int]], clips: list[Tensor]) -> list[Tensor]:
         """Embed each prompt with the frames of its recordings in place of the slots: list of (T_i, H)."""
