@@ -41,6 +41,7 @@ __all__ = ['EvalLoader', 'LedgerCallback', 'RowDataset', 'TrainLoader', 'VtbData
 logger = logging.getLogger(__name__)
 
 _RETRIES = 3
+_RETRY_S = 0.01
 _TRANSIENT = ('audio_missing', 'audio_unreadable', 'audio_truncated')
 
 
@@ -61,11 +62,11 @@ class RowDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, row: RowPlan) -> dict[str, Any]:
         items, faults = [], []
-        for source, entry in row.items:
+        for place, (source, entry) in enumerate(row.items):
             try:
                 items.append(self._load(source, entry))
             except VtbDataError as error:
-                faults.append(self._fault(source, entry, error))
+                faults.append({'row': row.index, 'place': place} | self._fault(source, entry, error))
         batch = pack_row(items, row.index) | {'faults': faults}
         return batch if self.dataset is None else batch | {'dataset': self.dataset}
 
@@ -78,7 +79,7 @@ class RowDataset(torch.utils.data.Dataset):
                 # network file systems fail now and then; a file that is broken fails again
                 if attempt == _RETRIES or reason_of(error) not in _TRANSIENT:
                     raise
-                time.sleep(0.01 * 4**attempt)
+                time.sleep(_RETRY_S * 4**attempt)
         planned = int(self.sources[source].measure([entry])[0][0])
         if item.length != planned:
             raise data_fault(
@@ -210,13 +211,13 @@ class VtbDataModule(pl.LightningDataModule):
 
     @property
     def rank(self) -> int:
-        """Data-parallel rank."""
-        return self.trainer.global_rank if self.trainer else 0
+        """Data-parallel rank: tensor-parallel peers have the same one and see the same rows."""
+        return self._parallel()[0]
 
     @property
     def world_size(self) -> int:
         """Number of data-parallel ranks."""
-        return self.trainer.world_size if self.trainer else 1
+        return self._parallel()[1]
 
     @property
     def run_dir(self) -> Path:
@@ -334,6 +335,15 @@ class VtbDataModule(pl.LightningDataModule):
         self.ledger.save(self.run_dir / 'ledger.json')
         if plot and self.ledger.batches:
             self.ledger.plot(self.run_dir / 'ledger.png')
+
+    def _parallel(self) -> tuple[int, int]:
+        if self.trainer is None:
+            return 0, 1
+        # Lightning's own word for the data-parallel group; strategies with tensor parallelism override it
+        group = getattr(self.trainer.strategy, 'distributed_sampler_kwargs', None)
+        if group:
+            return int(group['rank']), int(group['num_replicas'])
+        return self.trainer.global_rank, self.trainer.world_size
 
     def _train_specs(self) -> list[SourceSpec]:
         return parse_input_cfg(self.settings.train_ds.get('input_cfg') or (), 'data.train_ds.input_cfg')

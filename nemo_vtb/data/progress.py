@@ -161,8 +161,10 @@ class Progress:
         Raises:
             VtbDataError: Too many conversations could not be loaded.
         """
-        faults, self._faults = self._gather(self._faults), []
-        for fault in sorted(faults, key=lambda f: (f['batch'], f['number'], f['entry'])):
+        gathered, self._faults = self._gather(self._faults), []
+        # tensor-parallel peers report the same row
+        faults = {(f['row'], f['place']): f for f in gathered}
+        for _, fault in sorted(faults.items()):
             source, entry = fault['number'], fault['entry']
             row = (fault['batch'] + 1 + self.settings.refund_batches) * self.sampler.rows_per_batch
             self.plan.refund(row, source, entry)
@@ -174,7 +176,7 @@ class Progress:
         if not faults:
             return
         if self._quarantine is not None:
-            self._quarantine.add(faults)
+            self._quarantine.add(list(faults.values()))
         self._check()
 
     def state_dict(self) -> dict[str, Any]:
