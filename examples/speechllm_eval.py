@@ -22,16 +22,18 @@ from nemo.core.config import hydra_runner
 from omegaconf import DictConfig
 from rich.console import Console
 
-from nemo_vtb.cli import shows_errors
+from nemo_vtb.errors import report_errors
 from nemo_vtb.evaluation import evaluate
 from nemo_vtb.evaluation.asking import EVAL_SCHEMA, check_settings, find_datasets, load_model
+from nemo_vtb.training.run import quiet_logs
 
 
 @hydra_runner(config_path='../conf/eval', config_name='speechllm_eval')
-@shows_errors
+@report_errors
 def main(cfg: DictConfig) -> None:
     """Restore, answer, measure, show."""
     console = Console()
+    quiet_logs()
     check_settings(cfg, EVAL_SCHEMA)
     datasets = find_datasets(cfg.data)
     model = load_model(cfg.model, cfg.device)

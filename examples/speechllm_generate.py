@@ -21,7 +21,7 @@ from nemo.core.config import hydra_runner
 from omegaconf import DictConfig
 from rich.console import Console
 
-from nemo_vtb.cli import shows_errors
+from nemo_vtb.errors import report_errors
 from nemo_vtb.evaluation.asking import (
     GENERATE_SCHEMA,
     check_settings,
@@ -30,12 +30,14 @@ from nemo_vtb.evaluation.asking import (
     load_model,
     report_answers,
 )
+from nemo_vtb.training.run import quiet_logs
 
 
 @hydra_runner(config_path='../conf/eval', config_name='speechllm_generate')
-@shows_errors
+@report_errors
 def main(cfg: DictConfig) -> None:
     """Read the questions, restore the model, answer, show."""
+    quiet_logs()
     check_settings(cfg, GENERATE_SCHEMA)
     if cfg.manifest:
         conversations, references = conversations_from_manifest(cfg.manifest, cfg.prompt)

@@ -28,7 +28,7 @@ from nemo_vtb.errors import VtbCheckpointError, VtbDataError
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ['FORMAT_VERSION', 'Evaluation', 'Row', 'Sample', 'readable', 'write_json']
+__all__ = ['FORMAT_VERSION', 'Evaluation', 'Row', 'Sample', 'plain', 'readable', 'write_json']
 
 FORMAT_VERSION = 1
 """Written into every JSON file; raised when a field changes its meaning."""
@@ -235,13 +235,13 @@ class Evaluation:
         for name in ('Should be', 'This model', 'Base LLM'):
             table.add_column(name, ratio=3)
         for sample in self.examples():
-            said = [f'[dim]said: "{_plain(text)}"[/dim]' for text in sample.said if text]
-            head = f'[bold]{_TASK_NAMES.get(sample.task, sample.task)}[/bold] [dim]({_plain(sample.source)})[/dim]'
+            said = [f'[dim]said: "{plain(text)}"[/dim]' for text in sample.said if text]
+            head = f'[bold]{_TASK_NAMES.get(sample.task, sample.task)}[/bold] [dim]({plain(sample.source)})[/dim]'
             table.add_row(
-                '\n'.join([head, _plain(sample.prompt), *said]),
-                _plain(sample.reference),
-                _plain(sample.hypothesis),
-                '-' if sample.base is None else _plain(sample.base),
+                '\n'.join([head, plain(sample.prompt), *said]),
+                plain(sample.reference),
+                plain(sample.hypothesis),
+                '-' if sample.base is None else plain(sample.base),
             )
         console.print(table)
 
@@ -291,7 +291,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text that is safe to show: a model may write markup or control codes of the terminal."""
     from rich.markup import escape
 

@@ -1,0 +1,149 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""`vtb`: the command line. Nothing heavy is imported before a command needs it, so that `vtb --help` is instant."""
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+from nemo_vtb.errors import VtbError
+from nemo_vtb.package_info import __version__
+
+__all__ = ['main', 'run_guarded', 'show_error']
+
+USER_ERROR = 2
+_INTERRUPTED = 130
+
+_HELP = """\
+commands:
+  assets    fetch the embedded models, recordings and the demonstration corpus
+  inspect   show how conversations are rendered: roles, recordings, supervised tokens
+  eval      measure a model on held-out data, its base LLM beside it
+  info      what is in a .nemo file, without loading its weights
+  doctor    check this installation and say what to do about what is wrong
+  data      index and check data
+
+`vtb COMMAND --help` explains one of them. Training: python examples/speechllm_joint_sft.py --help
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `vtb`; returns the exit status: 0, 1 (something is not as it should be), 2 (wrong use or bad input)."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    show_traceback = '--traceback' in argv
+    argv = [word for word in argv if word != '--traceback']
+    parser = argparse.ArgumentParser(
+        prog='vtb',
+        description='Joint speech-text fine-tuning of speech LLMs.',
+        usage='vtb COMMAND ...',
+        epilog=_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('--version', action='version', version=f'vtb {__version__}')
+    parser.add_argument('--traceback', action='store_true', help='show where in the code an error arose')
+    parser.add_argument('command', choices=sorted(_COMMANDS), help=argparse.SUPPRESS, metavar='COMMAND')
+    if not argv:
+        parser.print_help()
+        return USER_ERROR
+    # the rest belongs to the command, which has a parser of its own
+    command = parser.parse_args(argv[:1]).command
+    return run_guarded(lambda: _COMMANDS[command](argv[1:]), show_traceback)
+
+
+def run_guarded(action: Callable[[], int | None], show_traceback: bool = False) -> int:
+    """Run an action and turn its end into an exit status; an error of ours becomes a panel without a traceback."""
+    try:
+        return action() or 0
+    except VtbError as error:
+        if show_traceback:
+            traceback.print_exc()
+        show_error(error)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        sys.stderr.write('\ninterrupted\n')
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # the reader (head, less) has gone; closing standard output would raise once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def show_error(error: VtbError) -> None:
+    """Print an error as a red panel on standard error."""
+    from rich.console import Console
+    from rich.panel import Panel
+    from rich.text import Text
+
+    console = Console(stderr=True)
+    console.print(Panel(Text(str(error)), title=type(error).__name__, title_align='left', border_style='red'))
+
+
+def _assets(argv: Sequence[str]) -> int:
+    from nemo_vtb.assets.command import main as run
+
+    return run(argv)
+
+
+def _data(argv: Sequence[str]) -> int:
+    try:
+        from nemo_vtb.data.cli import main as run
+    except ModuleNotFoundError as error:
+        if error.name != 'nemo_vtb.data.cli':
+            raise
+        raise VtbError(
+            'This version has no data commands.',
+            field='vtb data',
+            remedy='indexes are built by training itself; `vtb inspect CONFIG` shows what is read',
+        ) from error
+    return run(argv)
+
+
+def _inspect(argv: Sequence[str]) -> int:
+    from nemo_vtb.commands.inspect import main as run
+
+    return run(argv)
+
+
+def _eval(argv: Sequence[str]) -> int:
+    from nemo_vtb.commands.eval import main as run
+
+    return run(argv)
+
+
+def _info(argv: Sequence[str]) -> int:
+    from nemo_vtb.commands.info import main as run
+
+    return run(argv)
+
+
+def _doctor(argv: Sequence[str]) -> int:
+    from nemo_vtb.commands.doctor import main as run
+
+    return run(argv)
+
+
+_COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    'assets': _assets,
+    'data': _data,
+    'doctor': _doctor,
+    'eval': _eval,
+    'info': _info,
+    'inspect': _inspect,
+}
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,281 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""`vtb inspect`: shows a conversation as the model gets it: roles, recordings, and what it is taught to say."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nemo_vtb.config import register_resolvers, resolve_asset
+from nemo_vtb.data.conversation import Conversation, conversation_from_dict, read_jsonl
+from nemo_vtb.errors import VtbConfigError, VtbDataError, VtbModelError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from nemo_vtb.data.template import ChatRenderer, Rendered
+
+__all__ = ['Counts', 'count', 'main', 'show']
+
+_DEFAULT_LLM = 'asset:minimind2-small'
+_FRAMES_PER_S = 12.5
+_SAMPLE_RATE_HZ = 16000
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Positions of one rendered conversation.
+
+    Args:
+        context: Typed tokens and those of the template that are only read.
+        supervised: Tokens that must be predicted.
+        frames: Frames of each recording.
+    """
+
+    context: int
+    supervised: int
+    frames: tuple[int, ...]
+
+    @property
+    def total(self) -> int:
+        """Positions that the conversation takes in a packed row."""
+        return self.context + self.supervised + sum(self.frames)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `vtb inspect`; returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    from rich.console import Console
+
+    console = Console()
+    if Path(arguments.source).suffix in ('.yaml', '.yml'):
+        _inspect_config(arguments, console)
+    else:
+        _inspect_file(arguments, console)
+    console.print(
+        'Legend: [bold green]green[/] is what the model is taught to say, [magenta]▶[/] a recording, '
+        '[dim]dim[/] the marks of the chat template; everything else is read.'
+    )
+    return 0
+
+
+def count(rendered: 'Rendered', durations_s: Sequence[float], frames_of: Callable[[float], int]) -> Counts:
+    """Count the positions of a rendered conversation.
+
+    Args:
+        rendered: As the renderer returns it.
+        durations_s: Length of each recording.
+        frames_of: Seconds -> frames.
+    """
+    supervised = rendered.num_supervised
+    context = len(rendered.ids) - rendered.num_audios - supervised
+    return Counts(context, supervised, tuple(frames_of(seconds) for seconds in durations_s))
+
+
+def show(
+    conversation: Conversation,
+    renderer: 'ChatRenderer',
+    console: 'Console',
+    *,
+    frames_of: Callable[[float], int],
+    exact: bool,
+) -> Counts:
+    """Print one conversation and return its counts.
+
+    Args:
+        conversation: What to show.
+        renderer: The one renderer, so that what is shown is what is trained.
+        console: Where to show it.
+        frames_of: Seconds of a recording -> frames.
+        exact: Whether that is the encoder's own count, or an estimate (marked `~`).
+    """
+    from rich.panel import Panel
+
+    rendered = renderer.render(conversation)
+    durations = [_duration_s(conversation, n) for n in range(len(conversation.audios))]
+    counts = count(rendered, durations, frames_of)
+    mark = '' if exact else '~'
+    title = f'{conversation.id}  ({conversation.kind}, {conversation.source or "no source"})'
+    body = _coloured(conversation, rendered, durations, counts.frames, mark)
+    console.print(Panel(body, title=title, title_align='left', border_style='cyan'))
+    line = f'{counts.context} tokens read + {sum(counts.frames)} audio frames + {counts.supervised} tokens taught'
+    share = counts.supervised / max(1, counts.total)
+    console.print(
+        f'{mark if counts.frames else ""}{counts.total} positions: {line} ({share:.1%} supervised)\n', highlight=False
+    )
+    return counts
+
+
+def _coloured(
+    conversation: Conversation, rendered: 'Rendered', durations_s: Sequence[float], frames: Sequence[int], mark: str
+) -> Any:
+    import re
+
+    from rich.text import Text
+
+    text = Text()
+    for segment in rendered.segments:
+        if segment.audio is not None:
+            audio = conversation.audios[segment.audio]
+            label = (
+                f'▶ {durations_s[segment.audio]:.1f} s ({mark}{frames[segment.audio]} frames) {Path(audio.path).name}'
+            )
+            text.append(label, style='bold magenta')
+            if audio.text:
+                text.append(f' "{audio.text}"', style='magenta dim')
+        elif segment.supervised:
+            text.append(segment.text, style='bold green')
+        else:
+            # what looks like a mark of the template is dimmed, so that the words stand out
+            for piece in re.split(r'(<[^<>\s]{1,40}>)', segment.text):
+                text.append(piece, style='dim' if re.fullmatch(r'<[^<>\s]{1,40}>', piece) else '')
+    return text
+
+
+def _duration_s(conversation: Conversation, number: int) -> float:
+    audio = conversation.audios[number]
+    if audio.duration_s is not None:
+        return audio.duration_s
+    from nemo_vtb.data.audio import clip_span, probe
+
+    header = probe(audio.path)
+    return clip_span(audio, header, _SAMPLE_RATE_HZ).num_samples / _SAMPLE_RATE_HZ
+
+
+# ---- what is shown
+
+
+def _inspect_file(arguments: argparse.Namespace, console: 'Console') -> None:
+    path = Path(resolve_asset(arguments.source))
+    renderer = _renderer(arguments.llm or _DEFAULT_LLM)
+    lines = list(islice(read_jsonl(path), arguments.line - 1, arguments.line - 1 + arguments.count))
+    if not lines:
+        raise VtbDataError(
+            'The file has no such line.', field='--line', got=arguments.line, allowed='a line of the file'
+        )
+    for number, _, line in lines:
+        source = (line.get('custom') or {}).get('source') or path.name
+        conversation = conversation_from_dict(line, source=source, base_dir=path.parent, where=f'{path}:{number}')
+        show(conversation, renderer, console, frames_of=_estimate, exact=False)
+    if any(line for _, _, line in lines):
+        console.print(
+            f'~: at {_FRAMES_PER_S} frames/s; `vtb inspect CONFIG.yaml` counts as its encoder does', style='dim'
+        )
+
+
+def _inspect_config(arguments: argparse.Namespace, console: 'Console') -> None:
+    from nemo_vtb.data.sources import parse_input_cfg
+
+    cfg = _compose(Path(arguments.source), arguments.overrides)
+    renderer = _renderer(arguments.llm or str(cfg.model.pretrained_llm))
+    frames_of, exact = _frames(cfg)
+    budget = cfg.data.get('budget') or {}
+    for source in parse_input_cfg(cfg.data.train_ds.input_cfg):
+        share = f', asked share of {source.kind}: {float(budget[source.kind]):.1%}' if source.kind in budget else ''
+        console.rule(f'{source.name}: {source.kind}{share}', align='left')
+        for number, _, line in islice(
+            read_jsonl(source.files[0]), arguments.line - 1, arguments.line - 1 + arguments.count
+        ):
+            conversation = source.read(line, 0, f'{source.files[0]}:{number}')
+            if conversation is not None:
+                show(conversation, renderer, console, frames_of=frames_of, exact=exact)
+
+
+def _renderer(llm: str) -> 'ChatRenderer':
+    from transformers import AutoTokenizer
+    from transformers.utils import logging as hf_logging
+
+    from nemo_vtb.data.template import ChatRenderer
+
+    hf_logging.set_verbosity_error()
+    folder = resolve_asset(llm)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=Path(folder).exists())
+    except (OSError, ValueError) as error:
+        raise VtbModelError(
+            'The tokenizer of the LLM cannot be read.',
+            field='--llm',
+            got=f'{llm}: {str(error).splitlines()[0] if str(error) else type(error).__name__}',
+            allowed='a Hugging Face folder, or asset:NAME',
+        ) from error
+    return ChatRenderer(tokenizer)
+
+
+def _compose(path: Path, overrides: Sequence[str]) -> Any:
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+
+    if not path.is_file():
+        raise VtbConfigError(
+            'The configuration does not exist.', field='CONFIG', got=str(path), remedy='correct the path'
+        )
+    register_resolvers()
+    try:
+        with initialize_config_dir(str(path.parent.resolve()), version_base=None):
+            cfg = compose(config_name=path.stem, overrides=list(overrides))
+    except HydraException as error:
+        raise VtbConfigError('The configuration cannot be composed.', field=str(path), got=str(error)) from error
+    if 'model' not in cfg or 'data' not in cfg:
+        raise VtbConfigError('The configuration has no model or no data.', field=str(path), got=sorted(map(str, cfg)))
+    return cfg
+
+
+def _frames(cfg: Any) -> tuple[Callable[[float], int], bool]:
+    """The encoder's own count where its sections are known without loading it, else an estimate."""
+    from omegaconf import OmegaConf
+
+    from nemo_vtb.model.frames import frame_counter
+
+    perception: Any = OmegaConf.to_container(cfg.model.perception, resolve=True)
+    source = cfg.model.get('pretrained_asr')
+    if source and Path(source, 'config.json').is_file():
+        # Whisper's module loads torch, which takes seconds: only here
+        from nemo_vtb.model.whisper import whisper_sections
+
+        sections = whisper_sections(source)
+        perception |= sections | {'encoder': sections['encoder'] | (perception.get('encoder') or {})}
+    try:
+        counter = frame_counter(perception)
+    except VtbModelError:
+        return _estimate, False
+    return lambda seconds: counter(round(seconds * _SAMPLE_RATE_HZ)), True
+
+
+def _estimate(seconds: float) -> int:
+    return round(seconds * _FRAMES_PER_S)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog='vtb inspect',
+        description='Show conversations as the model gets them, through the renderer that training uses.',
+    )
+    parser.add_argument('source', metavar='FILE|CONFIG', help='a JSONL file (or asset:NAME/FILE), or a training YAML')
+    parser.add_argument('overrides', nargs='*', metavar='KEY=VALUE', help='changes to a training YAML')
+    parser.add_argument('--line', type=_positive, default=1, help='line to begin at (default: 1)')
+    parser.add_argument('--count', type=_positive, default=1, help='lines to show (default: 1)')
+    parser.add_argument(
+        '--llm', metavar='FOLDER', help=f'folder or asset:NAME (default: {_DEFAULT_LLM}, or the YAML\'s)'
+    )
+    return parser
+
+
+def _positive(value: str) -> int:
+    number = int(value)
+    if number < 1:
+        raise argparse.ArgumentTypeError('must be at least 1')
+    return number

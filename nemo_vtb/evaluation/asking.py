@@ -1,0 +1,231 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What the evaluation scripts and `vtb eval` share: finding test files and models, asking about recordings."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nemo_vtb.config import check_keys, check_missing, check_values, resolve_asset
+from nemo_vtb.config_schema import Key, ListOf, Section
+from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn, conversation_from_dict, read_jsonl
+from nemo_vtb.data.files import write_atomically
+from nemo_vtb.errors import VtbConfigError, VtbDataError, VtbModelError
+from nemo_vtb.evaluation.result import plain, readable
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+    from rich.console import Console
+
+    from nemo_vtb.model.blender import VoiceTextBlender
+
+__all__ = [
+    'EVAL_SCHEMA',
+    'GENERATE_SCHEMA',
+    'check_settings',
+    'conversations_from_audio',
+    'conversations_from_manifest',
+    'find_datasets',
+    'load_model',
+    'report_answers',
+]
+
+_PATH = Key((str,), null=False)
+_COUNT = Key((int,), low=1, null=False)
+_SHARED = {
+    'model': _PATH,
+    'batch_size': _COUNT,
+    'max_new_tokens': _COUNT,
+    'device': Key((str,), null=False),
+    'output': Key((str,)),
+}
+EVAL_SCHEMA = Section(
+    {**_SHARED, 'data': ListOf(_PATH), 'limit': Key((int,), low=1), 'examples': Key((bool,), null=False)}
+)
+"""Keys of `conf/eval/speechllm_eval.yaml`."""
+
+GENERATE_SCHEMA = Section(
+    {
+        **_SHARED,
+        'audio': ListOf(_PATH),
+        'prompt': Key((str,), null=False),
+        'manifest': Key((str,)),
+        'use_lora': Key((bool,)),
+    }
+)
+"""Keys of `conf/eval/speechllm_generate.yaml`."""
+
+AUDIO_MARK = '{audio}'
+
+
+def check_settings(cfg: 'DictConfig | Mapping[str, Any]', schema: Section) -> None:
+    """Check the settings of a script before anything is loaded.
+
+    Raises:
+        VtbConfigError: A key is unknown (the nearest one is named), missing, or its value not allowed.
+    """
+    check_keys(cfg, schema)
+    check_missing(cfg)
+    check_values(cfg, schema)
+
+
+def find_datasets(paths: Iterable[str]) -> dict[str, Path]:
+    """Name -> JSONL file, for files, folders (their `*.test.jsonl`, else `*.jsonl`) and `asset:NAME[/FILE]`.
+
+    Raises:
+        VtbDataError: A path does not exist, or a folder holds no JSONL file.
+    """
+    found: dict[str, Path] = {}
+    for value in paths:
+        path = Path(resolve_asset(str(value)))
+        files = [path] if path.is_file() else sorted(path.glob('*.test.jsonl')) or sorted(path.glob('*.jsonl'))
+        if not files:
+            raise VtbDataError(
+                'There is no data to evaluate on.',
+                field='data',
+                got=str(value),
+                allowed='a JSONL file of conversations, a folder of them, or asset:demo-corpus',
+                remedy='correct the path; `vtb assets demo-corpus` makes the embedded corpus',
+            )
+        for file in files:
+            name = file.name.removesuffix('.jsonl').removesuffix('.test')
+            found[name if name not in found else str(file)] = file
+    return found
+
+
+def load_model(path: str | Path, device: str = 'auto') -> 'VoiceTextBlender':
+    """Restore a model from a `.nemo` file for answering.
+
+    Args:
+        path: The file.
+        device: 'auto' (CUDA where there is one), or what torch accepts.
+
+    Raises:
+        VtbModelError: There is no such file, or it is not a `.nemo` of ours.
+    """
+    path = Path(path)
+    if not path.is_file():
+        near = sorted(str(p) for p in Path('runs').glob('*/checkpoints/*.nemo'))[:5]
+        raise VtbModelError(
+            'There is no model at this path.',
+            field='model',
+            got=str(path),
+            allowed=near or 'a .nemo file',
+            remedy='train one with `python examples/speechllm_joint_sft.py`, or correct the path',
+        )
+    import tarfile
+
+    import torch
+
+    from nemo_vtb.model.blender import VoiceTextBlender
+
+    if device == 'auto':
+        device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    try:
+        model = VoiceTextBlender.restore_from(str(path), map_location=torch.device(device))
+    except (OSError, tarfile.TarError, KeyError, RuntimeError) as error:
+        raise VtbModelError(
+            'The model cannot be restored.',
+            field='model',
+            got=f'{path}: {type(error).__name__}: {error}',
+            allowed='a .nemo file written by nemo_vtb',
+            remedy='`vtb info FILE` says what is in it; copy it again if it is cut off',
+        ) from error
+    return model.to(device).eval()
+
+
+def conversations_from_audio(paths: Sequence[str], prompt: str) -> list[Conversation]:
+    """One question for each recording; `{audio}` in the prompt says where it stands, else it stands at the end.
+
+    Raises:
+        VtbDataError: No recording, or a file does not exist.
+        VtbConfigError: The prompt holds the mark more than once.
+    """
+    if prompt.count(AUDIO_MARK) > 1:
+        raise VtbConfigError(
+            'A recording stands once in a prompt.', field='prompt', got=prompt, allowed=f'one {AUDIO_MARK}'
+        )
+    before, _, after = prompt.partition(AUDIO_MARK)
+    conversations = []
+    for value in paths:
+        path = resolve_asset(value)
+        if not Path(path).is_file():
+            raise VtbDataError('The recording does not exist.', field='audio', got=path, remedy='correct the path')
+        parts = [
+            Text(before.strip()) if before.strip() else None,
+            Audio(path),
+            Text(after.strip()) if after.strip() else None,
+        ]
+        turn = Turn('user', tuple(part for part in parts if part is not None))
+        conversations.append(Conversation(Path(path).stem, (turn,), 'speech_qa', 'audio'))
+    if not conversations:
+        raise VtbDataError(
+            'There is nothing to answer.', field='audio', got=list(paths), allowed='recordings, or a manifest'
+        )
+    return conversations
+
+
+def conversations_from_manifest(path: str | Path, prompt: str) -> tuple[list[Conversation], list[str]]:
+    """Questions and references of a manifest: NeMo's `multimodal_conversation`, or an ASR manifest (`audio_filepath`).
+
+    Args:
+        path: The JSONL file.
+        prompt: Asked about each recording of an ASR manifest.
+
+    Raises:
+        VtbDataError: The file is missing or a line is broken.
+    """
+    path = Path(resolve_asset(str(path)))
+    conversations, references = [], []
+    for number, _, line in read_jsonl(path):
+        if 'audio_filepath' in line:
+            audio = Path(str(line['audio_filepath']))
+            audio = audio if audio.is_absolute() else path.parent / audio
+            conversations += conversations_from_audio([str(audio)], prompt)
+            references.append(str(line.get('text', '')))
+            continue
+        conversation = conversation_from_dict(line, base_dir=path.parent, where=f'{path}:{number}')
+        conversations.append(conversation.prompt)
+        references.append(conversation.answer)
+    if not conversations:
+        raise VtbDataError('The manifest is empty.', field='manifest', got=str(path))
+    return conversations, references
+
+
+def report_answers(
+    conversations: Sequence[Conversation],
+    answers: Sequence[str],
+    references: Sequence[str] = (),
+    *,
+    console: 'Console',
+    output: str | Path | None = None,
+) -> None:
+    """Print a table of recordings and answers, and write them as JSON lines if `output` names a file."""
+    from rich.table import Table
+
+    references = list(references) or [''] * len(answers)
+    table = Table(title='Answers', title_justify='left', header_style='bold', show_lines=True)
+    for name, ratio in (('Asked', 4), ('Answer', 4), *((('Reference', 3),) if any(references) else ())):
+        table.add_column(name, ratio=ratio)
+    lines = []
+    for conversation, answer, reference in zip(conversations, answers, references, strict=True):
+        cells = [plain(readable(conversation)), plain(answer)]
+        table.add_row(*cells, *([plain(reference)] if any(references) else []))
+        record = {'id': conversation.id, 'audio': [a.path for a in conversation.audios], 'answer': answer}
+        lines.append(record | ({'reference': reference} if reference else {}))
+    console.print(table)
+    if output:
+        write_atomically(output, ''.join(json.dumps(line, ensure_ascii=False) + '\n' for line in lines))
+        console.print(f'written: {output}', highlight=False, markup=False)
