@@ -473,24 +473,41 @@ _RECORDINGS = (
     ),
 )
 
+_CORPUS_FILES = tuple(
+    f'{kind}.{split}.jsonl'
+    for kind in ('text', 'asr_ast', 'speech_qa', 'mixed_modal')
+    for split in ('train', 'validation', 'test')
+)
+
 _CORPORA = (
     Asset(
         'demo-corpus',
         'corpus',
-        'Demonstration corpus of all four kinds of data, split by recording (NeMo multimodal_conversation)',
+        'Demonstration corpus of all four kinds of data, English, for MiniMind2-Small (NeMo multimodal_conversation)',
         'The nemo_vtb authors, from the recordings above and SVOX Pico voices',
         'CC-BY-SA-3.0 (recordings); Apache-2.0 (texts and synthetic voices)',
         (),
         'nemo_vtb.assets.corpus:build_demo_corpus',
-        needs=('asterisk-en',),
-        optional_needs=('asterisk-es', 'asterisk-fr', 'asterisk-it', 'asterisk-ru', 'jfk', 'librivox', 'ljspeech'),
-        outputs=tuple(
-            f'{kind}.{split}.jsonl'
-            for kind in ('text', 'asr_ast', 'speech_qa', 'mixed_modal')
-            for split in ('train', 'validation', 'test')
-        ),
-        size_mb=150,
-        build_s=120,
+        needs=('asterisk-en', 'minimind2-small'),
+        outputs=(*_CORPUS_FILES, 'card.json'),
+        params={'size': 'quick', 'llm': 'minimind2-small', 'seed': 0},
+        size_mb=120,
+        build_s=150,
+    ),
+    Asset(
+        'demo-corpus-smollm2',
+        'corpus',
+        'Demonstration corpus of all four kinds of data, five languages, larger, for SmolLM2-135M-Instruct',
+        'The nemo_vtb authors, from the recordings above and SVOX Pico voices',
+        'CC-BY-SA-3.0 (recordings); Apache-2.0 (texts and synthetic voices)',
+        (),
+        'nemo_vtb.assets.corpus:build_demo_corpus',
+        needs=('asterisk-en', 'smollm2-135m-instruct'),
+        optional_needs=('asterisk-es', 'asterisk-fr', 'asterisk-it', 'asterisk-ru'),
+        outputs=(*_CORPUS_FILES, 'card.json'),
+        params={'size': 'long', 'llm': 'smollm2-135m-instruct', 'seed': 0},
+        size_mb=500,
+        build_s=1200,
     ),
 )
 

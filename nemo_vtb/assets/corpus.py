@@ -1,0 +1,339 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The demonstration corpus: all four kinds of data in NeMo's multimodal_conversation format, split by recording."""
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from nemo_vtb.assets.chats import Chat, chat_prompts, generate_text_chats, reference_chats
+from nemo_vtb.assets.corpus_check import check_corpus
+from nemo_vtb.assets.dialogues import Clip, Pool, Recorder, asr_line, ast_line, conversation, qa_lines
+from nemo_vtb.assets.domain import PREFIXES, Command, all_commands
+from nemo_vtb.assets.mixed import mixed_lines
+from nemo_vtb.assets.voices import VOICE_LICENCE
+from nemo_vtb.errors import VtbAssetError
+
+if TYPE_CHECKING:
+    from nemo_vtb.assets.store import Job
+
+__all__ = ['SIZES', 'SPLITS', 'CorpusSize', 'build_demo_corpus', 'make_corpus', 'split_commands', 'split_prompts']
+
+SPLITS = ('train', 'validation', 'test')
+MAX_SECONDS = 20.0
+MIN_WORDS = 2
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusSize:
+    """How many lines of each kind, for (train, validation, test).
+
+    Args:
+        commands: Recordings of spoken commands.
+        speech_qa: Conversations with questions about recordings.
+        mixed_modal: Conversations with typed and spoken parts.
+        text: Typed chats.
+        prefixes: Polite openings that commands may have.
+        spare_chats: Chats to generate for each that is used; the ones that end by themselves are preferred.
+        max_new_tokens: Limit of a generated answer.
+    """
+
+    commands: tuple[int, int, int]
+    speech_qa: tuple[int, int, int]
+    mixed_modal: tuple[int, int, int]
+    text: tuple[int, int, int]
+    prefixes: tuple[str, ...] = ('',)
+    spare_chats: float = 1.25
+    max_new_tokens: int = 64
+
+
+SIZES = {
+    'tiny': CorpusSize((12, 4, 4), (10, 5, 5), (12, 9, 9), (8, 4, 4)),
+    'quick': CorpusSize((600, 40, 40), (250, 40, 40), (300, 40, 40), (250, 40, 60)),
+    'long': CorpusSize((3000, 100, 150), (1200, 100, 100), (1200, 100, 100), (441, 60, 91), PREFIXES, 1.0, 96),
+}
+
+
+def build_demo_corpus(job: 'Job') -> None:
+    """Build the corpus as an asset.
+
+    Args:
+        job: Needed assets ``asterisk-<lang>`` and the language model; parameters ``size`` (key of ``SIZES``),
+            ``llm`` (name of the asset that answers typed chats) and ``seed``.
+
+    Raises:
+        VtbAssetError: A voice or a recording is missing.
+    """
+    recordings = {
+        name.removeprefix('asterisk-'): path for name, path in job.assets.items() if name.startswith('asterisk-')
+    }
+    llm = str(job.params['llm'])
+    make_corpus(
+        job.into,
+        size=str(job.params.get('size', 'quick')),
+        recordings=recordings,
+        llm_dir=job.assets[llm],
+        llm_name=llm,
+        seed=int(str(job.params.get('seed', 0))),
+        say=job.say,
+    )
+
+
+def make_corpus(
+    out: Path,
+    *,
+    size: str | CorpusSize = 'quick',
+    recordings: Mapping[str, Path] | None = None,
+    llm_dir: Path | None = None,
+    llm_name: str = '',
+    seed: int = 0,
+    say: Say = lambda text: None,
+) -> dict:
+    """Write the corpus: ``<kind>.<split>.jsonl``, ``wav/`` and ``card.json``.
+
+    Args:
+        out: Folder to fill.
+        size: Key of ``SIZES``, or the sizes themselves.
+        recordings: Folders of real prompts (``manifest.jsonl`` and ``wav/``) by language; with more than English,
+            ``asr_ast_multilingual.<split>.jsonl`` is written too.
+        llm_dir: Language model whose own answers become the typed chats; without it the hand-written ones are used.
+        llm_name: What to call that model in the card.
+        seed: Seed of all splits and draws.
+        say: Receives one line per step.
+
+    Returns:
+        The card.
+
+    Raises:
+        VtbAssetError: Unknown size, missing voices or recordings.
+        VtbDataError: The corpus written does not pass its own check.
+    """
+    if isinstance(size, str) and size not in SIZES:
+        raise VtbAssetError('Unknown size of the corpus.', field='size', got=size, allowed=sorted(SIZES))
+    sizes = SIZES[size] if isinstance(size, str) else size
+    maker = _Maker(out, sizes, dict(recordings or {}), seed, say)
+    chats = maker.chats(llm_dir)
+    say('speaking the commands and questions of the demonstration domain')
+    for number, split in enumerate(SPLITS):
+        maker.write_split(number, split, chats[split])
+    name = llm_name or 'hand-written answers'
+    if llm_dir is not None:
+        maker.write(
+            'text_reference.test',
+            [_text_line(f'ref-{i:03d}', c, 'reference') for i, c in enumerate(reference_chats())],
+        )
+    say('reading every line back')
+    card = {
+        'name': 'nemo_vtb demonstration corpus',
+        'size': size if isinstance(size, str) else 'custom',
+        'seed': seed,
+        'text_answers_by': name,
+        'left_out': maker.left_out,
+        'licences': maker.licences(),
+        **check_corpus(out),
+    }
+    (out / 'card.json').write_text(json.dumps(card, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')
+    return card
+
+
+def split_commands(prefixes: Sequence[str], seed: int) -> dict[str, list[Command]]:
+    """All commands by split, shuffled: a sentence is in one split only, whatever its polite opening.
+
+    Args:
+        prefixes: Openings to combine with each sentence.
+        seed: Seed of the split.
+    """
+    plain = all_commands()
+    Random(f'{seed}:commands').shuffle(plain)
+    held = len(plain) // 10
+    parts = {'test': plain[:held], 'validation': plain[held : 2 * held], 'train': plain[2 * held :]}
+    splits = {}
+    for split, commands in parts.items():
+        variants = [command.but(prefix=prefix) for prefix in prefixes for command in commands]
+        Random(f'{seed}:commands:{split}').shuffle(variants)
+        splits[split] = variants
+    return splits
+
+
+def split_prompts(rows: Sequence[Mapping], seed: int) -> dict[str, str]:
+    """Split of each message key: 80, 10 and 10 percent; keys that share a text in any language stay together.
+
+    Args:
+        rows: Manifest lines of all languages.
+        seed: Seed of the split.
+
+    Returns:
+        Split by key.
+    """
+    parent: dict[str, str] = {}
+
+    def root(key: str) -> str:
+        while parent.setdefault(key, key) != key:
+            key = parent[key]
+        return key
+
+    first: dict[tuple[str, str], str] = {}
+    for row in rows:
+        words = ''.join(c if c.isalnum() else ' ' for c in row['text'].lower()).split()
+        group = root(row['key'])
+        parent[group] = root(first.setdefault((row['lang'], ' '.join(words)), row['key']))
+    groups = sorted({root(key) for key in parent})
+    Random(f'{seed}:prompts').shuffle(groups)
+    tenth = max(1, len(groups) // 10)
+    split_of = {
+        group: 'test' if i < tenth else 'validation' if i < 2 * tenth else 'train' for i, group in enumerate(groups)
+    }
+    return {key: split_of[root(key)] for key in parent}
+
+
+class _Maker:
+    """Writes the files of one corpus."""
+
+    def __init__(self, out: Path, size: CorpusSize, recordings: dict[str, Path], seed: int, say: Say) -> None:
+        self._out, self._size, self._folders, self._seed, self._say = out, size, recordings, seed, say
+        self.left_out = {'prompts of one word': 0, f'prompts above {MAX_SECONDS:.0f} s': 0}
+        self._recorder = Recorder(out)
+        rows = [row for lang in sorted(recordings) for row in _manifest(recordings[lang])]
+        self._rows = [row for row in rows if self._is_usable(row)]
+        self._split_of_key = split_prompts(self._rows, seed)
+        self._sentences = split_commands(size.prefixes, seed)
+
+    def chats(self, llm_dir: Path | None) -> dict[str, list[Chat]]:
+        """Answered chats by split."""
+        wanted = dict(zip(SPLITS, self._size.text, strict=True))
+        if llm_dir is None:
+            chats = reference_chats()
+            Random(f'{self._seed}:reference').shuffle(chats)
+            held = len(chats) // 5
+            parts = {'test': chats[:held], 'validation': chats[held : 2 * held], 'train': chats[2 * held :]}
+            return {split: parts[split][: wanted[split]] for split in SPLITS}
+        prompts = chat_prompts(self._seed)
+        asked = {split: prompts[split][: round(wanted[split] * self._size.spare_chats)] for split in SPLITS}
+        flat = [chat for split in SPLITS for chat in asked[split]]
+        turns = sum(len(chat.prompts) for chat in flat)
+        self._say(f'letting the untouched language model answer {turns} typed questions')
+        with _bar() as bar:
+            task = bar.add_task('answers of the language model', total=turns)
+            answered = generate_text_chats(
+                llm_dir, flat, max_new_tokens=self._size.max_new_tokens, batch_size=32,
+                on_progress=lambda done, total: bar.update(task, completed=done),
+            )  # fmt: skip
+        result, start = {}, 0
+        for split in SPLITS:
+            part = [c for c in answered[start : start + len(asked[split])] if all(c.answers)]
+            start += len(asked[split])
+            # sorting is stable: chats that ended by themselves first, else in the order of the bank
+            result[split] = sorted(part, key=lambda chat: not chat.complete)[: wanted[split]]
+        return result
+
+    def write_split(self, number: int, split: str, chats: list[Chat]) -> None:
+        """Write the files of all kinds for one split."""
+        size, rng = self._size, Random(f'{self._seed}:{split}')
+        commands = self._speak_commands(size.commands[number], split)
+        sentences = frozenset(command.but(prefix='') for command in self._sentences[split])
+        prompts = self._prompts('en', split)
+        pool = Pool(split, commands, sentences, [clip for clip in prompts if len(clip.text.split()) > 3])
+        lines = [asr_line(rng, f'cmd-{split}-{i:05d}', clip, 'commands') for i, clip in enumerate(commands)]
+        lines += [asr_line(rng, f'asr-{clip.lang}-{clip.key}', clip, 'asterisk-asr') for clip in prompts]
+        rng.shuffle(lines)
+        self.write(f'asr_ast.{split}', lines)
+        self.write(f'speech_qa.{split}', qa_lines(rng, pool, size.speech_qa[number]))
+        self.write(f'mixed_modal.{split}', mixed_lines(rng, pool, self._recorder, size.mixed_modal[number], chats))
+        texts = [_text_line(f'text-{split}-{i:05d}', chat, 'typed-chat') for i, chat in enumerate(chats)]
+        rng.shuffle(texts)
+        self.write(f'text.{split}', texts)
+        if set(self._folders) - {'en'}:
+            self.write(f'asr_ast_multilingual.{split}', self._multilingual(rng, split))
+
+    def write(self, name: str, lines: Sequence[dict]) -> None:
+        """Write one JSONL file."""
+        text = ''.join(json.dumps(line, ensure_ascii=False) + '\n' for line in lines)
+        (self._out / f'{name}.jsonl').write_text(text, encoding='utf-8')
+
+    def licences(self) -> dict[str, str]:
+        """Licence and attribution of everything in the corpus."""
+        licences = {
+            'texts': 'Apache-2.0 (written for nemo_vtb; chat answers by the language model)',
+            'voices': VOICE_LICENCE,
+        }
+        for lang, folder in self._folders.items():
+            card = json.loads((folder / 'card.json').read_text(encoding='utf-8'))
+            licences[f'prompts {lang}'] = f'{card["licence"]}, {card["credit"]}; {card["source"]}'
+        return licences
+
+    def _speak_commands(self, count: int, split: str) -> list[Clip]:
+        sentences, rng = self._sentences[split], Random(f'{self._seed}:voices:{split}')
+        clips = []
+        with _bar() as bar:
+            for i in bar.track(range(count), description=f'spoken commands, {split}'):
+                command = sentences[i % len(sentences)]
+                clips.append(self._recorder.say(command.text, 'command', split, rng, command))
+        return clips
+
+    def _is_usable(self, row: Mapping) -> bool:
+        if len(row['text'].split()) < MIN_WORDS:
+            self.left_out['prompts of one word'] += 1
+            return False
+        if row['duration'] > MAX_SECONDS:
+            self.left_out[f'prompts above {MAX_SECONDS:.0f} s'] += 1
+            return False
+        return True
+
+    def _prompts(self, lang: str, split: str) -> list[Clip]:
+        rows = [row for row in self._rows if row['lang'] == lang and self._split_of_key[row['key']] == split]
+        return [self._recorder.take(self._folders[lang], row) for row in rows]
+
+    def _multilingual(self, rng: Random, split: str) -> list[dict]:
+        clips = {lang: {clip.key: clip for clip in self._prompts(lang, split)} for lang in sorted(self._folders)}
+        lines = []
+        for lang in sorted(set(clips) - {'en'}):
+            for key, clip in clips[lang].items():
+                lines.append(asr_line(rng, f'asr-{lang}-{key}', clip, 'asterisk-asr'))
+                english = clips.get('en', {}).get(key)
+                if english is not None:
+                    lines.append(ast_line(rng, f'ast-{lang}-en-{key}', clip, english.text, 'en'))
+                    lines.append(ast_line(rng, f'ast-en-{lang}-{key}', english, clip.text, lang))
+        rng.shuffle(lines)
+        return lines
+
+
+def _text_line(name: str, chat: Chat, source: str) -> dict:
+    turns = []
+    for prompt, answer in zip(chat.prompts, chat.answers, strict=True):
+        turns += [('User', [prompt]), ('Assistant', [answer])]
+    return conversation(name, 'text', turns, lang='en', source=source, task='chat', complete=chat.complete)
+
+
+def _manifest(folder: Path) -> list[dict]:
+    try:
+        return [json.loads(line) for line in (folder / 'manifest.jsonl').read_text(encoding='utf-8').splitlines()]
+    except (OSError, ValueError) as error:
+        raise VtbAssetError(
+            'The manifest of the recordings cannot be read.', field=folder.name, got=str(error),
+            remedy=f'vtb assets {folder.name}',
+        ) from error  # fmt: skip
+
+
+def _bar() -> Progress:
+    columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
