@@ -13,7 +13,8 @@ ARG TORCH_INDEX_URL=
 WORKDIR /opt/nemo_vtb
 # packages before sources, so that a change of code does not install them again
 COPY constraints/py311-cpu.txt constraints/
-RUN pip install --no-cache-dir "$(grep '^torch==' constraints/py311-cpu.txt)" ${TORCH_INDEX_URL:+--index-url "${TORCH_INDEX_URL}"} \
+RUN pip install --no-cache-dir --no-deps "$(grep '^torch==' constraints/py311-cpu.txt)" \
+        ${TORCH_INDEX_URL:+--index-url "${TORCH_INDEX_URL}"} \
     && pip install --no-cache-dir --requirement constraints/py311-cpu.txt
 COPY . .
 RUN pip install --no-cache-dir --constraint constraints/py311-cpu.txt --editable . \

@@ -23,7 +23,7 @@ set -eu
 
 cd "$(dirname "$0")/.."
 VENV=.venv
-# 2.2 GB of packages, the same again while pip unpacks, and the assets
+# 2.5 GB of packages, the same again while pip unpacks, and the assets
 NEEDED_MB=6000
 
 say() { printf '==> %s\n' "$*"; }
@@ -80,17 +80,25 @@ fingerprint() {
 }
 
 pip_install() {
-    if ! "$VENV/bin/python" -m pip install --disable-pip-version-check --progress-bar off "$@"; then
+    # one line per 25 packages in place of pip's hundreds; its errors go to stderr and stay visible
+    failed="$VENV/.pip-failed"
+    rm -f "$failed"
+    { "$VENV/bin/python" -m pip install --disable-pip-version-check --progress-bar off "$@" || : >"$failed"; } |
+        awk '/^Collecting/ && ++n % 25 == 0 { print "    " n " packages looked up"; fflush() }
+             /^Installing collected/ { print "    unpacking"; fflush() }
+             /^Successfully installed/ { print "    " NF - 2 " packages installed"; fflush() }'
+    if [ -e "$failed" ]; then
         fail "pip could not install: $*" \
             "no network: connect, or point PIP_INDEX_URL at your mirror; behind a proxy set HTTPS_PROXY" \
-            "an interrupted download: run the same command again, it goes on where it stopped" \
+            "no space left: the CUDA build of torch needs 5 GB more; TORCH_INDEX_URL=... chooses an index of CPU builds" \
+            "an interrupted download: run the same command again" \
             "a broken environment: make clean, then run the same command again"
     fi
 }
 
 install_packages() {
     check_disk
-    say "Installing the pinned packages into $VENV ($python, $constraints): about 150 packages, 2.2 GB."
+    say "Installing the pinned packages into $VENV ($python, $constraints): about 175 packages, 2.5 GB."
     say "On 2 cores and 100 Mbit/s this takes 3 to 6 minutes; once only."
     if [ ! -x "$VENV/bin/python" ] || ! "$VENV/bin/python" -m pip --version >/dev/null 2>&1; then
         "$python" -m venv --clear "$VENV"
@@ -99,11 +107,12 @@ install_packages() {
     torch=$(sed -n 's/^\(torch==.*\)$/\1/p' "$constraints")
     say "[1/2] $torch"
     if [ -n "${TORCH_INDEX_URL:-}" ]; then
-        pip_install "$torch" --index-url "$TORCH_INDEX_URL"
+        # that index has other versions of torch's dependencies; step 2 installs the pinned ones
+        pip_install --no-deps "$torch" --index-url "$TORCH_INDEX_URL"
     else
         # the default index has no build without CUDA for Linux on x86-64, and nothing else tells pip to look for one
-        say "(where pip finds only the CUDA build this is about 4 GB more; TORCH_INDEX_URL=... chooses another index)"
-        pip_install "$torch"
+        say "(where pip finds only the CUDA build: 2.4 GB of download more, 5 GB on disk; see TORCH_INDEX_URL in README)"
+        pip_install --constraint "$constraints" "$torch"
     fi
     say "[2/2] NeMo and all the rest"
     pip_install --constraint "$constraints" --editable '.[dev]'
