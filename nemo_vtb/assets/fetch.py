@@ -36,6 +36,8 @@ from nemo_vtb.errors import VtbAssetError
 __all__ = ['BACKOFF_S', 'client_missing', 'fetch']
 
 BACKOFF_S = (2.0, 8.0)
+# after a client found no network, the next packages of this process get one attempt each for so long
+UNREACHABLE_S = 120.0
 CLIENT_TIMEOUT_S = 1800
 SPARE_MB = 50
 
@@ -80,12 +82,15 @@ _INSTALL = {
 }
 
 
+_unreachable_since: dict[str, float] = {}
+
+
 class _Refused(Exception):
     """A client ended without the file; `transient` tells if another attempt makes sense."""
 
-    def __init__(self, reason: str, remedy: str, transient: bool) -> None:
+    def __init__(self, reason: str, remedy: str, transient: bool, no_network: bool = False) -> None:
         super().__init__(reason)
-        self.remedy, self.transient = remedy, transient
+        self.remedy, self.transient, self.no_network = remedy, transient, no_network
 
 
 def fetch(package: Package, downloads: Path, say: Callable[[str], None] = lambda text: None) -> Path:
@@ -106,7 +111,7 @@ def fetch(package: Package, downloads: Path, say: Callable[[str], None] = lambda
     target = downloads / package.file
     try:
         downloads.mkdir(parents=True, exist_ok=True)
-        with file_lock(downloads.parent / 'locks' / f'{package.key}.lock') as waited:
+        with file_lock(downloads.parent / 'locks' / f'package-{package.key}.lock') as waited:
             if waited:
                 say(f'waited for another process that fetched {package.name}')
             if _adopt(package, target):
@@ -164,12 +169,15 @@ def _require_client(package: Package, downloads: Path) -> None:
 
 
 def _fetch_with_retries(package: Package, target: Path, say: Callable[[str], None]) -> None:
-    for pause_s in (*BACKOFF_S, None):
+    fresh = time.monotonic() - _unreachable_since.get(package.client, -UNREACHABLE_S) < UNREACHABLE_S
+    for pause_s in (None,) if fresh else (*BACKOFF_S, None):
         try:
             _fetch_once(package, target)
             return
         except _Refused as refused:
             if pause_s is None or not refused.transient:
+                if refused.no_network:
+                    _unreachable_since[package.client] = time.monotonic()
                 raise _error(package, target.parent, str(refused), refused.remedy) from refused
             say(f'{refused}; trying again in {pause_s:.0f} s')
             time.sleep(pause_s)
@@ -223,6 +231,9 @@ def _run_apt(package: Package, folder: Path) -> None:
 def _run(command: Sequence[str], folder: Path) -> None:
     environment = {**os.environ, 'LC_ALL': 'C.UTF-8', 'LANGUAGE': 'C', 'PIP_DISABLE_PIP_VERSION_CHECK': '1'}
     environment.pop('PIP_REQUIRE_VIRTUALENV', None)
+    # we try again ourselves; the clients' own retries would only multiply the wait
+    environment.setdefault('PIP_RETRIES', '1')
+    environment.setdefault('npm_config_fetch_retries', '0')
     try:
         done = subprocess.run(
             command,
@@ -249,7 +260,9 @@ def _refusal(command: Sequence[str], output: str) -> _Refused:
     if any(mark in text for mark in _DISK):
         return _Refused(f'the disk is full ({detail})', 'free some space or set NEMO_VTB_CACHE and TMPDIR', False)
     if any(mark in text for mark in _NO_NETWORK):
-        return _Refused(f'no network, or the registry does not answer ({detail})', 'check network and proxy', True)
+        return _Refused(
+            f'no network, or the registry does not answer ({detail})', 'check network and proxy', True, True
+        )
     if command[0] == 'apt-get':
         return _Refused(detail, 'run: sudo apt-get update   (and check that this release has that version)', False)
     if any(mark in text for mark in _GONE):

@@ -28,7 +28,7 @@ def main(project: str, file_name: str, target: str) -> int:
 
     # pip has no public way to a file of an index; these names are the same from pip 20 to 25
     command: Any = create_command('download')
-    options, _ = command.parse_args(['--quiet', '--no-binary', project, project])
+    options, _ = command.parse_args(['--no-binary', project, project])
     with command.main_context():
         session = command.get_default_session(options)
         finder = command._build_package_finder(options, session, ignore_requires_python=True)

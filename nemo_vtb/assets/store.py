@@ -186,7 +186,7 @@ def _ensure_one(asset: Asset, say: Say, rebuild: bool) -> Path:
             reasons[name] = str(error)
             say(f'left out {name}: {error}')
     try:
-        with file_lock(cache_dir() / 'locks' / f'{asset.name}.lock') as waited:
+        with file_lock(cache_dir() / 'locks' / f'asset-{asset.name}.lock') as waited:
             if (waited or not rebuild) and _is_ready(asset, folder):
                 return folder
             _build(asset, folder, needed, reasons, say)
