@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from nemo_vtb.assets.chat_bank import FOLLOW_UPS, REFERENCE_CHATS, TOPIC_GROUPS
 from nemo_vtb.errors import VtbModelError
@@ -102,7 +103,7 @@ def generate_text_chats(
 
 
 def _answer_all(
-    tokenizer, model, chats: list[Chat], max_new_tokens: int, batch_size: int, on_progress: Progress | None
+    tokenizer: Any, model: Any, chats: list[Chat], max_new_tokens: int, batch_size: int, on_progress: Progress | None
 ) -> list[Chat]:
     total, done = sum(len(chat.prompts) for chat in chats), 0
     for turn in range(max((len(chat.prompts) for chat in chats), default=0)):
@@ -141,7 +142,7 @@ def _with_follow_up(chat: Chat, rng: Random) -> Chat:
     return Chat((*chat.prompts, rng.choice(FOLLOW_UPS)))
 
 
-def _load(llm_dir: Path) -> tuple:
+def _load(llm_dir: Path) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -161,7 +162,7 @@ def _load(llm_dir: Path) -> tuple:
     return tokenizer, model.eval()
 
 
-def _render(tokenizer, chat: Chat, turn: int) -> str:
+def _render(tokenizer: Any, chat: Chat, turn: int) -> str:
     pairs = zip(chat.prompts, chat.answers, strict=False)
     history = chain.from_iterable(
         ({'role': 'user', 'content': prompt}, {'role': 'assistant', 'content': answer})
@@ -171,7 +172,7 @@ def _render(tokenizer, chat: Chat, turn: int) -> str:
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
 
-def _answer(tokenizer, model, texts: list[str], max_new_tokens: int) -> list[tuple[str, bool]]:
+def _answer(tokenizer: Any, model: Any, texts: list[str], max_new_tokens: int) -> list[tuple[str, bool]]:
     import torch
 
     batch = tokenizer(texts, return_tensors='pt', padding=True, add_special_tokens=False)

@@ -26,7 +26,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from nemo_vtb.assets.chats import Chat, chat_prompts, generate_text_chats, reference_chats
 from nemo_vtb.assets.corpus_check import check_corpus
-from nemo_vtb.assets.dialogues import Clip, Pool, Recorder, asr_line, ast_line, conversation, qa_lines
+from nemo_vtb.assets.dialogues import (
+    Clip,
+    Pool,
+    Recorder,
+    SpokenCommand,
+    Turns,
+    asr_line,
+    ast_line,
+    conversation,
+    qa_lines,
+)
 from nemo_vtb.assets.domain import PREFIXES, Command, all_commands
 from nemo_vtb.assets.mixed import mixed_lines
 from nemo_vtb.assets.voices import VOICE_LICENCE
@@ -281,13 +291,13 @@ class _Maker:
             licences[f'prompts {lang}'] = f'{card["licence"]}, {card["credit"]}; {card["source"]}'
         return licences
 
-    def _speak_commands(self, count: int, split: str) -> list[Clip]:
+    def _speak_commands(self, count: int, split: str) -> list[SpokenCommand]:
         sentences, rng = self._sentences[split], Random(f'{self._seed}:voices:{split}')
         clips = []
         with _bar() as bar:
             for i in bar.track(range(count), description=f'spoken commands, {split}'):
                 command = sentences[i % len(sentences)]
-                clips.append(self._recorder.say(command.text, 'command', split, rng, command))
+                clips.append(self._recorder.say_command(command, split, rng))
         return clips
 
     def _is_usable(self, row: Mapping) -> bool:
@@ -318,7 +328,7 @@ class _Maker:
 
 
 def _text_line(name: str, chat: Chat, source: str) -> dict:
-    turns = []
+    turns: Turns = []
     for prompt, answer in zip(chat.prompts, chat.answers, strict=True):
         turns += [('User', [prompt]), ('Assistant', [answer])]
     return conversation(name, 'text', turns, lang='en', source=source, task='chat', complete=chat.complete)

@@ -61,15 +61,15 @@ def check_corpus(folder: Path) -> dict:
     seen, files = _Seen(), {}
     for path in sorted(folder.glob('*.jsonl')):
         name, split = path.stem.rsplit('.', 1)
-        count: Counter = Counter()
+        count: dict[str, float] = defaultdict(int)
         sources: Counter = Counter()
         for place, line in _lines(path):
-            count += _check_line(folder, place, line, split, seen)
+            _check_line(folder, place, line, split, seen, count)
             sources[line['custom']['source']] += 1
         files[f'{name}.{split}'] = {**_rounded(count), 'sources': dict(sorted(sources.items()))}
-    splits: dict[str, Counter] = defaultdict(Counter)
+    splits: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(int))
     for split, seconds in seen.files.values():
-        splits[split].update(recordings=1, seconds=seconds)
+        _add(splits[split], recordings=1, seconds=seconds)
     return {'files': files, 'splits': {split: _rounded(count) for split, count in sorted(splits.items())}}
 
 
@@ -83,27 +83,26 @@ def _lines(path: Path) -> Iterator[tuple[str, dict]]:
                 raise VtbDataError('A line is not JSON.', field=place, got=text, allowed=str(error)) from error
 
 
-def _check_line(folder: Path, place: str, line: dict, split: str, seen: _Seen) -> Counter:
+def _check_line(folder: Path, place: str, line: dict, split: str, seen: _Seen, count: dict[str, float]) -> None:
     entries, custom = line['conversations'], line['custom']
     if line['id'] in seen.ids:
         raise VtbDataError('An identity is used twice.', field=place, got=line['id'])
     seen.ids.add(line['id'])
     _check_roles(place, entries)
-    count: Counter = Counter(conversations=1)
+    _add(count, conversations=1)
     if 'key' in custom:
         seen.claim('message key', custom['key'], split)
     for entry in entries:
         if entry['type'] == 'audio':
             seconds = _check_audio(folder, place, entry, split, seen)
-            count.update(audios=1, seconds=seconds, spoken_words=len(entry['text'].split()))
+            _add(count, audios=1, seconds=seconds, spoken_words=len(entry['text'].split()))
         elif entry['from'] == 'User':
-            count.update(typed_words=len(entry['value'].split()))
+            _add(count, typed_words=len(entry['value'].split()))
         else:
-            count.update(answer_words=len(entry['value'].split()))
-    count.update(answers=sum(entry['from'] == 'Assistant' for entry in entries))
+            _add(count, answer_words=len(entry['value'].split()))
+    _add(count, answers=sum(entry['from'] == 'Assistant' for entry in entries))
     if custom['source'] == 'commands':
         seen.claim('command', entries[-1]['value'], split)
-    return count
 
 
 def _check_roles(place: str, entries: list[dict]) -> None:
@@ -140,6 +139,11 @@ def _check_audio(folder: Path, place: str, entry: dict, split: str, seen: _Seen)
     return seconds
 
 
-def _rounded(count: Counter) -> dict:
+def _add(count: dict[str, float], **numbers: float) -> None:
+    for key, value in numbers.items():
+        count[key] += value
+
+
+def _rounded(count: dict[str, float]) -> dict[str, float]:
     numbers = {key: round(value, 3) for key, value in count.items()}
-    return {**numbers, 'hours': round(count['seconds'] / 3600, 4)}
+    return {**numbers, 'hours': round(count.get('seconds', 0.0) / 3600, 4)}

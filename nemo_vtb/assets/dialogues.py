@@ -30,11 +30,21 @@ from nemo_vtb.assets.domain import (
 from nemo_vtb.assets.recordings import write_wav
 from nemo_vtb.assets.voices import random_style, speak
 
-__all__ = ['Clip', 'Pool', 'Recorder', 'asr_line', 'ast_line', 'conversation', 'qa_lines']
+__all__ = [
+    'Clip',
+    'Part',
+    'Parts',
+    'Pool',
+    'Recorder',
+    'SpokenCommand',
+    'Turns',
+    'asr_line',
+    'ast_line',
+    'conversation',
+    'qa_lines',
+]
 
 HELD_OUT_STYLE = ('en-US', 1.0, 1.0)
-
-Part = 'str | Clip'
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +56,6 @@ class Clip:
         duration: Seconds.
         text: What is said.
         lang: Two-letter language code.
-        command: The command that is said, for the demonstration domain.
         key: Name of the message, for real prompts.
     """
 
@@ -54,8 +63,23 @@ class Clip:
     duration: float
     text: str
     lang: str = 'en'
-    command: Command | None = None
     key: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpokenCommand(Clip):
+    """A recording of a command of the demonstration domain.
+
+    Args:
+        command: The command that is said.
+    """
+
+    command: Command
+
+
+Part = str | Clip
+Parts = Sequence[Part]
+Turns = list[tuple[str, Parts]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +94,7 @@ class Pool:
     """
 
     split: str
-    commands: Sequence[Clip]
+    commands: Sequence[SpokenCommand]
     sentences: frozenset[Command]
     prompts: Sequence[Clip] = ()
 
@@ -87,7 +111,7 @@ class Recorder:
         self._count: dict[str, int] = {}
         (out / 'wav').mkdir(parents=True, exist_ok=True)
 
-    def say(self, text: str, name: str, split: str, rng: Random, command: Command | None = None) -> Clip:
+    def say(self, text: str, name: str, split: str, rng: Random) -> Clip:
         """Speak and store a text: held-out speech in one fixed voice, all other in voices drawn at random.
 
         Args:
@@ -95,14 +119,18 @@ class Recorder:
             name: Begins the file name.
             split: Split the recording belongs to.
             rng: Source of the voice.
-            command: The command that the text is.
         """
         voice, speed, pitch = HELD_OUT_STYLE if split == 'test' else random_style(rng)
         stem = f'{name}-{split}'
         self._count[stem] = number = self._count.get(stem, 0) + 1
         path = f'wav/{stem}-{number:05d}.wav'
         duration = write_wav(self._out / path, speak(text, voice, speed, pitch))
-        return Clip(path, duration, text, command=command)
+        return Clip(path, duration, text)
+
+    def say_command(self, command: Command, split: str, rng: Random) -> SpokenCommand:
+        """Speak and store a command; see `say`."""
+        clip = self.say(command.text, 'command', split, rng)
+        return SpokenCommand(clip.path, clip.duration, clip.text, command=command)
 
     def take(self, folder: Path, row: Mapping) -> Clip:
         """Copy a real recording.
@@ -117,7 +145,7 @@ class Recorder:
         return Clip(path, row['duration'], row['text'], row['lang'], key=row['key'])
 
 
-def conversation(name: str, kind: str, turns: Sequence[tuple[str, Sequence[Part]]], **custom: object) -> dict:
+def conversation(name: str, kind: str, turns: Turns, **custom: object) -> dict:
     """One line in NeMo's multimodal_conversation format.
 
     Args:
@@ -126,7 +154,7 @@ def conversation(name: str, kind: str, turns: Sequence[tuple[str, Sequence[Part]
         turns: (role, parts) each; a part is typed text or a recording.
         custom: Further facts, such as source, lang and task.
     """
-    entries = []
+    entries: list[dict] = []
     for role, parts in turns:
         for part in parts:
             if isinstance(part, Clip):
@@ -140,8 +168,8 @@ def conversation(name: str, kind: str, turns: Sequence[tuple[str, Sequence[Part]
 def asr_line(rng: Random, name: str, clip: Clip, source: str) -> dict:
     """Transcription of a recording, the instruction before or after it."""
     instruction = rng.choice(ASR_INSTRUCTIONS)
-    user = [instruction, clip] if instruction.endswith(':') or rng.random() < 0.6 else [clip, instruction]
-    turns = [('User', user), ('Assistant', [clip.text])]
+    user: Parts = [instruction, clip] if instruction.endswith(':') or rng.random() < 0.6 else [clip, instruction]
+    turns: Turns = [('User', user), ('Assistant', [clip.text])]
     return conversation(name, 'asr_ast', turns, lang=clip.lang, source=source, task='asr', **_key(clip))
 
 
@@ -156,8 +184,8 @@ def ast_line(rng: Random, name: str, clip: Clip, target: str, lang: str) -> dict
         lang: Language of the translation.
     """
     instruction = rng.choice(translate_instructions(lang))
-    user = [instruction, clip] if instruction.endswith(':') or rng.random() < 0.6 else [clip, instruction]
-    turns = [('User', user), ('Assistant', [target])]
+    user: Parts = [instruction, clip] if instruction.endswith(':') or rng.random() < 0.6 else [clip, instruction]
+    turns: Turns = [('User', user), ('Assistant', [target])]
     facts = {'lang': clip.lang, 'target_lang': lang, 'source': 'asterisk-ast', 'task': 'ast', **_key(clip)}
     return conversation(name, 'asr_ast', turns, **facts)
 
@@ -177,9 +205,9 @@ def qa_lines(rng: Random, pool: Pool, count: int) -> list[dict]:
 def _qa_command(rng: Random, name: str, pool: Pool) -> dict:
     clip = rng.choice(pool.commands)
     asked = ask_command(rng, clip.command, rng.choice((1, 1, 2, 3)))
-    turns = []
+    turns: Turns = []
     for number, (_, question, answer) in enumerate(asked):
-        first = [clip, question] if rng.random() < 0.6 else [question, clip]
+        first: Parts = [clip, question] if rng.random() < 0.6 else [question, clip]
         turns += [('User', first if number == 0 else [question]), ('Assistant', [answer])]
     tasks = [task for task, _, _ in asked]
     return conversation(name, 'speech_qa', turns, lang='en', source='commands-qa', task=tasks[0], tasks=tasks)
@@ -188,15 +216,15 @@ def _qa_command(rng: Random, name: str, pool: Pool) -> dict:
 def _qa_both(rng: Random, name: str, pool: Pool) -> dict:
     first, second = rng.sample(list(pool.commands), 2)
     task, question, answer = ask_both(rng, first.command, second.command)
-    user = [first, second, question] if rng.random() < 0.5 else [question, first, 'and', second]
-    turns = [('User', user), ('Assistant', [answer])]
+    user: Parts = [first, second, question] if rng.random() < 0.5 else [question, first, 'and', second]
+    turns: Turns = [('User', user), ('Assistant', [answer])]
     return conversation(name, 'speech_qa', turns, lang='en', source='commands-qa', task=task, tasks=[task])
 
 
 def _qa_prompt(rng: Random, name: str, pool: Pool) -> dict:
     clip, *others = rng.sample(list(pool.prompts), min(9, len(pool.prompts)))
     task, question, answer = ask_mention(rng, clip.text, [other.text for other in others])
-    turns = [('User', [clip, question]), ('Assistant', [answer])]
+    turns: Turns = [('User', [clip, question]), ('Assistant', [answer])]
     return conversation(
         name, 'speech_qa', turns, lang='en', source='asterisk-qa', task=task, tasks=[task], **_key(clip)
     )

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from random import Random
 
 from nemo_vtb.assets.chats import Chat
-from nemo_vtb.assets.dialogues import Clip, Pool, Recorder, conversation
+from nemo_vtb.assets.dialogues import Clip, Parts, Pool, Recorder, SpokenCommand, Turns, conversation
 from nemo_vtb.assets.domain import NUMBERS, ROOMS, TIMES, Command, sentence
 
 __all__ = ['MIXED_TASKS', 'mixed_lines']
@@ -25,8 +25,6 @@ __all__ = ['MIXED_TASKS', 'mixed_lines']
 _PEOPLE = ('Anna', 'Ben', 'Clara', 'David', 'Emma')
 _THINGS = ('bread', 'milk', 'eggs', 'rice', 'apples', 'soap', 'tea', 'butter', 'paper', 'honey')
 
-Parts = list['str | Clip']
-Turns = list[tuple[str, Parts]]
 Say = Callable[[str], Clip]
 
 
@@ -41,7 +39,8 @@ def mixed_lines(rng: Random, pool: Pool, recorder: Recorder, count: int, chats: 
         chats: Answered typed chats; one conversation in four is such a chat with a part of its question spoken.
     """
     tasks = list(MIXED_TASKS.items())
-    lines, spoken_chats = [], [chat for chat in chats if len(chat.prompts[0].split()) > 3]
+    lines: list[dict] = []
+    spoken_chats = [chat for chat in chats if len(chat.prompts[0].split()) > 3]
     rng.shuffle(spoken_chats)
     for number in range(count):
         name = f'mixed-{pool.split}-{number:05d}'
@@ -68,7 +67,7 @@ def _rewrite_room(rng: Random, pool: Pool, say: Say) -> Turns:
 def _rewrite_time(rng: Random, pool: Pool, say: Say) -> Turns:
     clip, other = _changed(rng, pool, 'time', TIMES)
     when = other.time
-    user = [f'Change the time to "{when}":', clip] if rng.random() < 0.5 else [clip, f'But do it {when}.']
+    user: Parts = [f'Change the time to "{when}":', clip] if rng.random() < 0.5 else [clip, f'But do it {when}.']
     return _ask(user, other.text)
 
 
@@ -77,7 +76,7 @@ def _rule(rng: Random, pool: Pool, say: Say) -> Turns:
     allowed = rng.random() < 0.5
     others = [room for room in ROOMS if room != clip.command.room]
     room = rng.choice(others) if allowed else clip.command.room
-    user = [f'Rule: nothing in the {room} may be changed.', clip, 'Is this allowed?']
+    user: Parts = [f'Rule: nothing in the {room} may be changed.', clip, 'Is this allowed?']
     return _ask(user, 'Yes.' if allowed else 'No.')
 
 
@@ -111,7 +110,7 @@ def _order(rng: Random, pool: Pool, say: Say) -> Turns:
 
 def _merge(rng: Random, pool: Pool, say: Say) -> Turns:
     first, second = rng.sample(list(pool.commands), 2)
-    user = ['Take the object from', first, 'and the room from', second]
+    user: Parts = ['Take the object from', first, 'and the room from', second]
     return _ask(user, f'The {first.command.item} in the {second.command.room}.')
 
 
@@ -128,7 +127,7 @@ def _chat(rng: Random, chat: Chat, say: Say) -> Turns:
     cut = rng.randint(1, len(words) - 2)
     # at least two spoken words: single ones are hard to recognise even for people
     end = len(words) if rng.random() < 0.5 else rng.randint(cut + 2, len(words))
-    parts = [' '.join(words[:cut]), say(' '.join(words[cut:end])), ' '.join(words[end:])]
+    parts: Parts = [' '.join(words[:cut]), say(' '.join(words[cut:end])), ' '.join(words[end:])]
     turns = _ask([part for part in parts if part], chat.answers[0])
     for prompt, answer in zip(chat.prompts[1:], chat.answers[1:], strict=True):
         turns += _ask([say(prompt) if rng.random() < 0.5 else prompt], answer)
@@ -156,7 +155,7 @@ def _ask(user: Parts, answer: str) -> Turns:
     return [('User', user), ('Assistant', [answer])]
 
 
-def _changed(rng: Random, pool: Pool, part: str, values: Sequence[str]) -> tuple[Clip, Command]:
+def _changed(rng: Random, pool: Pool, part: str, values: Sequence[str]) -> tuple[SpokenCommand, Command]:
     """A recording, and its command with another part whose text belongs to this split."""
     clips = list(pool.commands)
     for clip in rng.sample(clips, len(clips)):

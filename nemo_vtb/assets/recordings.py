@@ -228,7 +228,7 @@ def decode_audio(data: bytes, name: str, form: str | None = None) -> np.ndarray:
     import av
 
     try:
-        with av.open(io.BytesIO(data), format=form) as container:
+        with av.open(io.BytesIO(data), 'r', format=form) as container:
             resampler = av.AudioResampler(format='s16', layout='mono', rate=SAMPLE_RATE)
             blocks = [
                 block.to_ndarray()[0]

@@ -23,6 +23,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 from threading import Lock
+from typing import IO, cast
 
 import numpy as np
 
@@ -128,6 +129,7 @@ class _Engine:
         self._process = subprocess.Popen(
             [sys.executable, '-P', str(_WORKER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env
         )
+        self._requests, self._answers = cast(IO[bytes], self._process.stdin), cast(IO[bytes], self._process.stdout)
         self._lock = Lock()
         self.pid = os.getpid()
         atexit.register(self.close)
@@ -141,8 +143,8 @@ class _Engine:
         """Raw samples for one request. Raises VtbAssetError when the engine refuses or dies."""
         with self._lock:
             try:
-                self._process.stdin.write(json.dumps(request).encode() + b'\n')
-                self._process.stdin.flush()
+                self._requests.write(json.dumps(request).encode() + b'\n')
+                self._requests.flush()
                 length = struct.unpack('<q', self._read(8))[0]
                 answer = self._read(abs(length))
             except (OSError, EOFError) as error:
@@ -157,11 +159,11 @@ class _Engine:
     def close(self) -> None:
         """End the worker."""
         if self.pid == os.getpid() and self._process.poll() is None:
-            self._process.stdin.close()
+            self._requests.close()
             self._process.wait(timeout=5)
 
     def _read(self, count: int) -> bytes:
-        data = self._process.stdout.read(count)
+        data = self._answers.read(count)
         if len(data) < count:
             raise EOFError
         return data

@@ -22,7 +22,7 @@ import pytest
 from nemo_vtb.assets.chats import Chat, chat_prompts, generate_text_chats, reference_chats
 from nemo_vtb.assets.corpus import SPLITS, make_corpus, split_commands, split_prompts
 from nemo_vtb.assets.corpus_check import check_corpus
-from nemo_vtb.assets.dialogues import Clip, Pool, Recorder
+from nemo_vtb.assets.dialogues import Pool, Recorder, SpokenCommand
 from nemo_vtb.assets.domain import (
     NUMBERS,
     PREFIXES,
@@ -227,7 +227,9 @@ def test_another_seed_gives_another_corpus(built, tmp_path):
 
 def test_changed_commands_stay_in_their_split(tmp_path):
     sentences = split_commands(('',), 0)['test']
-    clips = [Clip(f'wav/{i}.wav', 1.0, command.text, command=command) for i, command in enumerate(sentences[:20])]
+    clips = [
+        SpokenCommand(f'wav/{i}.wav', 1.0, command.text, command=command) for i, command in enumerate(sentences[:20])
+    ]
     pool = Pool('test', clips, frozenset(sentences))
     lines = mixed_lines(Random(0), pool, Recorder(tmp_path), 40)
     texts = {command.text for command in sentences}
