@@ -217,7 +217,6 @@ SCHEMA = Section(
             more='trainer',
         ),
         'exp_manager': Section(more='exp_manager'),
-        'eval': MapOf(ANY),
     }
 )
-"""The whole configuration of `examples/`."""
+"""The whole configuration of a training; the other scripts have small tables of their own."""
