@@ -14,6 +14,7 @@
 """The one canonical example: turns of text and audio, read from the lines that NeMo's own readers accept."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,7 +138,7 @@ def parse_line(raw: bytes, where: str) -> dict:
     """
     try:
         value = json.loads(raw.decode('utf-8'), parse_constant=_refuse_constant)
-    except (UnicodeDecodeError, ValueError) as error:
+    except (ValueError, RecursionError) as error:  # undecodable bytes are a ValueError too
         raise VtbDataError(
             'The line is not valid JSON.', field=where, got=f'{raw[:80]!r} ({error})', remedy='mend or remove the line'
         ) from error
@@ -169,7 +170,10 @@ def conversation_from_dict(
     entries = d.get('conversations')
     if not isinstance(entries, list) or not entries:
         raise VtbDataError(
-            'A conversation needs a list of turns.', field=f'{where}: conversations', got=entries, allowed='[{...}, ...]'
+            'A conversation needs a list of turns.',
+            field=f'{where}: conversations',
+            got=entries,
+            allowed='[{...}, ...]',
         )
     grouped: list[tuple[str, list[Text | Audio]]] = []
     for number, entry in enumerate(entries):
@@ -181,6 +185,8 @@ def conversation_from_dict(
     turns = tuple(Turn(role, tuple(parts)) for role, parts in grouped)
     _check_turns(turns, where)
     custom = d.get('custom') or {}
+    if not isinstance(custom, Mapping):
+        raise VtbDataError('custom must be an object.', field=f'{where}: custom', got=custom, allowed='{...}')
     if kind is None:  # `custom` belongs to the user, so a foreign word in it is no mistake
         kind = custom.get('kind') if custom.get('kind') in KINDS else infer_kind(turns)
     if kind not in KINDS:
@@ -199,6 +205,10 @@ def _read_entry(entry: Any, base_dir: str | Path, where: str) -> tuple[str, Text
     value = entry.get('value')
     if not isinstance(value, str) or not value:
         raise VtbDataError('A turn needs a value.', field=f'{where}.value', got=value, allowed='a text or a path')
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair
+        raise VtbDataError('The value is not valid Unicode.', field=f'{where}.value', got=ascii(value)) from error
     match entry.get('type', 'text'):
         case 'text':
             return role, Text(value)
@@ -216,7 +226,8 @@ def _read_span(entry: Mapping[str, Any], where: str) -> tuple[float | None, floa
     span = []
     for name, least in (('duration', 0.0), ('offset', 0.0)):
         value = entry.get(name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value < least):
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if value is not None and not (number and value >= least):
             raise VtbDataError(
                 f'The {name} of a recording must be a number of seconds.',
                 field=f'{where}.{name}',
@@ -228,7 +239,7 @@ def _read_span(entry: Mapping[str, Any], where: str) -> tuple[float | None, floa
 
 
 def _resolve(path: str, base_dir: str | Path) -> str:
-    if path.lstrip().startswith('pipe:') or path.rstrip().endswith('|') or '://' in path:
+    if path.lstrip().startswith('pipe:') or path.rstrip().endswith('|') or '://' in path or '\0' in path:
         raise VtbDataError(
             'An audio path must be a plain file: commands and addresses in a manifest are never run.',
             field='value',

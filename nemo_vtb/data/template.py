@@ -13,7 +13,7 @@
 # limitations under the License.
 """The one renderer: a conversation becomes token ids and a loss mask through the LLM's own chat template.
 
-Training, evaluation, serving and `vtb inspect` all come through here, so that a model is asked exactly as it was taught.
+Training, evaluation, serving and `vtb inspect` all come through here: a model is asked exactly as it was taught.
 """
 
 import hashlib
@@ -29,9 +29,9 @@ from nemo_vtb.errors import VtbTemplateError
 __all__ = ['AUDIO_SLOT', 'ChatRenderer', 'Rendered', 'Segment']
 
 AUDIO_SLOT = -1
-"""Stands once in `Rendered.ids` where a recording stands; no vocabulary has this id, so no text can collide with it."""
+"""Stands once in `Rendered.ids` where a recording stands; no vocabulary has this id, so no text collides with it."""
 
-_VERSION = '1'  # raise when the rendering of any conversation changes: it is part of the fingerprint
+_VERSION = '2'  # raise when the rendering of any conversation changes: it is part of the fingerprint
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +102,7 @@ class ChatRenderer:
             )
         self._hf = tokenizer
         special = sorted({t.content for t in tokenizer.added_tokens_decoder.values()}, key=len, reverse=True)
+        self._added = frozenset(tokenizer.added_tokens_decoder)
         self._special = re.compile('|'.join(re.escape(t) for t in special) or r'(?!)')
         self._anchor = tokenizer.eos_token or (special[-1] if special else '')
 
@@ -140,14 +141,15 @@ class ChatRenderer:
             for number, turn in enumerate(conversation.turns)
         ]
         text = self._apply(messages, conversation.id, prompt)
-        segments = [s for s in self._segments(text, marks, conversation.id) if s.ids]
-        if (found := sum(s.audio is not None for s in segments)) != marks.num_audios:
+        if sorted(marks.pattern.findall(text)) != sorted(marks.made):
             raise VtbTemplateError(
-                'The chat template drops or repeats recordings.',
+                'The chat template drops or repeats parts of the conversation.',
                 field=f'conversation {conversation.id}',
-                got=f'{found} of {marks.num_audios} recordings after rendering',
-                allowed='each turn once',
+                got=marks.pattern.sub('', text)[:200],
+                allowed='each recording and each answer once',
+                remedy='compare the text with the template; reasoning in an answer is cut out by some templates',
             )
+        segments = [s for s in self._segments(text, marks, conversation.id) if s.ids]
         return Rendered(tuple(segments))
 
     def _content(self, turn: Turn, number: int, marks: '_Marks') -> str:
@@ -165,10 +167,14 @@ class ChatRenderer:
 
         # enable_thinking: models that can think are taught to answer at once; templates without the switch ignore it
         options = {'tokenize': False, 'add_generation_prompt': prompt, 'enable_thinking': False}
+        can_fold = messages[0]['role'] == 'system' and len(messages) > 1
         try:
-            return self._hf.apply_chat_template(messages, **options)
+            text = self._hf.apply_chat_template(messages, **options)
+            # some templates leave a system turn out without a word
+            if not can_fold or messages[0]['content'].strip() in text:
+                return text
         except TemplateError as error:
-            if messages[0]['role'] != 'system' or len(messages) < 2:
+            if not can_fold:
                 raise VtbTemplateError(
                     'The chat template refuses the conversation.',
                     field=f'conversation {id}',
@@ -179,6 +185,14 @@ class ChatRenderer:
         folded = {'role': first['role'], 'content': f'{system["content"]}\n\n{first["content"]}'}
         return self._apply([folded, *rest], id, prompt)
 
+    @cached_property
+    def _lead(self) -> str:
+        """What the template puts between generation prompt and answer (Mistral: a space): the model must say it."""
+        mark = '\ue000'
+        messages = [{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': mark}]
+        prompt, whole = self._apply(messages[:1], 'probe', True), self._apply(messages, 'probe', False)
+        return whole.partition(mark)[0].removeprefix(prompt) if whole.startswith(prompt) else ''
+
     def _segments(self, text: str, marks: '_Marks', id: str) -> Iterator[Segment]:
         """Cut the rendered text at the marks; an answer is a segment of its own, as it is when it is generated."""
         pieces = marks.pattern.split(text)  # text, mark, text, mark, ..., text
@@ -186,37 +200,49 @@ class ChatRenderer:
         for mark, following in zip(pieces[1::2], pieces[2::2], strict=True):
             kind, number = mark[0], int(mark[1:])
             if kind == 'e':
-                closing = re.match(rf'\s*(?:{self._special.pattern})', following)
-                if closing is None:
-                    raise VtbTemplateError(
-                        'The chat template does not close an assistant turn with a special token, so that a model '
-                        'could not learn to stop.',
-                        field=f'conversation {id}',
-                        got=following[:60],
-                        allowed='an end-of-turn token right after the answer',
-                        remedy='add the end-of-turn token to the template and to the tokenizer',
-                    )
-                yield self._segment(rest + closing.group(), True)
-                supervised, rest = False, following[closing.end() :]
-                continue
-            yield self._segment(rest, supervised)
-            rest = following
-            if kind == 'a':
-                yield Segment('', (AUDIO_SLOT,), audio=number)
-            elif kind == 'l':
-                yield self._segment(marks.literals[number], supervised, literal=True)
+                end = self._end_of_turn(following, id)
+                yield self._segment(rest + following[:end], True)
+                supervised, rest = False, following[end:]
+            elif kind == 'b':
+                lead = self._lead if rest.endswith(self._lead) else ''
+                yield self._segment(rest.removesuffix(lead), False)
+                supervised, rest = True, lead + following
             else:
-                supervised = True
+                yield self._segment(rest, supervised)
+                rest = following
+                if kind == 'a':
+                    yield Segment('', (AUDIO_SLOT,), audio=number)
+                else:
+                    yield self._literal(marks.literals[number], supervised)
         yield self._segment(rest, supervised)
 
-    def _segment(self, text: str, supervised: bool, *, literal: bool = False) -> Segment:
+    def _end_of_turn(self, following: str, id: str) -> int:
+        """Where the end-of-turn token right behind an answer ends."""
+        closing = re.match(rf'\s*(?:{self._special.pattern})', following)
+        if closing is None:
+            raise VtbTemplateError(
+                'The chat template does not close an assistant turn with a special token, so that a model '
+                'could not learn to stop.',
+                field=f'conversation {id}',
+                got=following[:60],
+                allowed='an end-of-turn token right after the answer',
+                remedy='add the end-of-turn token to the template and to the tokenizer',
+            )
+        return closing.end()
+
+    def _segment(self, text: str, supervised: bool) -> Segment:
         if not text:
             return Segment('', ())
-        if literal:
-            ids = self._hf(text, add_special_tokens=False, split_special_tokens=True)['input_ids']
-        else:
-            # behind a special token no tokenizer puts its leading space, just as inside one long text
-            ids = self._hf(self._anchor + text, add_special_tokens=False)['input_ids'][1 if self._anchor else 0 :]
+        # behind a special token no tokenizer puts its leading space, just as inside one long text
+        ids = self._hf(self._anchor + text, add_special_tokens=False)['input_ids'][1 if self._anchor else 0 :]
+        return Segment(text, tuple(ids), supervised)
+
+    def _literal(self, text: str, supervised: bool) -> Segment:
+        """A token of the vocabulary's own, typed by somebody: encoded as the letters that it is made of."""
+        ids = self._hf(text, add_special_tokens=False, split_special_tokens=True)['input_ids']
+        if not self._added.isdisjoint(ids):
+            # tokens that were added but not declared special (Qwen3's <think>) are found all the same
+            ids = [i for part in (text[:1], text[1:]) for i in self._hf(part, add_special_tokens=False)['input_ids']]
         return Segment(text, tuple(ids), supervised)
 
 
@@ -229,6 +255,7 @@ class _Marks:
         self._open, self._close = next(free), next(free)
         self.pattern = re.compile(f'{self._open}([able]\\d+){self._close}')
         self.literals: list[str] = []
+        self.made: list[str] = []
         self.num_audios = 0
 
     def audio(self) -> str:
@@ -243,4 +270,5 @@ class _Marks:
         return self._mark('b', number) + text + self._mark('e', number)
 
     def _mark(self, kind: str, number: int) -> str:
+        self.made.append(f'{kind}{number}')
         return f'{self._open}{kind}{number}{self._close}'

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The loss on supervised positions: equal to the plain one, in whatever chunks, defined where nothing is supervised."""
+"""The loss on supervised positions: the plain one, in whatever chunks, and defined where nothing is supervised."""
 
 import pytest
 import torch
