@@ -18,6 +18,7 @@ archive's build hooks only to read its metadata; we want a data file out of it a
 Ends with 3 when the configured indexes do not list the file.
 """
 
+import logging
 import sys
 from typing import Any
 
@@ -29,6 +30,8 @@ def main(project: str, file_name: str, target: str) -> int:
     # pip has no public way to a file of an index; these names are the same from pip 20 to 25
     command: Any = create_command('download')
     options, _ = command.parse_args(['--no-binary', project, project])
+    # pip tells why an index did not answer in warnings, which are lost without a handler
+    logging.basicConfig(level=logging.WARNING, format='%(message)s')
     with command.main_context():
         session = command.get_default_session(options)
         finder = command._build_package_finder(options, session, ignore_requires_python=True)

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Packages come through the real pip and npm (from a local index), are verified, and every failure names its remedy."""
+"""Packages come through the real pip and npm (from a local index) and are verified; failures name their remedy."""
 
 import dataclasses
 import hashlib
@@ -46,7 +46,7 @@ def no_waiting(monkeypatch):
     monkeypatch.setattr(fetch_module, '_unreachable_since', {})
     monkeypatch.setenv('PIP_INDEX_URL', 'http://127.0.0.1:9/simple')
     monkeypatch.setenv('PIP_EXTRA_INDEX_URL', '')
-    monkeypatch.setenv('PIP_RETRIES', '0')
+    monkeypatch.delenv('PIP_RETRIES', raising=False)
     monkeypatch.setenv('npm_config_registry', 'http://127.0.0.1:9/')
     for name in ('NEMO_VTB_OFFLINE', 'NEMO_VTB_DOWNLOADS'):
         monkeypatch.delenv(name, raising=False)
