@@ -492,7 +492,8 @@ _CORPORA = (
         outputs=(*_CORPUS_FILES, 'card.json'),
         params={'size': 'quick', 'llm': 'minimind2-small', 'seed': 0},
         size_mb=120,
-        build_s=150,
+        build_s=130,
+        revision=2,
     ),
     Asset(
         'demo-corpus-smollm2',
@@ -508,6 +509,7 @@ _CORPORA = (
         params={'size': 'long', 'llm': 'smollm2-135m-instruct', 'seed': 0},
         size_mb=500,
         build_s=1200,
+        revision=2,
     ),
 )
 

@@ -145,7 +145,10 @@ def _with_follow_up(chat: Chat, rng: Random) -> Chat:
 def _load(llm_dir: Path) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    # a bar for one second of loading would stand between the lines of the build
+    logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(llm_dir), local_files_only=True)
         model = AutoModelForCausalLM.from_pretrained(str(llm_dir), dtype=torch.float32, local_files_only=True)
@@ -154,6 +157,8 @@ def _load(llm_dir: Path) -> tuple[Any, Any]:
             'The language model cannot be loaded.', field='llm_dir', got=str(error),
             allowed='a folder with config.json, model.safetensors and tokenizer files',
         ) from error  # fmt: skip
+    finally:
+        logging.enable_progress_bar()
     if not tokenizer.chat_template:
         raise VtbModelError('The tokenizer has no chat template.', field='llm_dir', got=Path(llm_dir).name)
     tokenizer.padding_side = 'left'

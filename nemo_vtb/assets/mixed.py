@@ -82,8 +82,9 @@ def _rule(rng: Random, pool: Pool, say: Say) -> Turns:
 
 def _sum(rng: Random, pool: Pool, say: Say) -> Turns:
     first, second = rng.randint(1, 9), rng.randint(1, 9)
-    clip = say(f'{NUMBERS[second]}.')
-    return _ask([f'What is {NUMBERS[first]} plus', clip], sentence(NUMBERS[first + second]))
+    # a lone word is hard to recognise: the spoken part is at least a short phrase
+    clip = say(f'plus {NUMBERS[second]}.')
+    return _ask([f'What is {NUMBERS[first]}', clip], sentence(NUMBERS[first + second]))
 
 
 def _shopping(rng: Random, pool: Pool, say: Say) -> Turns:
@@ -96,7 +97,7 @@ def _where(rng: Random, pool: Pool, say: Say) -> Turns:
     people, rooms = rng.sample(_PEOPLE, 2), rng.sample(ROOMS, 2)
     typed = ' '.join(f'{person} is in the {room}.' for person, room in zip(people, rooms, strict=True))
     asked = rng.randrange(2)
-    return _ask([typed, say(f'Where is {people[asked]}?')], f'{people[asked]} is in the {rooms[asked]}.')
+    return _ask([typed, say(f'Tell me where {people[asked]} is.')], f'{people[asked]} is in the {rooms[asked]}.')
 
 
 def _order(rng: Random, pool: Pool, say: Say) -> Turns:
