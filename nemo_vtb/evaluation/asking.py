@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from nemo_vtb.config import check_keys, check_missing, check_values, resolve_asset
 from nemo_vtb.config_schema import Key, ListOf, Section
+from nemo_vtb.data.audio import probe
 from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn, conversation_from_dict, read_jsonl
 from nemo_vtb.data.files import write_atomically
 from nemo_vtb.errors import VtbConfigError, VtbDataError, VtbModelError
@@ -151,6 +152,7 @@ def conversations_from_audio(paths: Sequence[str], prompt: str) -> list[Conversa
 
     Raises:
         VtbDataError: No recording, or a file does not exist.
+        VtbAudioError: A file is no recording.
         VtbConfigError: The prompt holds the mark more than once.
     """
     if prompt.count(AUDIO_MARK) > 1:
@@ -163,9 +165,10 @@ def conversations_from_audio(paths: Sequence[str], prompt: str) -> list[Conversa
         path = resolve_asset(value)
         if not Path(path).is_file():
             raise VtbDataError('The recording does not exist.', field='audio', got=path, remedy='correct the path')
+        spoken = Audio(path, probe(path).duration_s)
         parts = [
             Text(before.strip()) if before.strip() else None,
-            Audio(path),
+            spoken,
             Text(after.strip()) if after.strip() else None,
         ]
         turn = Turn('user', tuple(part for part in parts if part is not None))

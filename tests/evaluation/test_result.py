@@ -1,0 +1,124 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What an evaluation shows and saves."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn
+from nemo_vtb.errors import VtbCheckpointError, VtbDataError
+from nemo_vtb.evaluation.result import Evaluation, Row, Sample, readable
+
+ROWS = (
+    Row('asr', 'commands', 'WER', 40, 12.34, None, 8.0, 15.0, False, 'jiwer'),
+    Row('text', 'typed-chat', 'perplexity', 60, 5.05, 5.0, 4.0, 6.0, False),
+)
+SAMPLES = (
+    Sample(
+        'a#1', 'asr', 'commands', 'user: ▶ a.wav (1.0 s)', 'open the door', 'open [red]door', ('a.wav',), ('open',)
+    ),
+    Sample('a#2', 'asr', 'commands', 'user: second', 'x', 'never shown'),
+    Sample('b#1', 'asr', 'real', 'user: ▶ b.wav', 'hello', 'yellow\x1b[31m'),
+    Sample('m#1', 'mixed_modal', 'mixed', 'user: only typed', 'x', 'not the first choice'),
+    Sample('m#2', 'mixed_modal', 'mixed', 'user: typed and ▶', 'x', 'mixed answer', typed_and_spoken=True),
+    Sample('q#1', 'speech_qa', 'qa', 'user: which room?', 'The office.', 'The garage.'),
+    Sample('t#1', 'text', 'typed-chat', 'user: hi', 'Hello!', 'Hey!', base='Good day!'),
+)
+RESULT = Evaluation(ROWS, SAMPLES, {'model': 'm'})
+
+
+def shown(method: str) -> str:
+    console = Console(width=140, record=True, file=open(os.devnull, 'w'))
+    getattr(RESULT, method)(console)
+    return console.export_text()
+
+
+def test_table_says_what_a_number_means() -> None:
+    text = shown('table')
+    for expected in (
+        'Transcribe speech',
+        'WER % (lower is better)',
+        '12.3',
+        '8.0 to 15.0',
+        '5.0',
+        '(+1.0 %)',
+        'of 100 words',
+    ):
+        assert expected in text
+    assert 'BLEU:' not in text
+
+
+def test_examples_are_one_of_each_sort_and_free_of_control_codes() -> None:
+    text = shown('show_examples')
+    assert [s.id for s in RESULT.examples()] == ['q#1', 'm#2', 'a#1', 'b#1', 't#1']
+    for expected in ('open [red]door', 'mixed answer', 'Good day!', 'yellow', 'said: "open"'):
+        assert expected in text
+    assert 'never shown' not in text and '\x1b' not in text
+
+
+def test_json_round_trip(tmp_path: Path) -> None:
+    path = RESULT.to_json(tmp_path / 'new' / 'e.json')
+    back = Evaluation.from_json(path)
+    assert back.rows == ROWS and back.samples == SAMPLES
+    assert json.loads(path.read_text())['rows'][1]['change_percent'] == pytest.approx(1.0)
+    assert sorted(p.name for p in path.parent.iterdir()) == ['e.json']
+
+
+def test_numbers_that_are_not_finite_become_null(tmp_path: Path) -> None:
+    path = Evaluation((Row('text', 's', 'perplexity', 1, math.inf, math.nan),)).to_json(tmp_path / 'e.json')
+    row = json.loads(path.read_text())['rows'][0]
+    assert row['ours'] is None and row['base'] is None
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / 'file').touch()
+    with pytest.raises(VtbCheckpointError, match='cannot be written') as caught:
+        RESULT.to_json(tmp_path / 'file' / 'e.json')
+    assert 'e.json' in str(caught.value.field)
+
+
+def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = RESULT.to_json(tmp_path / 'e.json')
+    before = path.read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(os, 'fsync', full)
+    with pytest.raises(VtbCheckpointError, match='disk is full'):
+        Evaluation(()).to_json(path)
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ['e.json']
+
+
+def test_from_json_refuses_other_files(tmp_path: Path) -> None:
+    (tmp_path / 'x.json').write_text('{"rows": 3}')
+    for name in ('x.json', 'absent.json'):
+        with pytest.raises(VtbDataError, match='no result'):
+            Evaluation.from_json(tmp_path / name)
+
+
+def test_row_lookup_lists_what_there_is() -> None:
+    assert RESULT.row('asr', 'WER', 'commands') is ROWS[0]
+    with pytest.raises(VtbDataError, match='typed-chat'):
+        RESULT.row('asr', 'BLEU')
+
+
+def test_readable_conversation() -> None:
+    turns = (Turn('user', (Text('Listen to'), Audio('x/a.wav', 1.25), Text('!'))), Turn('assistant', (Text('Ok.'),)))
+    assert readable(Conversation('c', turns)) == 'user: Listen to ▶ a.wav (1.2 s) !\nassistant: Ok.'
