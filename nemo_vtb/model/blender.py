@@ -18,6 +18,7 @@ S samples, H LLM width, N targets.
 """
 
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ from nemo_vtb.registry import register
 __all__ = ['VoiceTextBlender']
 
 _LOSS_UNIT = 100.0
-"""Sums of token losses are divided by this before the backward pass, to keep gradients near one until they are rescaled."""
+"""Sums of token losses are divided by this before the backward pass: gradients stay near one until rescaled."""
 
 
 class VoiceTextBlender(Generation, SALM, ModelPT):
@@ -203,7 +204,9 @@ class VoiceTextBlender(Generation, SALM, ModelPT):
 
     def on_validation_epoch_start(self) -> None:
         """Forget the sums of the last validation."""
-        self._val_sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(3, device=self.device))
+        # float64: a set may have more tokens than a smaller type can count
+        zeros = partial(torch.zeros, 3, dtype=torch.float64, device=self.device)
+        self._val_sums: dict[str, Tensor] = defaultdict(zeros)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
         """One packed row of the validation set named by `batch['dataset']`."""
@@ -217,16 +220,16 @@ class VoiceTextBlender(Generation, SALM, ModelPT):
         targets = batch['labels'][batch['labels'] != -100]  # (N,)
         nll = target_nll(self.hidden_states(batch), batch['labels'], head)
         right = (torch.cat(hits) == targets).sum() if hits else targets.sum() * 0
-        self._val_sums[batch.get('dataset', 'validation')] += torch.stack(
-            [nll.sum(), right.float(), torch.tensor(float(targets.numel()), device=self.device)]
-        )
+        counts = torch.full_like(right, targets.numel())
+        sums = torch.stack([nll.double().sum(), right.double(), counts.double()])
+        self._val_sums[batch.get('dataset', 'validation')] += sums
 
     def on_validation_epoch_end(self) -> None:
-        """Log SALM's metrics, as means over tokens of the whole set: `val_loss_<set>`, `val_acc_<set>`, their means."""
-        names = sorted(self._val_sums)
+        """Log SALM's metrics as means over the tokens of a set: `val_loss_<set>`, `val_acc_<set>`, their means."""
+        names = self._names_of_all_ranks(sorted(self._val_sums))
         losses, accuracies = [], []
         for name in names:
-            sums = self._val_sums[name].double()
+            sums = self._val_sums[name]
             if torch.distributed.is_available() and torch.distributed.is_initialized():
                 torch.distributed.all_reduce(sums)
             loss, accuracy = sums[0] / sums[2].clamp(min=1), sums[1] / sums[2].clamp(min=1)
@@ -238,6 +241,15 @@ class VoiceTextBlender(Generation, SALM, ModelPT):
             self.log('val_loss', torch.stack(losses).mean().float(), prog_bar=True)
             self.log('val_acc', torch.stack(accuracies).mean().float())
         self._val_sums.clear()
+
+    @staticmethod
+    def _names_of_all_ranks(names: list[str]) -> list[str]:
+        """A rank may have had no row of a set, but must take part in its reduction."""
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return names
+        gathered: list[list[str]] = [[] for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather_object(gathered, names)
+        return sorted({name for some in gathered for name in some})
 
     # ---- saving
 

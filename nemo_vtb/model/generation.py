@@ -115,7 +115,9 @@ class Generation:
 
     # ---- parts
 
-    def _generate(self, rows: list[list[int]], clips: list[Tensor], config: GenerationConfig | None, **kw: Any) -> Tensor:
+    def _generate(
+        self, rows: list[list[int]], clips: list[Tensor], config: GenerationConfig | None, **kw: Any
+    ) -> Tensor:
         modes = [(module, module.training) for module in self.modules()]
         self.eval()
         try:

@@ -68,5 +68,6 @@ def kind_sums(nll: Tensor, labels: Tensor, label_kinds: Tensor, num_kinds: int) 
         (num_kinds,) float32 sums of `nll` and (num_kinds,) float32 counts of targets, both without gradients.
     """
     kinds = label_kinds[labels != IGNORE]  # (N,)
-    sums = torch.zeros(num_kinds, device=nll.device).index_add(0, kinds, nll.detach().float())
+    # named, since Lightning makes bfloat16 the default while it runs a step in bf16-true
+    sums = torch.zeros(num_kinds, dtype=torch.float32, device=nll.device).index_add(0, kinds, nll.detach().float())
     return sums, torch.bincount(kinds, minlength=num_kinds).to(sums)

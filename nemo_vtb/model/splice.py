@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Pure tensor functions that turn a packed row into the LLM's input (letters: T row length, F audio frames, H width)."""
+"""Pure functions that turn a packed row into the LLM's input (letters: T row length, F audio frames, H width)."""
 
 from torch import Tensor
 
