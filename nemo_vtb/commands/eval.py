@@ -19,7 +19,7 @@ from pathlib import Path
 
 __all__ = ['main']
 
-_DEMO = [f'asset:demo-corpus/{kind}.test.jsonl' for kind in ('asr_ast', 'speech_qa', 'mixed_modal', 'text')]
+_DEMO_SETS = ('asr_ast', 'speech_qa', 'mixed_modal', 'text', 'text_reference')
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     console = Console()
     quiet_logs()
-    datasets = find_datasets(arguments.data or _DEMO)
+    datasets = find_datasets(arguments.data or [f'asset:demo-corpus/{name}.test.jsonl' for name in _DEMO_SETS])
     model = load_model(arguments.model, arguments.device)
     result = evaluate(
         model,
