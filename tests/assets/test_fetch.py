@@ -154,7 +154,8 @@ def test_a_version_that_is_gone(client, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('client', ['pypi-wheel', 'pypi-sdist'])
-def test_no_network(client, tmp_path):
+def test_no_network(client, tmp_path, monkeypatch):
+    monkeypatch.setattr(fetch_module, 'BACKOFF_S', ())
     with pytest.raises(VtbAssetError, match='no network') as caught:
         fetch(package_of(b'', client, 'vtb_tiny_asset-1.0.tar.gz'), tmp_path / 'downloads')
     assert 'check' in caught.value.remedy
