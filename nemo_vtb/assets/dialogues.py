@@ -215,6 +215,10 @@ def _qa_command(rng: Random, name: str, pool: Pool) -> dict:
 
 def _qa_both(rng: Random, name: str, pool: Pool) -> dict:
     first, second = rng.sample(list(pool.commands), 2)
+    same = [c for c in pool.commands if c is not first and c.command.room == first.command.room]
+    if same and rng.random() < 0.15:
+        # two rooms drawn at random are rarely the same, and "No." would become a safe guess
+        second = rng.choice(same)
     task, question, answer = ask_both(rng, first.command, second.command)
     user: Parts = [first, second, question] if rng.random() < 0.5 else [question, first, 'and', second]
     turns: Turns = [('User', user), ('Assistant', [answer])]
