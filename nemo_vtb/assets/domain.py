@@ -185,7 +185,7 @@ def ask_both(rng: Random, first: Command, second: Command) -> QuestionAnswer:
         second: Command of the second recording.
     """
     differing = [name for name in ('room', 'item', 'time') if getattr(first, name) != getattr(second, name)]
-    if not differing or rng.random() < (0.2 if first.room != second.room else 0.9):
+    if not differing or rng.random() < (0.2 if first.room != second.room else 0.5):
         question = 'Are both recordings about the same room?'
         return 'same_room', question, 'Yes.' if first.room == second.room else 'No.'
     name = rng.choice(differing)
