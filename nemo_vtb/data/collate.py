@@ -121,7 +121,9 @@ def pack_row(items: Sequence[PackItem], index: int = 0) -> dict[str, Any]:
         'label_kinds': _join(kinds),
         'cu_seqlens': torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)),
         'max_seqlen': int(lengths.max(initial=0)),
-        'audio_positions': torch.from_numpy(np.flatnonzero(np.concatenate([r[2] for r in rows] or [[]]))).long(),
+        'audio_positions': _join(
+            [np.flatnonzero(np.concatenate([is_audio for _, _, is_audio in rows]))] if rows else []
+        ),
         'audios': _pad(clips),
         'audio_lens': torch.tensor([len(clip) for clip in clips], dtype=torch.int64),
         'frame_lens': torch.tensor([n for item in items for n in item.frames], dtype=torch.int64),

@@ -15,12 +15,14 @@
 
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 
 from nemo_vtb.data.collate import Collator, pack_row
@@ -80,7 +82,7 @@ class RowDataset(torch.utils.data.Dataset):
                 if attempt == _RETRIES or reason_of(error) not in _TRANSIENT:
                     raise
                 time.sleep(_RETRY_S * 4**attempt)
-        planned = int(self.sources[source].measure([entry])[0][0])
+        planned = int(self.sources[source].measure(np.array([entry]))[0][0])
         if item.length != planned:
             raise data_fault(
                 'audio_changed', field=item.id, got=f'{item.length} tokens', allowed=f'{planned} as indexed'
@@ -107,6 +109,9 @@ class _Loader:
             num_workers=self.num_workers,
             prefetch_factor=self.prefetch_factor if self.num_workers else None,
             collate_fn=_as_it_is,
+            worker_init_fn=_start_worker,
+            # else the loader draws its seed from the global generator, and a resumed run has other dropout masks
+            generator=torch.Generator(),
             pin_memory=torch.cuda.is_available(),
         )
 
@@ -171,6 +176,12 @@ class LedgerCallback(pl.Callback):
         if whole and trainer.loggers and trainer.global_step % max(1, trainer.log_every_n_steps) == 0:
             for each in trainer.loggers:
                 each.log_metrics(data.ledger.metrics(), step=trainer.global_step)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Write `ledger.json`, so that a run that stopped tells why."""
+        data = _data_module(trainer)
+        if data is not None:
+            data.save_ledger()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write `ledger.json` and `ledger.png` into the folder of the run."""
@@ -238,9 +249,11 @@ class VtbDataModule(pl.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Build the indexes, once per node."""
-        for specs in [self._train_specs(), *self._eval_specs('validation_ds').values()]:
+        sections = ('validation_ds', 'test_ds')
+        evals = [specs for section in sections for specs in self._eval_specs(section).values()]
+        for specs in [self._train_specs(), *evals]:
             for spec in specs:
-                self._open(spec)
+                self._open(spec, check=False)  # `setup` checks on every rank, so that all of them stop
 
     def setup(self, stage: str | None = None) -> None:
         """Open the indexes and make the plan.
@@ -356,7 +369,7 @@ class VtbDataModule(pl.LightningDataModule):
             for name, each in sets.items()
         }
 
-    def _open(self, spec: SourceSpec) -> SourceIndex:
+    def _open(self, spec: SourceSpec, *, check: bool = True) -> SourceIndex:
         s = self.settings
         index = open_index(
             spec,
@@ -366,7 +379,8 @@ class VtbDataModule(pl.LightningDataModule):
             workers=s.index_workers,
             quiet=self.rank != 0,
         )
-        index.check(s.max_skip_ratio)
+        if check:
+            index.check(s.max_skip_ratio)
         return index
 
     def _setup_train(self) -> None:
@@ -428,7 +442,7 @@ class VtbDataModule(pl.LightningDataModule):
         s = self.settings
         sources = [FittedSource(self._open(spec), self.meter, s.max_tokens, s.overlong) for spec in specs]
         items = [(number, entry) for number, source in enumerate(sources) for entry in range(len(source))]
-        lengths = [int(n) for source in sources for n in source.measure(range(len(source)))[0]]
+        lengths = [int(n) for source in sources for n in source.measure(np.arange(len(source)))[0]]
         rows = [
             RowPlan(index, tuple(items[i] for i in row), (total := sum(lengths[i] for i in row)), float(total))
             for index, row in enumerate(pack_all(lengths, s.max_tokens))
@@ -452,6 +466,10 @@ class VtbDataModule(pl.LightningDataModule):
 
 def _data_module(trainer: pl.Trainer) -> VtbDataModule | None:
     return trainer.datamodule if isinstance(trainer.datamodule, VtbDataModule) else None
+
+
+def _start_worker(_: int) -> None:
+    os.environ['TOKENIZERS_PARALLELISM'] = 'false'
 
 
 def _as_it_is(batch: dict[str, Any]) -> dict[str, Any]:

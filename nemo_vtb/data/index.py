@@ -405,7 +405,7 @@ def _has_offset(line: Mapping[str, Any]) -> bool:
     """Whether a line speaks of segments: then a duration shorter than the file is no lie."""
     entries = line.get('conversations')
     turns = [entry for entry in entries if isinstance(entry, Mapping)] if isinstance(entries, list) else []
-    return any(entry.get('offset') is not None for entry in (line, *turns))
+    return 'recording' in line or any(entry.get('offset') is not None for entry in (line, *turns))
 
 
 def _number_lines(tasks: Sequence[_Task], parts: Sequence[_Part]) -> None:

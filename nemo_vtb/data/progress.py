@@ -99,6 +99,8 @@ class Progress:
         self, rows_per_batch: int, rank: int, world_size: int, num_batches: int | None, quarantine: str | Path
     ) -> None:
         """Fix ranks, size of the global batch and length of the run; list what the indexes left out."""
+        if self.attached:
+            self.rewind()  # a second fit goes on after what was consumed
         self.sampler = TokenBudgetSampler(
             self.plan, rows_per_batch, rank, world_size, num_batches, self.settings.balance
         )
@@ -207,12 +209,14 @@ class Progress:
 
     def _count_batch(self) -> None:
         rows = self.sampler.take_batch(self.batches)
-        for number, source in enumerate(self.sources):
-            entries = np.array([e for row in rows for s, e in row.items if s == number], dtype=np.int64)
-            if len(entries):
-                tokens, supervised, seconds = source.measure(entries)
-                sums = (int(tokens.sum()), int(supervised.sum()), float(seconds.sum(dtype=np.float64)))
-                self.ledger.add(source.name, len(entries), *sums)
+        entries: dict[int, list[int]] = {}
+        for row in rows:
+            for number, entry in row.items:
+                entries.setdefault(number, []).append(entry)
+        for number, chosen in entries.items():
+            tokens, supervised, seconds = self.sources[number].measure(np.array(chosen, dtype=np.int64))
+            sums = (int(tokens.sum()), int(supervised.sum()), float(seconds.sum(dtype=np.float64)))
+            self.ledger.add(self.sources[number].name, len(chosen), *sums)
         self.ledger.close_batch(len(rows))
 
     def _check(self) -> None:

@@ -133,19 +133,7 @@ def _parse_entry(entry: dict[str, Any], where: str) -> list[SourceSpec]:
             allowed=', '.join([*sorted(SOURCE_TYPES), 'group']),
             remedy='convert the data to multimodal_conversation, or to a NeMo ASR manifest',
         )
-    if not entry.get('manifest_filepath'):
-        raise VtbConfigError(
-            'A source needs a manifest.',
-            field=f'{where}.manifest_filepath',
-            got=entry.get('manifest_filepath'),
-            allowed='a JSONL file, a pattern or a list',
-        )
-    files = tuple(_asset(path) for path in expand_paths(entry['manifest_filepath']))
-    for path in files:
-        if not Path(path).is_file():
-            raise VtbDataError(
-                'The manifest does not exist.', field=f'{where}.manifest_filepath', got=path, remedy='correct the path'
-            )
+    files = _manifests(entry, where)
     tars = tuple(expand_paths(entry['tarred_audio_filepaths'])) if entry.get('tarred_audio_filepaths') else ()
     if tars and len(tars) != len(files):
         raise VtbConfigError(
@@ -160,6 +148,32 @@ def _parse_entry(entry: dict[str, Any], where: str) -> list[SourceSpec]:
     weight, repeats = float(entry.get('weight', 1.0)), entry.get('max_repeats')
     name = str(entry.get('source') or Path(files[0]).stem)
     return [SourceSpec(name, str(kind_of_entry), kind, files, weight, repeats, tars, options)]
+
+
+def _manifests(entry: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    key = 'cuts_path' if entry.get('cuts_path') and not entry.get('manifest_filepath') else 'manifest_filepath'
+    if not entry.get(key):
+        raise VtbConfigError(
+            'A source needs a manifest.',
+            field=f'{where}.{key}',
+            got=entry.get(key),
+            allowed='a JSONL file, a pattern or a list',
+        )
+    files = tuple(_asset(path) for path in expand_paths(entry[key]))
+    for path in files:
+        if not Path(path).is_file():
+            raise VtbDataError(
+                'The manifest does not exist.', field=f'{where}.{key}', got=path, remedy='correct the path'
+            )
+        if path.endswith(('.gz', '.tar', '.parquet', '.json')):
+            raise VtbConfigError(
+                'The lines of a manifest are read one by one, at their place in the file.',
+                field=f'{where}.{key}',
+                got=path,
+                allowed='JSON lines, not compressed',
+                remedy='gunzip the file, or write it as JSONL',
+            )
+    return files
 
 
 def _options(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -279,6 +293,32 @@ def _split_share_gpt(
     return turns
 
 
+def _read_lhotse(spec: SourceSpec, line: Mapping[str, Any], base: str, where: str) -> Conversation:
+    """A line of a NeMo manifest, or of a lhotse cut manifest: a `MonoCut` of one plain file."""
+    if 'recording' not in line:
+        return _read_manifest(spec, line, base, where)
+    recording, supervisions = line['recording'], line.get('supervisions') or [{}]
+    sources = recording.get('sources') if isinstance(recording, Mapping) else None
+    if not sources or not isinstance(sources[0], Mapping) or not isinstance(supervisions[0], Mapping):
+        raise data_fault(
+            'missing_key', field=f'{where}: recording.sources', got=sources, allowed='[{"type", "source"}]'
+        )
+    if sources[0].get('type') != 'file':
+        raise data_fault('refused_path', field=f'{where}: recording.sources', got=sources[0], allowed='type "file"')
+    custom = line.get('custom') if isinstance(line.get('custom'), Mapping) else {}
+    manifest = {
+        'text': supervisions[0].get('text'),
+        'lang': supervisions[0].get('language'),
+        **(supervisions[0].get('custom') or {}),
+        **(custom or {}),
+        'id': line.get('id'),
+        'audio_filepath': sources[0].get('source'),
+        'offset': line.get('start'),
+        'duration': line.get('duration'),
+    }
+    return _read_manifest(spec, manifest, base, where)
+
+
 def _read_manifest(spec: SourceSpec, line: Mapping[str, Any], base: str, where: str) -> Conversation:
     """A line of a NeMo ASR/AST/SQA manifest: instruction, recording -> answer, translation or transcript."""
     path = line.get('audio_filepath')
@@ -333,7 +373,7 @@ SOURCE_TYPES: dict[str, Reader] = {
     'share_gpt': _read_share_gpt,
     'nemo': _read_manifest,
     'nemo_tarred': _read_manifest,
-    'lhotse_as_conversation': _read_manifest,
-    'sqa_as_conversation': _read_manifest,
+    'lhotse_as_conversation': _read_lhotse,
+    'sqa_as_conversation': _read_lhotse,
 }
 """Types of `input_cfg` that can be read; add your own reader here (a function that loader processes can import)."""

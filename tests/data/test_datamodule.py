@@ -87,9 +87,18 @@ def test_a_resumed_run_is_the_run(module: Make, stops: tuple[int, ...], workers:
     assert data.ledger.batches == 40
 
 
-def test_a_second_fit_goes_on(module: Make) -> None:
-    data = module(num_batches=20)
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_second_fit_goes_on(module: Make, workers: int) -> None:
+    data = module(num_batches=20, num_workers=workers)
     assert run(data, 8) + run(data, 12) == run(module(num_batches=20))
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_loading_draws_nothing_from_the_global_generator(module: Make, workers: int) -> None:
+    """A resumed run opens its loader at another moment; its dropout masks must not depend on that."""
+    before = torch.get_rng_state()
+    run(module(num_workers=workers))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_the_ledger_adds_up(module: Make) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data_helpers import spoken, text, write_jsonl
+from data_helpers import spoken, text, write_jsonl, write_wav
 
 from nemo_vtb.data.conversation import Audio, Conversation, Text
 from nemo_vtb.data.faults import reason_of
@@ -142,6 +142,33 @@ def test_a_manifest_line_needs_its_keys(tmp_path: Path, missing: str) -> None:
     with pytest.raises(VtbDataError) as caught:
         read(tmp_path, line, type='nemo')
     assert reason_of(caught.value) == 'missing_key'
+
+
+def test_a_lhotse_cut_becomes_a_conversation(tmp_path: Path) -> None:
+    """The manifest is written by lhotse itself."""
+    from lhotse import CutSet, Recording, SupervisionSegment
+
+    wav = write_wav(tmp_path / 'a.wav', 2.0)
+    cut = Recording.from_file(wav).to_cut().truncate(offset=0.5, duration=1.0)
+    cut.supervisions = [SupervisionSegment('s', cut.recording_id, 0.0, 1.0, text='hello', language='en')]
+    cut.context = 'Write down:'
+    CutSet([cut]).to_file(tmp_path / 'cuts.jsonl')
+    spec = parse_input_cfg([{'type': 'lhotse_as_conversation', 'cuts_path': str(tmp_path / 'cuts.jsonl')}])[0]
+    line = json.loads((tmp_path / 'cuts.jsonl').read_text())
+    conversation = spec.read(line, 0, 'here')
+    assert said(conversation) == [('user', ['Write down:', 'a.wav']), ('assistant', ['hello'])]
+    assert conversation is not None
+    assert conversation.audios == [Audio(str(wav), 1.0, 0.5, 'hello')]
+    line['recording']['sources'][0]['type'] = 'command'
+    with pytest.raises(VtbDataError) as caught:
+        spec.read(line, 0, 'here')
+    assert reason_of(caught.value) == 'refused_path'
+
+
+def test_a_compressed_manifest_is_refused(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / 'cuts.jsonl.gz', [CHAT])
+    with pytest.raises(VtbConfigError, match='gunzip'):
+        parse_input_cfg([{'type': 'lhotse_as_conversation', 'cuts_path': str(path)}])
 
 
 def test_nemo_text_sft(tmp_path: Path) -> None:
