@@ -17,47 +17,28 @@ The next source is the one that lacks most tokens: no randomness, an error of ab
 a source is a seeded permutation per epoch that is computed, not stored. Nothing here needs torch.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from nemo_vtb.data.packing import LookAhead, RowPacker
+from nemo_vtb.data.permutation import permute
+from nemo_vtb.data.shares import BudgetedSource, resolve_shares
 from nemo_vtb.errors import VtbCheckpointError, VtbConfigError, VtbDataError
 
 __all__ = [
-    'BudgetedSource',
     'PlanState',
     'RowPlan',
     'TokenBudgetPlan',
     'TokenBudgetSampler',
-    'permute',
     'split_rows',
 ]
 
 STATE_VERSION = 1
 _BLOCK = 1024  # positions of a permutation computed at once
-_ROUNDS = 6
-_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
-
-
-class BudgetedSource(Protocol):
-    """What the plan needs to know of a source (see `index.SourceIndex`)."""
-
-    name: str
-    kind: str
-    weight: float
-    max_repeats: int | None
-    digest: str
-
-    def __len__(self) -> int: ...
-
-    def measure(self, entries: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Tokens, supervised tokens and seconds of audio of some entries, each (len(entries),)."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,33 +52,6 @@ class RowPlan:
 
 
 PlanState = dict[str, Any]
-
-
-def permute(positions: np.ndarray, size: int, key: str) -> np.ndarray:
-    """Map positions to a pseudo-random permutation of range(size), in O(1) memory: a Feistel network, cycle-walked.
-
-    Args:
-        positions: (n,) integers in [0, size).
-        size: Size of the permutation.
-        key: Anything that names the permutation; another key gives another one.
-
-    Returns:
-        (n,) int64, distinct for distinct positions.
-    """
-    half = max(1, ((size - 1).bit_length() + 1) // 2)
-    mask = np.uint64((1 << half) - 1)
-    shift = np.uint64(half)
-    keys = np.frombuffer(hashlib.sha512(key.encode()).digest(), dtype='<u8')[:_ROUNDS]
-    values = np.asarray(positions, dtype=np.uint64).copy()
-    walking = np.ones(len(values), dtype=bool)
-    while walking.any():
-        left, right = values[walking] >> shift, values[walking] & mask
-        for round_key in keys:
-            mixed = (right ^ round_key) * _MULTIPLIER  # wraps modulo 2**64
-            left, right = right, left ^ ((mixed >> np.uint64(32)) & mask)
-        values[walking] = (left << shift) | right
-        walking &= values >= np.uint64(size)
-    return values.astype(np.int64)
 
 
 class _Stream:
@@ -403,98 +357,6 @@ def changed_fields(state: PlanState, fingerprint: Mapping[str, Any]) -> list[str
 def _brief(value: object) -> str:
     text = 'absent' if value is None else str(value)
     return text if len(text) <= 14 else text[:12] + '..'
-
-
-def resolve_shares(
-    sources: Sequence[BudgetedSource],
-    budget: Mapping[str, float] | None,
-    temperature: float = 1.0,
-    unit: str = 'tokens',
-) -> list[float]:
-    """The share of each source in all tokens: the share of its kind times its part of the weights of that kind.
-
-    Raises:
-        VtbConfigError: See `TokenBudgetPlan`.
-        VtbDataError: See `TokenBudgetPlan`.
-    """
-    if unit not in ('tokens', 'supervised_tokens'):
-        raise VtbConfigError(
-            'Unknown unit of shares.', field='data.train_ds.unit', got=unit, allowed='tokens, supervised_tokens'
-        )
-    for source in sources:
-        if not len(source):
-            raise VtbDataError(
-                'A source has no usable conversation.',
-                field=f'source {source.name}',
-                got='0 conversations',
-                remedy='correct its manifest, or take it out of input_cfg',
-            )
-        if unit == 'supervised_tokens' and not source.measure(np.arange(len(source)))[1].any():
-            raise VtbDataError(
-                'A source has no supervised tokens, so that it can have no share of them.',
-                field=f'source {source.name}',
-                got='0 supervised tokens',
-                remedy='set data.unit to tokens',
-            )
-    if not sources:
-        raise VtbDataError('There is no source of data.', field='data.train_ds.input_cfg', got='[]')
-    weights = [max(float(s.weight), 0.0) ** temperature if s.weight else 0.0 for s in sources]
-    kinds = sorted({s.kind for s in sources})
-    if budget is None:
-        budget = _proportional(sources, unit)
-    _check_budget(budget, kinds)
-    inside = {kind: sum(w for w, s in zip(weights, sources, strict=True) if s.kind == kind) for kind in kinds}
-    for kind in kinds:
-        if budget.get(kind, 0) > 0 and inside[kind] <= 0:
-            raise VtbConfigError('All sources of a kind have weight 0.', field=f'budget.{kind}', got=0, allowed='> 0')
-    return [
-        float(budget.get(s.kind, 0.0)) * (w / inside[s.kind] if inside[s.kind] else 0.0)
-        for w, s in zip(weights, sources, strict=True)
-    ]
-
-
-def _check_budget(budget: Mapping[str, float], kinds: Sequence[str]) -> None:
-    field = 'data.train_ds.budget'
-    for kind, share in budget.items():
-        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
-            raise VtbConfigError(
-                'A share must be a number from 0 to 1.', field=f'{field}.{kind}', got=share, allowed='0 ... 1'
-            )
-        if share > 0 and kind not in kinds:
-            raise VtbConfigError(
-                'A kind of data has a share but no source.',
-                field=f'{field}.{kind}',
-                got=share,
-                allowed=f'kinds with a source: {", ".join(kinds)}',
-                remedy=f'add a source of kind {kind} to input_cfg, or give its share to the others',
-            )
-    for kind in kinds:
-        if kind not in budget:
-            raise VtbConfigError(
-                'A kind of data has sources but no share.',
-                field=f'{field}.{kind}',
-                got='absent',
-                remedy='give it a share; 0 leaves it out',
-            )
-    if abs(sum(budget.values()) - 1) > 1e-6:
-        raise VtbConfigError(
-            'The shares do not sum to 1.',
-            field=field,
-            got=f'{dict(budget)}, sum {sum(budget.values()):.6g}',
-            allowed='sum 1',
-        )
-
-
-def _proportional(sources: Sequence[BudgetedSource], unit: str) -> dict[str, float]:
-    """Each kind in proportion to what it has, so that every conversation is seen equally often."""
-    tokens: dict[str, int] = {}
-    for source in sources:
-        measured = source.measure(np.arange(len(source)))
-        tokens[source.kind] = tokens.get(source.kind, 0) + int(
-            measured[1 if unit == 'supervised_tokens' else 0].sum(dtype=np.int64)
-        )
-    total = sum(tokens.values())
-    return {kind: count / total for kind, count in tokens.items()}
 
 
 def split_rows(rows: Sequence[RowPlan], world_size: int, *, balance: bool = True) -> list[list[RowPlan]]:

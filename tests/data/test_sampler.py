@@ -24,8 +24,6 @@ from nemo_vtb.data.sampler import (
     RowPlan,
     TokenBudgetPlan,
     TokenBudgetSampler,
-    permute,
-    resolve_shares,
     split_rows,
 )
 from nemo_vtb.errors import VtbCheckpointError, VtbConfigError, VtbDataError
@@ -48,25 +46,6 @@ def tokens(p: TokenBudgetPlan, rows: list[RowPlan]) -> np.ndarray:
         for source, entry in row.items:
             counts[number, source] += p.sources[source].measure(np.array([entry]))[0][0]
     return counts
-
-
-@pytest.mark.parametrize('size', [1, 2, 3, 4, 5, 16, 17, 1000, 1024, 1025, 65537])
-@pytest.mark.parametrize('key', ['', 'a', '42:asr:3'])
-def test_a_permutation_is_one(size: int, key: str) -> None:
-    assert sorted(permute(np.arange(size), size, key).tolist()) == list(range(size))
-
-
-def test_permutations_of_two_epochs_differ_and_look_random() -> None:
-    first, second = (permute(np.arange(10000), 10000, f'{epoch}') for epoch in (0, 1))
-    assert (first == second).mean() < 0.01
-    for order in (first, second):
-        assert abs(np.corrcoef(np.arange(10000), order)[0, 1]) < 0.05
-        assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.05
-
-
-def test_a_position_needs_no_other_position() -> None:
-    whole = permute(np.arange(10**7 - 5, 10**7), 10**7, 'x')
-    assert [int(permute(np.array([p]), 10**7, 'x')[0]) for p in range(10**7 - 5, 10**7)] == whole.tolist()
 
 
 @pytest.mark.parametrize('budget', [BUDGET, PAPER], ids=['equal', 'paper'])
@@ -264,35 +243,6 @@ def test_a_sampler_resumes_on_another_number_of_ranks() -> None:
 def test_rows_must_be_dealt_equally() -> None:
     with pytest.raises(VtbConfigError, match='rows_per_batch'):
         TokenBudgetSampler(plan(), 6, 0, 4)
-
-
-@pytest.mark.parametrize(
-    ('budget', 'named'),
-    [
-        ({**BUDGET, 'text': 0.5}, 'sum to 1'),
-        ({'text': 0.5, 'asr_ast': 0.5}, 'no share'),
-        ({**BUDGET, 'text': -0.25}, 'from 0 to 1'),
-        ({**BUDGET, 'text': 'much'}, 'from 0 to 1'),
-    ],
-)
-def test_a_budget_that_does_not_fit_is_refused(budget: dict, named: str) -> None:
-    with pytest.raises(VtbConfigError, match=named):
-        resolve_shares(four_sources(), budget)
-
-
-def test_a_share_needs_a_source_and_a_source_needs_conversations() -> None:
-    with pytest.raises(VtbConfigError, match='no source'):
-        resolve_shares(four_sources()[:3], BUDGET)
-    with pytest.raises(VtbDataError, match='no usable conversation'):
-        resolve_shares([FakeSource('a', 'text', 0, 10, 1)], {'text': 1.0})
-    with pytest.raises(VtbDataError, match='no source'):
-        resolve_shares([], None)
-    silent = FakeSource('a', 'text', 10, 50, 1)
-    silent.supervised[:] = 0
-    with pytest.raises(VtbDataError, match='no supervised'):
-        resolve_shares([silent], None, unit='supervised_tokens')
-    with pytest.raises(VtbConfigError, match='unit'):
-        resolve_shares(four_sources(), BUDGET, unit='words')
 
 
 def test_a_kind_can_be_left_out() -> None:
