@@ -113,7 +113,7 @@ def _short(value: object, limit: int = 400) -> str:
     return text if len(text) <= limit else text[:limit] + ' ...'
 
 
-def _rebuild(cls: type, args: tuple, state: dict) -> VtbError:
+def _rebuild(cls: type[VtbError], args: tuple, state: dict) -> VtbError:
     error = cls.__new__(cls)
     Exception.__init__(error, *args)
     error.__dict__.update(state)

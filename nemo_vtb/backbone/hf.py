@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import PreTrainedModel
 
 from nemo_vtb.backbone.packed_attention import IMPLEMENTATION, register
 from nemo_vtb.errors import VtbCheckpointError, VtbModelError
@@ -91,11 +91,12 @@ class HFBackbone:
             VtbCheckpointError: Keys are missing or left over.
         """
         own = self.lora_state()
-        if own.keys() != state.keys():
+        missing, surplus = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+        if missing or surplus:
             raise VtbCheckpointError(
                 'The LoRA weights do not fit this model.',
                 field='lora',
-                got=f'missing {sorted(own.keys() - state.keys())[:3]}, left over {sorted(state.keys() - own.keys())[:3]}',
+                got=f'missing {missing[:3]}, left over {surplus[:3]}',
                 allowed=f'{len(own)} keys',
                 remedy='use the rank and the target modules that the weights were trained with',
             )
@@ -146,7 +147,7 @@ def load_llm(source: str, *, pretrained: bool, trust_remote_code: bool = False) 
             allowed='a causal LM with .model.embed_tokens and .lm_head',
             remedy='choose a decoder LLM such as Llama, Qwen, Gemma or Mistral',
         )
-    register(AttentionInterface)
+    register()
     llm.set_attn_implementation(IMPLEMENTATION)
     return llm
 

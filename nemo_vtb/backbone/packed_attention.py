@@ -22,12 +22,12 @@ __all__ = ['IMPLEMENTATION', 'attention', 'register']
 IMPLEMENTATION = 'nemo_vtb_packed'
 
 
-def register(interface: type) -> None:
+def register() -> None:
     """Make `IMPLEMENTATION` known to transformers, with SDPA's masks for the unpacked calls of `generate`."""
-    from transformers import AttentionMaskInterface
+    from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    interface.register(IMPLEMENTATION, attention)
+    AttentionInterface.register(IMPLEMENTATION, attention)
     AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
 
 

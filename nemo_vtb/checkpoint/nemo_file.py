@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemo_vtb.data.conversation import Conversation, conversation_from_dict, conversation_to_dict
+from nemo_vtb.data.conversation import Conversation, Text, conversation_from_dict, conversation_to_dict
 from nemo_vtb.errors import VtbCheckpointError
 
 if TYPE_CHECKING:
@@ -147,4 +147,4 @@ def _absolute(prompts: Sequence[Conversation]) -> list[Conversation]:
 
 def _last_user_text(conversation: Conversation) -> str:
     parts = conversation.turns[-1].parts
-    return ' '.join(getattr(p, 'text', None) if not hasattr(p, 'path') else f'▶ {Path(p.path).name}' for p in parts)
+    return ' '.join(p.text if isinstance(p, Text) else f'▶ {Path(p.path).name}' for p in parts)

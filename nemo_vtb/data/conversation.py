@@ -15,7 +15,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -280,7 +280,7 @@ def infer_kind(turns: tuple[Turn, ...]) -> str:
 
 
 def conversation_from_messages(
-    messages: list[Mapping[str, Any]], *, audio_tag: str | None = None, id: str = 'prompt'
+    messages: Sequence[Mapping[str, Any]], *, audio_tag: str | None = None, id: str = 'prompt'
 ) -> Conversation:
     """Read a prompt as SALM's `generate` takes it: `{"role", "content", "audio": [paths]}`.
 

@@ -46,7 +46,7 @@ from nemo_vtb.model.perception import encode, setup_perception, silent_forward
 from nemo_vtb.model.splice import splice
 from nemo_vtb.registry import register
 
-__all__ = ['VoiceTextBlender']
+__all__ = ['VoiceTextBlender', 'plain_dict']
 
 _LOSS_UNIT = 100.0
 """Sums of token losses are divided by this before the backward pass: gradients stay near one until rescaled."""
@@ -67,8 +67,8 @@ class VoiceTextBlender(Generation, SALM, ModelPT):
 
     def __init__(self, cfg: DictConfig | dict, trainer: Trainer | None = None) -> None:
         register()
-        cfg = OmegaConf.create(OmegaConf.to_container(cfg) if isinstance(cfg, DictConfig) else cfg)
-        ModelPT.__init__(self, cfg, trainer)
+        own_cfg = OmegaConf.create(OmegaConf.to_container(cfg) if isinstance(cfg, DictConfig) else dict(cfg))
+        ModelPT.__init__(self, own_cfg, trainer)
         OmegaConf.set_struct(self.cfg, False)
         restoring = ModelPT._is_model_being_restored()
         pretrained = bool(self.cfg.get('pretrained_weights', True)) and not restoring
@@ -99,7 +99,7 @@ class VoiceTextBlender(Generation, SALM, ModelPT):
         from peft import LoraConfig, get_peft_model
 
         try:
-            self.lora_config = LoraConfig(**OmegaConf.to_container(self.cfg.lora))
+            self.lora_config = LoraConfig(**plain_dict(self.cfg.lora))
             with move_embedding(self):
                 self.llm = get_peft_model(self.llm, self.lora_config)
         except (TypeError, ValueError) as error:
@@ -256,6 +256,10 @@ class VoiceTextBlender(Generation, SALM, ModelPT):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave the untouched LLM out: it is in its own folder, and would be most of every checkpoint."""
         state = checkpoint['state_dict']
+        # plain values, so that the file can be read without running code that is in it
+        checkpoint.pop(self.CHECKPOINT_HYPER_PARAMS_TYPE, None)
+        if isinstance(stored := checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY), DictConfig):
+            checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = plain_dict(stored)
         checkpoint['base_fingerprint'] = base_fingerprint(self.state_dict())
         checkpoint['template_fingerprint'] = self.renderer.fingerprint
         for name in [n for n in state if is_base_weight(n)]:
@@ -313,3 +317,11 @@ class VoiceTextBlender(Generation, SALM, ModelPT):
     def list_available_models(cls) -> list:
         """No models are published."""
         return []
+
+
+def plain_dict(cfg: DictConfig) -> dict[str, Any]:
+    """A section of the configuration as plain Python values, interpolations resolved."""
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    if not isinstance(plain, dict):
+        raise VtbConfigError('A section with keys is wanted here.', field='model', got=plain, allowed='key: value')
+    return {str(key): value for key, value in plain.items()}

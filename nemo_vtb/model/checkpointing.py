@@ -15,6 +15,7 @@
 
 import hashlib
 import os
+import pickle
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -79,7 +80,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoint files, written whole or not at all, and read without running code where possible."""
+    """Lightning's checkpoint files: written whole or not at all, and read without running any code that is in them."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write a checkpoint.
@@ -97,9 +98,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             VtbCheckpointError: It is missing, cut off or damaged.
         """
         try:
-            # the run's own file: it holds Lightning's and OmegaConf's classes beside tensors
-            return torch.load(path, map_location=map_location or 'cpu', weights_only=False)
-        except (OSError, RuntimeError, EOFError, ValueError) as error:
+            return torch.load(path, map_location=map_location or 'cpu', weights_only=True)
+        except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
             raise VtbCheckpointError(
                 'The checkpoint cannot be read.',
                 field='checkpoint',

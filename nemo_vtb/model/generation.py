@@ -15,7 +15,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -28,12 +28,17 @@ from nemo_vtb.data.template import AUDIO_SLOT
 from nemo_vtb.errors import VtbDataError
 from nemo_vtb.model.perception import encode
 
+if TYPE_CHECKING:
+    from nemo.collections.speechlm2.models.salm import SALM as _Salm
+else:
+    _Salm = object  # a mixin at run time: the class that it is mixed into comes from SALM
+
 __all__ = ['Generation']
 
 _TENSOR = 'tensor:'
 
 
-class Generation:
+class Generation(_Salm):
     """Mixin of `VoiceTextBlender`: `generate` with SALM's signature, and `answer` for whole conversations."""
 
     @torch.no_grad()

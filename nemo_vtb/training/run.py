@@ -21,10 +21,10 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 from nemo.utils.trainer_utils import resolve_trainer_cfg
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from nemo_vtb.errors import VtbConfigError
-from nemo_vtb.model.blender import VoiceTextBlender
+from nemo_vtb.model.blender import VoiceTextBlender, plain_dict
 from nemo_vtb.model.checkpointing import AtomicCheckpointIO
 
 __all__ = ['build_model', 'build_trainer', 'quiet_logs']
@@ -82,7 +82,7 @@ def build_trainer(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> Traine
 
 def build_model(cfg: DictConfig, trainer: Trainer | None = None) -> VoiceTextBlender:
     """Build the model of a run, from its pretrained parts or from the `.nemo` file that `init_from_nemo` names."""
-    model = VoiceTextBlender(OmegaConf.to_container(cfg.model, resolve=True), trainer)
+    model = VoiceTextBlender(plain_dict(cfg.model), trainer)
     if source := cfg.get('init_from_nemo'):
         # only what training changes is taken: the LLM is the one that the config names, and it must be the same one
         warm = VoiceTextBlender.restore_from(source, map_location='cpu')
