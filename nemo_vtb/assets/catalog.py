@@ -507,8 +507,8 @@ _CORPORA = (
         optional_needs=('asterisk-es', 'asterisk-fr', 'asterisk-it', 'asterisk-ru'),
         outputs=(*_CORPUS_FILES, 'card.json'),
         params={'size': 'long', 'llm': 'smollm2-135m-instruct', 'seed': 0},
-        size_mb=500,
-        build_s=1200,
+        size_mb=525,
+        build_s=850,
         revision=2,
     ),
 )
