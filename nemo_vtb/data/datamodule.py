@@ -17,6 +17,7 @@ import logging
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,11 @@ import torch
 
 from nemo_vtb.data.collate import Collator, pack_row
 from nemo_vtb.data.faults import data_fault, reason_of
-from nemo_vtb.data.index import Meter, SourceIndex, open_index
+from nemo_vtb.data.index import Meter, SourceIndex, open_index, skip_table
 from nemo_vtb.data.ledger import Ledger
 from nemo_vtb.data.overlong import FittedSource
 from nemo_vtb.data.packing import pack_all
-from nemo_vtb.data.progress import Progress
+from nemo_vtb.data.progress import Progress, Quarantine
 from nemo_vtb.data.sampler import RowPlan, TokenBudgetPlan
 from nemo_vtb.data.settings import DataSettings
 from nemo_vtb.data.sources import SourceSpec, parse_input_cfg
@@ -177,6 +178,20 @@ class LedgerCallback(pl.Callback):
             for each in trainer.loggers:
                 each.log_metrics(data.ledger.metrics(), step=trainer.global_step)
 
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Say what is missing from the metrics."""
+        data = _data_module(trainer)
+        if data is not None:
+            data.on_evaluated(batch)
+
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Write `ledger.json`, so that a run that stopped tells why."""
         data = _data_module(trainer)
@@ -235,6 +250,11 @@ class VtbDataModule(pl.LightningDataModule):
         """Where ledger and quarantine file go."""
         folder = self._run_dir or (self.trainer.log_dir or self.trainer.default_root_dir if self.trainer else None)
         return Path(folder or '.')
+
+    @property
+    def quarantine_path(self) -> Path:
+        """The file that lists what was left out."""
+        return Path(self.settings.quarantine or self.run_dir / 'quarantine.jsonl')
 
     @property
     def ledger(self) -> Ledger:
@@ -326,6 +346,12 @@ class VtbDataModule(pl.LightningDataModule):
             counter.ready = counter.started = counter.processed = counter.completed = value
         loop._batches_that_stepped = self.progress.batches
 
+    def on_evaluated(self, batch: Mapping[str, Any]) -> None:
+        """List what could not be loaded for a validation row: it is missing from the metrics."""
+        faults = batch.get('faults') or ()
+        if faults:
+            self._report(faults, f'validation set {batch.get("dataset")}')
+
     def state_dict(self) -> dict[str, Any]:
         """Plan and ledger after the last whole global batch; Lightning puts it into every checkpoint."""
         if self.progress is None or not self.progress.attached:
@@ -357,6 +383,12 @@ class VtbDataModule(pl.LightningDataModule):
         if group:
             return int(group['rank']), int(group['num_replicas'])
         return self.trainer.global_rank, self.trainer.world_size
+
+    def _report(self, faults: Sequence[Mapping[str, Any]], what: str) -> None:
+        reasons = Counter(str(fault['reason']) for fault in faults)
+        logger.warning('Left out of %s, see %s:\n%s', what, self.quarantine_path, skip_table({what: reasons}))
+        if self.rank == 0:
+            Quarantine(self.quarantine_path).add(faults)
 
     def _train_specs(self) -> list[SourceSpec]:
         return parse_input_cfg(self.settings.train_ds.get('input_cfg') or (), 'data.train_ds.input_cfg')
@@ -417,8 +449,7 @@ class VtbDataModule(pl.LightningDataModule):
                 )
             if not any(isinstance(c, LedgerCallback) for c in self.trainer.callbacks):
                 self.trainer.callbacks.insert(0, LedgerCallback())  # before anything that saves
-        quarantine = self.settings.quarantine or self.run_dir / 'quarantine.jsonl'
-        progress.attach(rows, self.rank, self.world_size, batches, quarantine)
+        progress.attach(rows, self.rank, self.world_size, batches, self.quarantine_path)
 
     def _rows_per_batch(self, trainer: pl.Trainer) -> int:
         """Rows of a global batch; where they are given, the accumulation follows, whatever the number of ranks."""
@@ -441,11 +472,14 @@ class VtbDataModule(pl.LightningDataModule):
     def _pack(self, specs: Sequence[SourceSpec]) -> tuple[list[FittedSource], list[RowPlan]]:
         s = self.settings
         sources = [FittedSource(self._open(spec), self.meter, s.max_tokens, s.overlong) for spec in specs]
+        for source in sources:
+            if faults := [*source.index.quarantined(), *source.dropped]:
+                self._report(faults, source.name)
         items = [(number, entry) for number, source in enumerate(sources) for entry in range(len(source))]
         lengths = [int(n) for source in sources for n in source.measure(np.arange(len(source)))[0]]
         rows = [
             RowPlan(index, tuple(items[i] for i in row), (total := sum(lengths[i] for i in row)), float(total))
-            for index, row in enumerate(pack_all(lengths, s.max_tokens))
+            for index, row in enumerate(_pack_for(lengths, s.max_tokens, self.world_size))
         ]
         return sources, rows
 
@@ -462,6 +496,29 @@ class VtbDataModule(pl.LightningDataModule):
             )
             for name, (sources, rows) in self._eval[section].items()
         ]
+
+
+def _pack_for(lengths: Sequence[int], max_tokens: int, ranks: int) -> list[list[int]]:
+    """Pack a whole set so that every rank gets a row: Lightning refuses a rank without a validation batch.
+
+    Raises:
+        VtbDataError: The set has fewer conversations than there are ranks.
+    """
+    if len(lengths) < ranks:
+        raise VtbDataError(
+            'A validation set has fewer conversations than there are ranks.',
+            field='data.validation_ds',
+            got=f'{len(lengths)} conversations for {ranks} ranks',
+            allowed='at least one for each rank',
+            remedy='add conversations, or train on fewer devices',
+        )
+    rows = pack_all(lengths, max_tokens)
+    while len(rows) < ranks:
+        max_tokens = max(max_tokens // 2, *lengths)
+        rows = pack_all(lengths, max_tokens)
+        if max_tokens == max(lengths) and len(rows) < ranks:  # no shorter row is possible: one conversation each
+            rows = [[number] for number in range(len(lengths))]
+    return rows
 
 
 def _data_module(trainer: pl.Trainer) -> VtbDataModule | None:

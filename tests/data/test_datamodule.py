@@ -26,7 +26,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import torch.distributed as dist
-from data_helpers import BUDGET, count_frames, data_cfg, make_corpus
+from data_helpers import BUDGET, count_frames, data_cfg, make_corpus, write_jsonl
 
 from nemo_vtb.data.datamodule import VtbDataModule
 from nemo_vtb.data.template import ChatRenderer
@@ -128,6 +128,23 @@ def test_validation_sets_are_seen_whole_and_by_name(module: Make, small: Path) -
         assert len(batches) == len(loader)
         assert {batch['dataset'] for batch in batches} == {kind}
         assert sorted(id_ for batch in batches for id_ in batch['ids']) == sorted(f'{kind}-{n}' for n in range(size))
+
+
+def test_what_a_validation_set_loses_is_listed(module: Make, small: Path, tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in (small / 'asr_ast.jsonl').read_text().splitlines()]
+    for line in lines:
+        line['conversations'][1]['value'] = str(small / line['conversations'][1]['value'])
+    lines[3]['conversations'][1]['value'] = str(tmp_path / 'none.wav')
+    shutil.copy(small / 'wav/1.wav', tmp_path / 'gone.wav')
+    lines[5]['conversations'][1] |= {'value': str(tmp_path / 'gone.wav'), 'duration': None}
+    path = write_jsonl(tmp_path / 'val.jsonl', lines)
+    entry = {'type': 'multimodal_conversation', 'kind': 'asr_ast', 'manifest_filepath': str(path)}
+    data = module(validation_ds={'datasets': {'v': {'input_cfg': [entry]}}}, max_skip_ratio=0.1)
+    (tmp_path / 'gone.wav').unlink()
+    for batch in data.val_dataloader()[0]:
+        data.on_evaluated(batch)
+    listed = [json.loads(line) for line in data.quarantine_path.read_text().splitlines()]
+    assert [(line['reason'], line['source']) for line in listed] == [('audio_missing', 'val')] * 2
 
 
 @pytest.fixture
