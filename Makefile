@@ -22,7 +22,7 @@ export OMP_NUM_THREADS ?= 2
 
 QUICK_ASSETS := minimind2-small whisper-tiny.en demo-corpus
 TEST_ASSETS := minimind2-small whisper-tiny.en demo-corpus
-LONG_ASSETS := smollm2-135m-instruct whisper-base demo-corpus
+LONG_ASSETS := smollm2-135m-instruct whisper-tiny.en demo-corpus-smollm2
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' \

@@ -158,7 +158,10 @@ class VoiceTextBlender(Generation, SALM, ModelPT):
         for module in (self.perception.preprocessor, self.perception.encoder, self.llm):
             if is_frozen(module):
                 module.eval()
-        hidden = self.hidden_states(batch)
+        if batch['input_ids'].numel():
+            hidden = self.hidden_states(batch)  # (T, H)
+        else:  # every conversation of the row was broken: this rank must take part in the reduction all the same
+            hidden = self._nothing()
         nll = target_nll(hidden, batch['labels'], self.backbone.head, chunk=self.cfg.get('loss_chunk', 1024))  # (N,)
         sums, counts = kind_sums(nll, batch['labels'], batch['label_kinds'], len(KINDS))
         self._window_targets += float(counts.sum())
@@ -168,12 +171,17 @@ class VoiceTextBlender(Generation, SALM, ModelPT):
             if count:
                 self.log(f'loss/{kind}', total / count, batch_size=1)
         return {
-            'loss': nll.sum() / _LOSS_UNIT,
+            'loss': (nll.sum() if batch['input_ids'].numel() else hidden.sum()) / _LOSS_UNIT,
             'mean_loss': mean,
             'kind_sums': sums,
             'kind_counts': counts,
             'num_tokens': int(batch['input_ids'].shape[0]),
         }
+
+    def _nothing(self) -> Tensor:
+        """(1, H) of zeros that every trained parameter has a zero gradient of."""
+        zero = sum((p.flatten()[:1] * 0.0).sum() for p in self.parameters() if p.requires_grad)
+        return torch.zeros(1, self.backbone.hidden_size, device=self.device) + zero
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Divide the summed gradients by the number of target tokens of the whole global batch."""
