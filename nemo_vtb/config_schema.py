@@ -149,6 +149,7 @@ _MODEL_KEYS: dict[str, Node] = {
     'encoder_chunk_size_seconds': POSITIVE,
     'freeze_params': ListOf(Key((str,), null=False)),
     'prevent_freeze_params': ListOf(Key((str,), null=False)),
+    'lr_factors': ListOf(Section({'match': Key((str,), null=False), 'factor': POSITIVE})),
     'loss_chunk': COUNT,
     'perception': Section(
         {

@@ -17,6 +17,7 @@ Source: Peng et al., VoiceTextBlender, NAACL 2025 (long paper 298). Letters: T r
 S samples, H LLM width, N targets.
 """
 
+import re
 from collections import defaultdict
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ from nemo.collections.speechlm2.models.salm import SALM
 from nemo.collections.speechlm2.parts.optim_setup import freeze_and_subset, is_frozen
 from nemo.collections.speechlm2.parts.pretrained import maybe_load_pretrained_models, move_embedding
 from nemo.core import ModelPT
+from nemo.core.classes.common import safe_instantiate
 from nemo.utils.get_rank import is_global_rank_zero
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
@@ -305,6 +307,35 @@ class VoiceTextBlender(Generation, SALM, ModelPT):
         if is_global_rank_zero():
             with atomic_path(Path(save_path).expanduser().resolve()) as temporary:
                 super().save_to(str(temporary))
+
+    # ---- optimizer
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """NeMo's optimizer and schedule; with `lr_factors`, groups of parameters at a share of the learning rate.
+
+        Raises:
+            VtbConfigError: A pattern of `lr_factors` matches no trained parameter.
+        """
+        if not self.cfg.get('lr_factors'):
+            return super().configure_optimizers()
+        trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        groups = []
+        for number, entry in enumerate(self.cfg.lr_factors):
+            names = [name for name in trained if re.match(entry.match, name)]
+            if not names:
+                raise VtbConfigError(
+                    'The pattern matches no trained parameter that an earlier one has left over.',
+                    field=f'model.lr_factors[{number}].match',
+                    got=entry.match,
+                    allowed='a regular expression, e.g. ' + next(iter(trained), ''),
+                )
+            groups.append({'params': [trained.pop(n) for n in names], 'lr': self.cfg.optimizer.lr * entry.factor})
+        groups.append({'params': list(trained.values())})
+        optimizer = safe_instantiate(self.cfg.optimizer, groups, _convert_='all')
+        if 'lr_scheduler' not in self.cfg:
+            return {'optimizer': optimizer}
+        scheduler = safe_instantiate(self.cfg.lr_scheduler, optimizer)
+        return {'optimizer': optimizer, 'lr_scheduler': {'scheduler': scheduler, 'interval': 'step', 'frequency': 1}}
 
     # ---- what ModelPT asks for
 
