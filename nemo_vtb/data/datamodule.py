@@ -33,6 +33,13 @@ from nemo_vtb.data.ledger import Ledger
 from nemo_vtb.data.overlong import FittedSource
 from nemo_vtb.data.packing import pack_all
 from nemo_vtb.data.progress import Progress, Quarantine
+from nemo_vtb.data.random_state import (
+    RandomState,
+    gather_random_states,
+    random_state,
+    restore_random_state,
+    restore_rank_state,
+)
 from nemo_vtb.data.sampler import RowPlan, TokenBudgetPlan
 from nemo_vtb.data.settings import DataSettings
 from nemo_vtb.data.sources import SourceSpec, parse_input_cfg
@@ -166,6 +173,22 @@ class LedgerCallback(pl.Callback):
         if data is not None:
             data.on_start()
 
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Set the random generators at the last moment of a resume."""
+        data = _data_module(trainer)
+        if data is not None:
+            data.restore_random()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the random generators: what a validation draws must not depend on where a run was resumed."""
+        self._random = random_state()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Go on drawing where training was."""
+        restore_random_state(self._random)
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -233,6 +256,8 @@ class VtbDataModule(pl.LightningDataModule):
         self.progress: Progress | None = None
         self._state: dict[str, Any] | None = None
         self._resumed = False
+        self._random_at_batch: RandomState | None = None  # after the last whole global batch
+        self._random_to_restore: Sequence[RandomState] = ()
         self._eval: dict[str, dict[str, tuple[list[FittedSource], list[RowPlan]]]] = {}
 
     @property
@@ -297,6 +322,7 @@ class VtbDataModule(pl.LightningDataModule):
         self._attach(progress)
         if self._state is not None:
             progress.load_state_dict(self._state)
+            self._random_to_restore = self._state.get('random') or ()
             self._state, self._resumed = None, True
         dataset = RowDataset(progress.sources, self.collator)
         return TrainLoader(dataset, progress, self.settings.num_workers, progress.prefetch(self.settings))
@@ -315,7 +341,18 @@ class VtbDataModule(pl.LightningDataModule):
         Raises:
             VtbDataError: Too many conversations could not be loaded.
         """
-        return self.progress.consumed(batch) if self.progress is not None else False
+        whole = self.progress.consumed(batch) if self.progress is not None else False
+        if whole and self.trainer is not None:
+            self._random_at_batch = random_state()
+        return whole
+
+    def restore_random(self) -> None:
+        """Set the random generators of a resumed run, once, right before its first row."""
+        if self._random_to_restore and self.trainer is not None:
+            restore_rank_state(self._random_to_restore, self.trainer.global_rank)
+            self._random_to_restore = ()
+        if self._random_at_batch is None:
+            self._random_at_batch = random_state()
 
     def on_start(self) -> None:
         """Tell Lightning where a resumed run is, after it has restored its own counters.
@@ -357,7 +394,14 @@ class VtbDataModule(pl.LightningDataModule):
         if self.progress is None or not self.progress.attached:
             return self._state or {}
         self.save_ledger()
-        return self.progress.state_dict()
+        state = self.progress.state_dict()
+        if self.trainer is None:
+            return state
+        if self._random_to_restore:  # saved again before the first row
+            return state | {'random': list(self._random_to_restore)}
+        # within a global batch the plan counts from its beginning, and so do the random generators
+        own = (self._random_at_batch if self.progress.inside_batch else None) or random_state()
+        return state | {'random': gather_random_states(own)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue a run; checked against the data when the loader is made.

@@ -115,6 +115,11 @@ class Progress:
             skips = {name: account.skips for name, account in self.ledger.accounts.items() if account.skips}
             logger.warning('Left out, see %s:\n%s', quarantine, skip_table(skips))
 
+    @property
+    def inside_batch(self) -> bool:
+        """Whether some rows of a global batch were trained on, but not all."""
+        return self._rows > 0
+
     def prefetch(self, settings: DataSettings) -> int:
         """Rows that each loader process may keep ready, so that a refund is always in time for the plan.
 

@@ -15,6 +15,7 @@
 
 import json
 import multiprocessing
+import random
 import shutil
 import socket
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -247,8 +249,13 @@ def test_settings_that_cannot_work_are_refused(module: Make, keys: dict[str, Any
         module(**keys).train_dataloader()
 
 
+def chance() -> list[float]:
+    """What dropout, dither and SpecAugment draw from."""
+    return [float(torch.rand(())), float(np.random.rand()), random.random()]
+
+
 class Probe(pl.LightningModule):
-    """Remembers what it was trained on and when it stepped."""
+    """Remembers what it was trained on, with which random numbers, and when it stepped."""
 
     def __init__(self, log: list[Any]) -> None:
         super().__init__()
@@ -256,11 +263,12 @@ class Probe(pl.LightningModule):
         self.log_ = log
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
-        self.log_.append((batch['index'], batch['ids'], batch_idx))
+        self.log_.append((batch['index'], batch['ids'], chance(), batch_idx))
         return self.weight.sum() * len(batch['ids'])
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
         assert batch['dataset'] in ('text', 'validation')
+        chance()
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         self.log_.append('step')
@@ -295,9 +303,8 @@ def test_lightning_resumes_exactly_at_every_checkpoint(
 ) -> None:
     keys = {'num_workers': workers, 'rows_per_batch': accumulate}
     expected = fit(module(None, **keys), tmp_path / 'whole', 8)
-    assert [e for e in expected if e != 'step'] == [
-        (n, ids, n) for n, (_, ids, _) in enumerate(e for e in expected if e != 'step')
-    ]
+    rows = [e for e in expected if e != 'step']
+    assert [(row[0], row[-1]) for row in rows] == [(n, n) for n in range(len(rows))]
     steps = [n for n, e in enumerate(expected) if e == 'step']
     assert len(steps) == 8
     for stop in (1, 5):
@@ -313,15 +320,17 @@ def test_lightning_epochs_and_validation_do_not_disturb(module: Make, tmp_path: 
     sets = {
         'text': {'input_cfg': [{'type': 'multimodal_conversation', 'manifest_filepath': str(small / 'text.jsonl')}]}
     }
+    torch.manual_seed(0), np.random.seed(0), random.seed(0)
     whole = fit(module(None, rows_per_batch=2), tmp_path / 'a', 9)
+    torch.manual_seed(0), np.random.seed(0), random.seed(0)
     keys = {'limit_train_batches': 6, 'val_check_interval': 2, 'limit_val_batches': 1}
     data = module(None, rows_per_batch=2, num_workers=2, validation_ds={'datasets': sets})
     log = fit(data, tmp_path / 'b', 9, **keys)
-    assert [e[:2] for e in log if e != 'step'] == [e[:2] for e in whole if e != 'step']
+    assert [e[:3] for e in log if e != 'step'] == [e[:3] for e in whole if e != 'step']
     for stop in (2, 3, 4):
         data = module(None, rows_per_batch=2, validation_ds={'datasets': sets})
         resumed = fit(data, tmp_path / f'c{stop}', 9, tmp_path / 'b' / f'step={stop}.ckpt', **keys)
-        assert [e[:2] for e in resumed if e != 'step'] == [e[:2] for e in whole if e != 'step'][2 * stop :]
+        assert [e[:3] for e in resumed if e != 'step'] == [e[:3] for e in whole if e != 'step'][2 * stop :]
         assert resumed.count('step') == 9 - stop
     data = module(None, rows_per_batch=4)
     with pytest.raises(VtbConfigError, match='inside a global batch'):
