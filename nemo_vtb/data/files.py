@@ -34,6 +34,7 @@ def write_atomically(path: str | Path, text: str) -> None:
         with os.fdopen(handle, 'w', encoding='utf-8') as stream:
             stream.write(text)
             stream.flush()
+            os.fchmod(stream.fileno(), 0o666 & ~_umask())
             os.fsync(stream.fileno())
         os.replace(temporary, path)
     except BaseException:
@@ -53,6 +54,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f'.{path.name}.'))
     try:
         yield temporary
+        os.chmod(temporary, 0o777 & ~_umask())
         for file in temporary.iterdir():
             with open(file, 'rb') as stream:
                 os.fsync(stream.fileno())
@@ -81,6 +83,15 @@ def file_digest(path: str | Path) -> str:
     """SHA-256 over a whole file."""
     with open(path, 'rb') as stream:
         return hashlib.file_digest(stream, 'sha256').hexdigest()
+
+
+def _umask() -> int:
+    """What the user lets others do (`mkstemp`: nothing); read without setting it, since threads share it."""
+    try:
+        with open('/proc/self/status', encoding='ascii') as stream:
+            return next(int(line.split()[1], 8) for line in stream if line.startswith('Umask:'))
+    except (OSError, StopIteration):
+        return 0o022
 
 
 def _sync_folder(path: Path) -> None:
