@@ -17,6 +17,7 @@ import logging
 import os
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
@@ -26,6 +27,7 @@ from omegaconf import DictConfig
 from nemo_vtb.errors import VtbConfigError
 from nemo_vtb.model.blender import VoiceTextBlender, plain_dict
 from nemo_vtb.model.checkpointing import AtomicCheckpointIO
+from nemo_vtb.training.leftovers import clear_leftovers
 
 __all__ = ['build_model', 'build_trainer', 'quiet_logs']
 
@@ -55,6 +57,9 @@ def build_trainer(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> Traine
     Raises:
         VtbConfigError: The rows of a batch cannot be shared equally among the ranks.
     """
+    manager = cfg.get('exp_manager') or {}
+    if manager.get('resume_if_exists') and manager.get('explicit_log_dir'):
+        clear_leftovers(Path(manager.explicit_log_dir) / 'checkpoints')
     options: dict[str, Any] = dict(resolve_trainer_cfg(cfg.trainer))
     interval = options.get('val_check_interval')
     counted = isinstance(interval, int)
