@@ -18,6 +18,10 @@ Usage: python examples/speechllm_eval.py model=FILE.nemo data=[TEST.jsonl,...]  
 
 from pathlib import Path
 
+from nemo_vtb.scripts import quiet_logs, start_script
+
+start_script()
+
 from nemo.core.config import hydra_runner
 from omegaconf import DictConfig
 from rich.console import Console
@@ -25,7 +29,6 @@ from rich.console import Console
 from nemo_vtb.errors import report_errors
 from nemo_vtb.evaluation import evaluate
 from nemo_vtb.evaluation.asking import EVAL_SCHEMA, check_settings, find_datasets, load_model
-from nemo_vtb.training.run import quiet_logs
 
 
 @hydra_runner(config_path='../conf/eval', config_name='speechllm_eval')

@@ -18,6 +18,10 @@ python examples/speechllm_export.py [model=FILE.nemo] [output=FILE.nemo] [prompt
 
 import sys
 
+from nemo_vtb.scripts import quiet_logs, start_script
+
+start_script()
+
 from nemo.core.config import hydra_runner
 from omegaconf import DictConfig
 from rich.console import Console
@@ -27,7 +31,6 @@ from nemo_vtb.checkpoint.nemo_file import load, prove
 from nemo_vtb.config import resolve_asset
 from nemo_vtb.data.conversation import conversation_from_dict, read_jsonl
 from nemo_vtb.errors import report_errors
-from nemo_vtb.training.run import quiet_logs
 
 
 @hydra_runner(config_path='../conf/eval', config_name='speechllm_export')

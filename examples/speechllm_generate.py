@@ -17,6 +17,10 @@ Usage: python examples/speechllm_generate.py model=FILE.nemo audio=[a.wav,b.wav]
        (keys: conf/eval/speechllm_generate.yaml)
 """
 
+from nemo_vtb.scripts import quiet_logs, start_script
+
+start_script()
+
 from nemo.core.config import hydra_runner
 from omegaconf import DictConfig
 from rich.console import Console
@@ -30,7 +34,6 @@ from nemo_vtb.evaluation.asking import (
     load_model,
     report_answers,
 )
-from nemo_vtb.training.run import quiet_logs
 
 
 @hydra_runner(config_path='../conf/eval', config_name='speechllm_generate')

@@ -16,10 +16,9 @@
 python examples/speechllm_joint_sft.py [model=FILE] [data=FILE] [trainer=FILE] [key.subkey=value ...]
 """
 
-import os
+from nemo_vtb.scripts import quiet_logs, start_script
 
-os.environ.setdefault('HF_HUB_OFFLINE', '1')  # everything is local; unset it with HF_HUB_OFFLINE=0 to use the hub
-os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
+start_script()
 
 from lightning.pytorch import seed_everything
 from nemo.core.config import hydra_runner
@@ -31,7 +30,7 @@ from nemo_vtb.data.datamodule import VtbDataModule
 from nemo_vtb.errors import report_errors
 from nemo_vtb.training.history import History
 from nemo_vtb.training.progress import ProgressLine
-from nemo_vtb.training.run import build_model, build_trainer, quiet_logs
+from nemo_vtb.training.run import build_model, build_trainer
 from nemo_vtb.training.summary import print_summary
 
 

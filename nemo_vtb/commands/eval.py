@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from nemo_vtb.evaluation import evaluate
     from nemo_vtb.evaluation.asking import find_datasets, load_model
-    from nemo_vtb.training.run import quiet_logs
+    from nemo_vtb.scripts import quiet_logs
 
     console = Console()
     quiet_logs()

@@ -13,9 +13,6 @@
 # limitations under the License.
 """From a composed configuration to a trainer and a model: the two constructions that scripts share."""
 
-import logging
-import os
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,24 +26,7 @@ from nemo_vtb.model.blender import VoiceTextBlender, plain_dict
 from nemo_vtb.model.checkpointing import AtomicCheckpointIO
 from nemo_vtb.training.leftovers import clear_leftovers
 
-__all__ = ['build_model', 'build_trainer', 'quiet_logs']
-
-_CHATTY = ('lightning.pytorch', 'lightning.fabric', 'nv_one_logger', 'numexpr', 'torch.distributed')
-
-
-def quiet_logs() -> None:
-    """Leave the terminal to our own lines: other libraries show warnings and errors; NEMO_LOG_LEVEL=INFO shows all."""
-    if os.environ.get('NEMO_LOG_LEVEL'):
-        return
-    from nemo.utils import logging as nemo_logging
-    from transformers.utils import logging as hf_logging
-
-    nemo_logging.setLevel(nemo_logging.ERROR)
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
-    for name in _CHATTY:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings('ignore', module=r'(lightning|torch|transformers|nemo|pydub|hydra)\b')
+__all__ = ['build_model', 'build_trainer']
 
 
 def build_trainer(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> Trainer:
