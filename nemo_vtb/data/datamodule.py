@@ -28,6 +28,7 @@ import torch
 
 from nemo_vtb.data.collate import Collator, pack_row
 from nemo_vtb.data.faults import data_fault, reason_of
+from nemo_vtb.data.files import bring_back
 from nemo_vtb.data.index import Meter, SourceIndex, open_index, skip_table
 from nemo_vtb.data.ledger import Ledger
 from nemo_vtb.data.overlong import FittedSource
@@ -319,6 +320,8 @@ class VtbDataModule(pl.LightningDataModule):
             self.setup('fit')
         progress = self.progress
         assert progress is not None  # setup raises otherwise
+        if self._state is not None and self.rank == 0:
+            bring_back(self.quarantine_path)
         self._attach(progress)
         if self._state is not None:
             progress.load_state_dict(self._state)

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ['atomic_folder', 'file_digest', 'head_tail_digest', 'write_atomically']
+__all__ = ['atomic_folder', 'bring_back', 'file_digest', 'head_tail_digest', 'write_atomically']
 
 _EDGE = 65536
 
@@ -66,6 +66,21 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             for file in temporary.iterdir():
                 file.unlink()
             temporary.rmdir()
+
+
+def bring_back(path: str | Path) -> bool:
+    """Copy back the newest file of that name that NeMo's exp_manager has moved to `run_<n>/`, as at every resume.
+
+    Returns:
+        Whether there was one. A file that stands at `path` is left alone.
+    """
+    path = Path(path)
+    older = [p for p in path.parent.glob(f'run_*/{path.name}') if p.parent.name[4:].isdigit()]
+    if path.exists() or not older:
+        return False
+    newest = max(older, key=lambda p: int(p.parent.name[4:]))
+    write_atomically(path, newest.read_text(encoding='utf-8'))
+    return True
 
 
 def head_tail_digest(path: str | Path) -> str:

@@ -23,7 +23,7 @@ from typing import IO, Any
 import lightning.pytorch as pl
 
 from nemo_vtb.data.conversation import KINDS
-from nemo_vtb.data.files import write_atomically
+from nemo_vtb.data.files import bring_back, write_atomically
 from nemo_vtb.training.meter import StepMeter
 
 __all__ = ['History', 'draw_curves', 'read_history']
@@ -63,6 +63,8 @@ class History(pl.Callback):
             return
         path = self.folder / 'history.jsonl'
         path.parent.mkdir(parents=True, exist_ok=True)
+        if trainer.global_step:
+            bring_back(path)
         kept = [r for r in read_history(path) if r['step'] <= self._step] if trainer.global_step else []
         write_atomically(path, ''.join(json.dumps(r) + '\n' for r in kept))
         self._time_before = kept[-1]['time_s'] if kept else 0.0

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from nemo_vtb.data.files import atomic_folder, write_atomically
+from nemo_vtb.data.files import atomic_folder, bring_back, write_atomically
 
 
 @pytest.fixture(params=[0o022, 0o077])
@@ -59,3 +59,19 @@ def test_a_folder_that_another_process_made_is_kept(tmp_path: Path) -> None:
         (tmp_path / 'index').mkdir()
         (tmp_path / 'index' / 'part').write_text('first')
     assert (tmp_path / 'index' / 'part').read_text() == 'first'
+
+
+def test_what_a_resume_has_moved_away_comes_back(tmp_path: Path) -> None:
+    """NeMo moves every file of a run to run_<n>/ when it resumes; a curve must not begin anew."""
+    path = tmp_path / 'history.jsonl'
+    assert not bring_back(path)
+    for number in (0, 2, 10):
+        (tmp_path / f'run_{number}').mkdir()
+        (tmp_path / f'run_{number}' / 'history.jsonl').write_text(f'{number}\n')
+    (tmp_path / 'run_11').mkdir()  # killed before it wrote one
+    (tmp_path / 'run_old').mkdir()
+    assert bring_back(path)
+    assert path.read_text() == '10\n'
+    path.write_text('new')
+    assert not bring_back(path)
+    assert path.read_text() == 'new'
