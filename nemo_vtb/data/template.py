@@ -19,7 +19,7 @@ Training, evaluation, serving and `vtb inspect` all come through here: a model i
 import hashlib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -118,10 +118,6 @@ class ChatRenderer:
         turns = (Turn('user', (Text('a'),)), Turn('assistant', (Text('b'),)))
         return frozenset([next(s for s in self.render(Conversation('', turns)).segments if s.supervised).ids[-1]])
 
-    def render(self, conversation: Conversation) -> Rendered:
-        """Render a whole conversation for training."""
-        return self._render(conversation, prompt=False)
-
     def render_prompt(self, conversation: Conversation) -> Rendered:
         """Render a conversation that ends with a user turn, up to the point where the answer begins."""
         if not conversation.turns or conversation.turns[-1].role != 'user':
@@ -132,15 +128,22 @@ class ChatRenderer:
                 allowed='[..., user]',
                 remedy='use conversation.prompt, which leaves out the last answer',
             )
-        return self._render(conversation, prompt=True)
+        # the beginning of a rendered training example, not the template's own generation prompt: some templates put
+        # there what they never put into a conversation (empty think tags), and a model is asked as it was taught
+        answered = replace(conversation, turns=(*conversation.turns, Turn('assistant', (Text('-'),))))
+        segments = list(self.render(answered).segments)
+        while not segments[-1].supervised:
+            segments.pop()
+        return Rendered(tuple(segments[:-1]))
 
-    def _render(self, conversation: Conversation, *, prompt: bool) -> Rendered:
+    def render(self, conversation: Conversation) -> Rendered:
+        """Render a whole conversation for training."""
         marks = _Marks(conversation)
         messages = [
             {'role': turn.role, 'content': self._content(turn, number, marks)}
             for number, turn in enumerate(conversation.turns)
         ]
-        text = self._apply(messages, conversation.id, prompt)
+        text = self._apply(messages, conversation.id)
         if sorted(marks.pattern.findall(text)) != sorted(marks.made):
             raise VtbTemplateError(
                 'The chat template drops or repeats parts of the conversation.',
@@ -149,8 +152,7 @@ class ChatRenderer:
                 allowed='each recording and each answer once',
                 remedy='compare the text with the template; reasoning in an answer is cut out by some templates',
             )
-        segments = [s for s in self._segments(text, marks, conversation.id) if s.ids]
-        return Rendered(tuple(segments))
+        return Rendered(tuple(s for s in self._segments(text, marks, conversation.id) if s.ids))
 
     def _content(self, turn: Turn, number: int, marks: '_Marks') -> str:
         pieces = []
@@ -162,7 +164,7 @@ class ChatRenderer:
         content = ' '.join(pieces)
         return marks.answer(content, number) if turn.role == 'assistant' else content
 
-    def _apply(self, messages: list[dict[str, str]], id: str, prompt: bool) -> str:
+    def _apply(self, messages: list[dict[str, str]], id: str, prompt: bool = False) -> str:
         from jinja2.exceptions import TemplateError
 
         # enable_thinking: models that can think are taught to answer at once; templates without the switch ignore it
@@ -190,7 +192,7 @@ class ChatRenderer:
         """What the template puts between generation prompt and answer (Mistral: a space): the model must say it."""
         mark = '\ue000'
         messages = [{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': mark}]
-        prompt, whole = self._apply(messages[:1], 'probe', True), self._apply(messages, 'probe', False)
+        prompt, whole = self._apply(messages[:1], 'probe', prompt=True), self._apply(messages, 'probe')
         return whole.partition(mark)[0].removeprefix(prompt) if whole.startswith(prompt) else ''
 
     def _segments(self, text: str, marks: '_Marks', id: str) -> Iterator[Segment]:
