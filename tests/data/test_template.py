@@ -190,6 +190,16 @@ def test_prompt_ids_are_a_prefix_of_training_ids(name: str, case: str) -> None:
     assert trained.supervised[len(asked.ids) - 1] is False
 
 
+def test_a_generation_prompt_that_training_never_shows_is_not_used() -> None:
+    tokenizer = copy.deepcopy(TOKENIZERS['qwen3'])
+    # MiniMind2: empty think tags in the generation prompt, never in a conversation
+    tokenizer.chat_template = CHATML.replace('assistant\n{% endif %}', 'assistant\n<think>\n\n</think>\n\n{% endif %}')
+    renderer = ChatRenderer(tokenizer)
+    trained, asked = renderer.render(conversation('one')), renderer.render_prompt(conversation('one').prompt)
+    assert trained.ids[: len(asked.ids)] == asked.ids
+    assert asked.text.endswith('<|im_start|>assistant\n')
+
+
 @pytest.mark.parametrize('name', ['chatml', 'gemma', 'llama3', 'mistral'])
 def test_text_alone_is_what_transformers_renders(name: str) -> None:
     tokenizer = TOKENIZERS[name]
