@@ -34,7 +34,7 @@ commands:
   eval      measure a model on held-out data, its base LLM beside it
   info      what is in a .nemo file, without loading its weights
   doctor    check this installation and say what to do about what is wrong
-  data      index and check data
+  data      index sources, preview packed rows, show what a run was trained on
 
 `vtb COMMAND --help` explains one of them. Training: python examples/speechllm_joint_sft.py --help
 """
@@ -98,16 +98,8 @@ def _assets(argv: Sequence[str]) -> int:
 
 
 def _data(argv: Sequence[str]) -> int:
-    try:
-        from nemo_vtb.data.cli import main as run
-    except ModuleNotFoundError as error:
-        if error.name != 'nemo_vtb.data.cli':
-            raise
-        raise VtbError(
-            'This version has no data commands.',
-            field='vtb data',
-            remedy='indexes are built by training itself; `vtb inspect CONFIG` shows what is read',
-        ) from error
+    from nemo_vtb.commands.data import main as run
+
     return run(argv)
 
 

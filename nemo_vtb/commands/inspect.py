@@ -20,9 +20,10 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemo_vtb.config import register_resolvers, resolve_asset
+from nemo_vtb.commands.reading import compose_config, frame_counter_of, read_renderer
+from nemo_vtb.config import resolve_asset
 from nemo_vtb.data.conversation import Conversation, conversation_from_dict, read_jsonl
-from nemo_vtb.errors import VtbConfigError, VtbDataError, VtbModelError
+from nemo_vtb.errors import VtbDataError, VtbModelError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -161,7 +162,7 @@ def _duration_s(conversation: Conversation, number: int) -> float:
 
 def _inspect_file(arguments: argparse.Namespace, console: 'Console') -> None:
     path = Path(resolve_asset(arguments.source))
-    renderer = _renderer(arguments.llm or _DEFAULT_LLM)
+    renderer = read_renderer(arguments.llm or _DEFAULT_LLM)
     lines = list(islice(read_jsonl(path), arguments.line - 1, arguments.line - 1 + arguments.count))
     if not lines:
         raise VtbDataError(
@@ -180,8 +181,8 @@ def _inspect_file(arguments: argparse.Namespace, console: 'Console') -> None:
 def _inspect_config(arguments: argparse.Namespace, console: 'Console') -> None:
     from nemo_vtb.data.sources import parse_input_cfg
 
-    cfg = _compose(Path(arguments.source), arguments.overrides)
-    renderer = _renderer(arguments.llm or str(cfg.model.pretrained_llm))
+    cfg = compose_config(Path(arguments.source), arguments.overrides)
+    renderer = read_renderer(arguments.llm or str(cfg.model.pretrained_llm))
     frames_of, exact = _frames(cfg)
     budget = cfg.data.get('budget') or {}
     for source in parse_input_cfg(cfg.data.train_ds.input_cfg):
@@ -195,61 +196,10 @@ def _inspect_config(arguments: argparse.Namespace, console: 'Console') -> None:
                 show(conversation, renderer, console, frames_of=frames_of, exact=exact)
 
 
-def _renderer(llm: str) -> 'ChatRenderer':
-    from transformers import AutoTokenizer
-    from transformers.utils import logging as hf_logging
-
-    from nemo_vtb.data.template import ChatRenderer
-
-    hf_logging.set_verbosity_error()
-    folder = resolve_asset(llm)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=Path(folder).exists())
-    except (OSError, ValueError) as error:
-        raise VtbModelError(
-            'The tokenizer of the LLM cannot be read.',
-            field='--llm',
-            got=f'{llm}: {str(error).splitlines()[0] if str(error) else type(error).__name__}',
-            allowed='a Hugging Face folder, or asset:NAME',
-        ) from error
-    return ChatRenderer(tokenizer)
-
-
-def _compose(path: Path, overrides: Sequence[str]) -> Any:
-    from hydra import compose, initialize_config_dir
-    from hydra.errors import HydraException
-
-    if not path.is_file():
-        raise VtbConfigError(
-            'The configuration does not exist.', field='CONFIG', got=str(path), remedy='correct the path'
-        )
-    register_resolvers()
-    try:
-        with initialize_config_dir(str(path.parent.resolve()), version_base=None):
-            cfg = compose(config_name=path.stem, overrides=list(overrides))
-    except HydraException as error:
-        raise VtbConfigError('The configuration cannot be composed.', field=str(path), got=str(error)) from error
-    if 'model' not in cfg or 'data' not in cfg:
-        raise VtbConfigError('The configuration has no model or no data.', field=str(path), got=sorted(map(str, cfg)))
-    return cfg
-
-
 def _frames(cfg: Any) -> tuple[Callable[[float], int], bool]:
     """The encoder's own count where its sections are known without loading it, else an estimate."""
-    from omegaconf import OmegaConf
-
-    from nemo_vtb.model.frames import frame_counter
-
-    perception: Any = OmegaConf.to_container(cfg.model.perception, resolve=True)
-    source = cfg.model.get('pretrained_asr')
-    if source and Path(source, 'config.json').is_file():
-        # Whisper's module loads torch, which takes seconds: only here
-        from nemo_vtb.model.whisper import whisper_sections
-
-        sections = whisper_sections(source)
-        perception |= sections | {'encoder': sections['encoder'] | (perception.get('encoder') or {})}
     try:
-        counter = frame_counter(perception)
+        counter = frame_counter_of(cfg)
     except VtbModelError:
         return _estimate, False
     return lambda seconds: counter(round(seconds * _SAMPLE_RATE_HZ)), True

@@ -29,10 +29,11 @@ import torch
 from nemo_vtb.data.collate import Collator, pack_row
 from nemo_vtb.data.faults import data_fault, reason_of
 from nemo_vtb.data.files import bring_back
-from nemo_vtb.data.index import Meter, SourceIndex, open_index, skip_table
+from nemo_vtb.data.index import Meter, SourceIndex, skip_table
 from nemo_vtb.data.ledger import Ledger
 from nemo_vtb.data.overlong import FittedSource
 from nemo_vtb.data.packing import pack_all
+from nemo_vtb.data.planning import EVAL_SECTIONS, eval_specs, make_plan, open_source, train_specs
 from nemo_vtb.data.progress import Progress, Quarantine
 from nemo_vtb.data.random_state import (
     RandomState,
@@ -41,9 +42,9 @@ from nemo_vtb.data.random_state import (
     restore_random_state,
     restore_rank_state,
 )
-from nemo_vtb.data.sampler import RowPlan, TokenBudgetPlan
+from nemo_vtb.data.sampler import RowPlan
 from nemo_vtb.data.settings import DataSettings
-from nemo_vtb.data.sources import SourceSpec, parse_input_cfg
+from nemo_vtb.data.sources import SourceSpec
 from nemo_vtb.data.template import ChatRenderer
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 
@@ -295,9 +296,8 @@ class VtbDataModule(pl.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Build the indexes, once per node."""
-        sections = ('validation_ds', 'test_ds')
-        evals = [specs for section in sections for specs in self._eval_specs(section).values()]
-        for specs in [self._train_specs(), *evals]:
+        evals = [specs for section in EVAL_SECTIONS for specs in eval_specs(self.settings, section).values()]
+        for specs in [train_specs(self.settings), *evals]:
             for spec in specs:
                 self._open(spec, check=False)  # `setup` checks on every rank, so that all of them stop
 
@@ -312,7 +312,7 @@ class VtbDataModule(pl.LightningDataModule):
             self._setup_train()
         for section, stages in (('validation_ds', ('fit', 'validate', None)), ('test_ds', ('test', None))):
             if stage in stages and section not in self._eval:
-                self._eval[section] = {n: self._pack(specs) for n, specs in self._eval_specs(section).items()}
+                self._eval[section] = {n: self._pack(specs) for n, specs in eval_specs(self.settings, section).items()}
 
     def train_dataloader(self) -> TrainLoader:
         """The rows of this rank over the whole run."""
@@ -437,47 +437,16 @@ class VtbDataModule(pl.LightningDataModule):
         if self.rank == 0:
             Quarantine(self.quarantine_path).add(faults)
 
-    def _train_specs(self) -> list[SourceSpec]:
-        return parse_input_cfg(self.settings.train_ds.get('input_cfg') or (), 'data.train_ds.input_cfg')
-
-    def _eval_specs(self, section: str) -> dict[str, list[SourceSpec]]:
-        loader = getattr(self.settings, section)
-        sets = loader.get('datasets') or ({'validation': loader} if loader.get('input_cfg') else {})
-        return {
-            name: parse_input_cfg(each.get('input_cfg') or (), f'data.{section}.datasets.{name}.input_cfg')
-            for name, each in sets.items()
-        }
-
     def _open(self, spec: SourceSpec, *, check: bool = True) -> SourceIndex:
+        return open_source(spec, self.settings, self.meter, check=check, quiet=self.rank != 0)
+
+    def _fitted(self, specs: Sequence[SourceSpec]) -> list[FittedSource]:
         s = self.settings
-        index = open_index(
-            spec,
-            self.meter,
-            s.index_folder,
-            build=s.build_index,
-            workers=s.index_workers,
-            quiet=self.rank != 0,
-        )
-        if check:
-            index.check(s.max_skip_ratio)
-        return index
+        return [FittedSource(self._open(spec), self.meter, s.max_tokens, s.overlong) for spec in specs]
 
     def _setup_train(self) -> None:
-        s = self.settings
-        sources = [
-            FittedSource(self._open(spec), self.meter, s.max_tokens, s.overlong) for spec in self._train_specs()
-        ]
-        plan = TokenBudgetPlan(
-            sources,
-            s.budget,
-            max_tokens=s.max_tokens,
-            unit=s.unit,
-            seed=s.seed,
-            pool=s.pool_size,
-            temperature=s.temperature,
-            on_exhausted=s.on_exhausted,
-        )
-        self.progress = Progress(sources, plan, s)
+        sources = self._fitted(train_specs(self.settings))
+        self.progress = Progress(sources, make_plan(sources, self.settings), self.settings)
 
     def _attach(self, progress: Progress) -> None:
         """Tie the plan to ranks, accumulation and length of the run."""
@@ -518,7 +487,7 @@ class VtbDataModule(pl.LightningDataModule):
 
     def _pack(self, specs: Sequence[SourceSpec]) -> tuple[list[FittedSource], list[RowPlan]]:
         s = self.settings
-        sources = [FittedSource(self._open(spec), self.meter, s.max_tokens, s.overlong) for spec in specs]
+        sources = self._fitted(specs)
         for source in sources:
             if faults := [*source.index.quarantined(), *source.dropped]:
                 self._report(faults, source.name)
@@ -532,7 +501,7 @@ class VtbDataModule(pl.LightningDataModule):
 
     def _eval_loaders(self, section: str) -> list[EvalLoader]:
         if section not in self._eval:
-            self._eval[section] = {n: self._pack(specs) for n, specs in self._eval_specs(section).items()}
+            self._eval[section] = {n: self._pack(specs) for n, specs in eval_specs(self.settings, section).items()}
         workers = min(self.settings.num_workers, 2)
         return [
             EvalLoader(

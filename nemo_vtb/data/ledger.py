@@ -26,10 +26,10 @@ from nemo_vtb.data.files import write_atomically
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ['Ledger', 'SourceAccount']
+__all__ = ['COLOURS', 'Ledger', 'SourceAccount']
 
 _POINTS = 400  # of the curve that is kept; halved when full, so that a run of any length fits
-_COLOURS = {'text': '#4C72B0', 'asr_ast': '#DD8452', 'speech_qa': '#55A868', 'mixed_modal': '#8172B3'}
+COLOURS = {'text': '#4C72B0', 'asr_ast': '#DD8452', 'speech_qa': '#55A868', 'mixed_modal': '#8172B3'}
 
 
 @dataclass(slots=True)
@@ -195,7 +195,7 @@ class Ledger:
         table = Table(title=f'Ledger: {self.tokens:,} tokens in {self.rows:,} rows, padding {self.padding:.2%}')
         table.add_column('source')
         table.add_column('kind')
-        for name in ('asked', 'delivered', 'conversations', 'tokens', 'supervised', 'audio [h]', 'epochs', 'skipped'):
+        for name in ('asked', 'delivered', 'conversations', 'tokens', 'supervised', 'audio (h)', 'epochs', 'skipped'):
             table.add_column(name, justify='right')
         for a in sorted(self.accounts.values(), key=lambda a: (KINDS.index(a.kind), a.name)):
             skipped = ', '.join(f'{count} {reason}' for reason, count in sorted(a.skips.items())) or '0'
@@ -233,8 +233,8 @@ class Ledger:
         for kind, (asked, _) in self.kind_shares().items():
             members = [n for n, a in enumerate(accounts, start=1) if a.kind == kind]
             values = [sum(p[n] for n in members) / max(1, sum(p[1:])) for p in self._curve]
-            axes.axhline(asked, color=_COLOURS[kind], linestyle=(0, (4, 3)), linewidth=1, alpha=0.7)
-            axes.plot(batches, values, color=_COLOURS[kind], linewidth=1.5, label=kind)
+            axes.axhline(asked, color=COLOURS[kind], linestyle=(0, (4, 3)), linewidth=1, alpha=0.7)
+            axes.plot(batches, values, color=COLOURS[kind], linewidth=1.5, label=kind)
         axes.set_xlabel('global batches')
         axes.set_ylabel(f'share of {self.unit.replace("_", " ")}, cumulative')
         axes.set_title('delivered (line) and asked (dashed)', fontsize=10)
@@ -248,7 +248,7 @@ class Ledger:
         accounts = sorted(self.accounts.values(), key=lambda a: (KINDS.index(a.kind), a.name), reverse=True)
         names = [a.name if len(a.name) <= 24 else f'{a.name[:23]}…' for a in accounts]
         got = [delivered[a.name] for a in accounts]
-        axes.barh(names, got, color=[_COLOURS[a.kind] for a in accounts], height=0.6)
+        axes.barh(names, got, color=[COLOURS[a.kind] for a in accounts], height=0.6)
         axes.scatter([a.asked for a in accounts], names, marker='|', s=260, color='black', zorder=3)
         for name, value in zip(names, got, strict=True):
             axes.annotate(f'{value:.2%}', (value, name), (6, 0), textcoords='offset points', va='center', fontsize=8)

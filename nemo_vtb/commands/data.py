@@ -1,0 +1,246 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""`vtb data`: builds indexes ahead, shows what a run was trained on, and draws the rows of a plan."""
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nemo_vtb.errors import VtbConfigError, VtbDataError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from nemo_vtb.data.index import Meter, SourceIndex
+    from nemo_vtb.data.settings import DataSettings
+    from nemo_vtb.data.sources import SourceSpec
+
+__all__ = ['main']
+
+_DEFAULT_CONFIG = 'conf/speechllm_joint_sft.yaml'
+_YAML = ('.yaml', '.yml')
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `vtb data`; returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    from rich.console import Console
+
+    # a pipe has no width; a table that is cut there would be useless
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)
+    return arguments.action(arguments, console)
+
+
+def _index(arguments: argparse.Namespace, console: 'Console') -> int:
+    config, files, overrides = _targets(arguments.targets)
+    settings, meter = _settings(config, overrides)
+    specs = _file_specs(files) if files else _all_specs(settings)
+    done: list[tuple[SourceIndex, float]] = []
+    for spec in specs:
+        from nemo_vtb.data.index import open_index
+
+        begin = time.perf_counter()
+        workers = arguments.workers if arguments.workers is not None else settings.index_workers
+        index = open_index(spec, meter, settings.index_folder, workers=workers)
+        done.append((index, time.perf_counter() - begin))
+    console.print(_index_table(done))
+    console.print(f'indexes: {settings.index_folder}', highlight=False, soft_wrap=True)
+    for index, _ in done:
+        if index.meta['quarantined']:
+            path = index.folder / 'quarantine.jsonl'
+            console.print(f'{index.name}: left out, line by line: {path}', highlight=False, soft_wrap=True)
+    for index, _ in done:
+        index.check(settings.max_skip_ratio)  # after the table, so that all of it is seen
+    return 0
+
+
+def _index_table(done: Sequence[tuple['SourceIndex', float]]) -> Any:
+    from rich.table import Table
+
+    table = Table(title='Indexed sources', title_justify='left')
+    table.add_column('source')
+    table.add_column('kind')
+    for name in ('conversations', 'tokens', 'supervised', 'audio (h)', 'longest', 'left out', 'time (s)'):
+        table.add_column(name, justify='right')
+    for index, seconds in done:
+        totals = index.meta['totals']
+        left = ', '.join(f'{count} {reason}' for reason, count in sorted(index.meta['quarantined'].items())) or '0'
+        table.add_row(
+            index.name,
+            index.kind,
+            f'{len(index):,}',
+            f'{totals["length"]:,.0f}',
+            f'{totals["supervised"]:,.0f}',
+            f'{totals["seconds"] / 3600:.2f}',
+            f'{int(index.column("length").max()):,}' if len(index) else '0',
+            left,
+            f'{seconds:.1f}',
+        )
+    return table
+
+
+def _ledger(arguments: argparse.Namespace, console: 'Console') -> int:
+    from nemo_vtb.data.ledger import Ledger
+
+    path = Path(arguments.run)
+    path = path / 'ledger.json' if path.is_dir() else path
+    try:
+        state = json.loads(path.read_text(encoding='utf-8'))
+        ledger = Ledger.from_json(state)
+    except OSError as error:
+        raise VtbDataError(
+            'There is no ledger.',
+            field='RUN',
+            got=f'{path}: {error.strerror}',
+            allowed='the folder of a run, or its ledger.json',
+            remedy='a run writes it with its first checkpoint',
+        ) from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise VtbDataError(
+            'The file is no ledger.',
+            field='RUN',
+            got=f'{path}: {type(error).__name__} {error}',
+            allowed='the ledger.json of a run',
+        ) from error
+    if arguments.json:
+        console.out(json.dumps(state, ensure_ascii=False), highlight=False)
+        return 0
+    ledger.table(console)
+    for kind, (asked, delivered) in ledger.kind_shares().items():
+        console.print(f'{kind:<12} asked {asked:7.2%}   delivered {delivered:7.2%}', highlight=False)
+    if arguments.png:
+        ledger.plot(arguments.png)
+        console.print(f'picture: {arguments.png}', highlight=False, soft_wrap=True)
+    return 0
+
+
+def _preview(arguments: argparse.Namespace, console: 'Console') -> int:
+    from nemo_vtb.data.overlong import FittedSource
+    from nemo_vtb.data.planning import make_plan, open_source, train_specs
+    from nemo_vtb.data.preview import describe_rows, draw_rows, print_rows
+
+    config, files, overrides = _targets([arguments.config, *arguments.overrides])
+    if files:
+        raise VtbConfigError('Not a change to a key.', field='KEY=VALUE', got=files[0], allowed='KEY=VALUE')
+    settings, meter = _settings(config, overrides)
+    sources = [
+        FittedSource(open_source(spec, settings, meter), meter, settings.max_tokens, settings.overlong)
+        for spec in train_specs(settings)
+    ]
+    plan = make_plan(sources, settings)
+    rows = describe_rows(list(islice(plan, arguments.rows)), sources, settings.max_tokens)
+    asked: dict[str, float] = {}
+    for source, share in zip(sources, plan.shares, strict=True):
+        asked[source.kind] = asked.get(source.kind, 0.0) + share
+    print_rows(rows, asked, console)
+    path = draw_rows(rows, asked, arguments.png)
+    console.print(f'picture: {path}', highlight=False, soft_wrap=True)
+    return 0
+
+
+# ---- what is read
+
+
+def _targets(words: Sequence[str]) -> tuple[Path, list[str], list[str]]:
+    """Part the words of a command line: configuration, data files, changes to keys."""
+    configs = [word for word in words if word.endswith(_YAML) and '=' not in word]
+    overrides = [word for word in words if '=' in word and not Path(word).exists()]
+    files = [word for word in words if word not in configs and word not in overrides]
+    if len(configs) > 1:
+        raise VtbConfigError('Only one configuration is read.', field='CONFIG', got=configs, allowed='one YAML file')
+    if not configs and not Path(_DEFAULT_CONFIG).is_file():
+        raise VtbConfigError(
+            'Lengths depend on tokenizer, chat template and encoder, so a configuration is needed.',
+            field='CONFIG',
+            allowed='the YAML file of a training',
+            remedy='name it before the files: vtb data index CONFIG.yaml FILE.jsonl',
+        )
+    return Path(configs[0] if configs else _DEFAULT_CONFIG), files, overrides
+
+
+def _settings(config: Path, overrides: Sequence[str]) -> tuple['DataSettings', 'Meter']:
+    from nemo_vtb.commands.reading import compose_config, frame_counter_of, read_renderer
+    from nemo_vtb.data.index import Meter
+    from nemo_vtb.data.settings import DataSettings
+    from nemo_vtb.scripts import start_script
+
+    start_script()
+    cfg = compose_config(config, overrides)
+    settings = DataSettings.from_config(cfg.data)
+    renderer = read_renderer(str(cfg.model.pretrained_llm))
+    return settings, Meter.of(settings, renderer, frame_counter_of(cfg))
+
+
+def _all_specs(settings: 'DataSettings') -> list['SourceSpec']:
+    from nemo_vtb.data.planning import EVAL_SECTIONS, eval_specs, train_specs
+
+    sets = [specs for section in EVAL_SECTIONS for specs in eval_specs(settings, section).values()]
+    return [*train_specs(settings), *(spec for specs in sets for spec in specs)]
+
+
+def _file_specs(files: Sequence[str]) -> list['SourceSpec']:
+    """Files without a configuration of their own: the format is that of the first line."""
+    from nemo_vtb.data.conversation import read_jsonl
+    from nemo_vtb.data.sources import parse_input_cfg
+
+    entries = []
+    for file in files:
+        if not Path(file).is_file() and not file.startswith('asset:'):
+            raise VtbDataError('The file does not exist.', field='FILE', got=file, remedy='correct the path')
+        type_ = 'multimodal_conversation'
+        if Path(file).is_file():
+            first = next(iter(read_jsonl(file)), (0, 0, {}))[2]
+            type_ = 'nemo' if 'audio_filepath' in first else type_
+            type_ = 'lhotse_as_conversation' if 'recording' in first else type_
+        entries.append({'type': type_, 'manifest_filepath': file})
+    return parse_input_cfg(entries, 'FILE')
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog='vtb data', description='Index data, preview rows, show ledgers.')
+    commands = parser.add_subparsers(required=True, metavar='index|ledger|preview')
+    index = commands.add_parser('index', help='count the tokens of sources ahead of training')
+    index.add_argument(
+        'targets',
+        nargs='+',
+        metavar='CONFIG|FILE|KEY=VALUE',
+        help=f'a training YAML (default: {_DEFAULT_CONFIG}), or data files to be counted as it would; changes to it',
+    )
+    index.add_argument('--workers', type=int, help='processes (default: one for each core when files are large)')
+    index.set_defaults(action=_index)
+    ledger = commands.add_parser('ledger', help='what a run was trained on: asked and delivered')
+    ledger.add_argument('run', metavar='RUN', help='the folder of a run, or its ledger.json')
+    ledger.add_argument('--json', action='store_true', help='print the file as one line')
+    ledger.add_argument('--png', metavar='FILE', help='draw it as well')
+    ledger.set_defaults(action=_ledger)
+    preview = commands.add_parser('preview', help='draw the first packed rows of a training')
+    preview.add_argument('config', metavar='CONFIG', help='a training YAML')
+    preview.add_argument('overrides', nargs='*', metavar='KEY=VALUE', help='changes to it')
+    preview.add_argument('-n', '--rows', type=_positive, default=12, metavar='N', help='rows to draw (default: 12)')
+    preview.add_argument('--png', default='preview.png', metavar='FILE', help='the picture (default: preview.png)')
+    preview.set_defaults(action=_preview)
+    return parser
+
+
+def _positive(value: str) -> int:
+    number = int(value)
+    if number < 1:
+        raise argparse.ArgumentTypeError('must be at least 1')
+    return number
