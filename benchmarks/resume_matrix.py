@@ -19,7 +19,7 @@ python benchmarks/resume_matrix.py --full      # 100 kills
 
 Each attempt is examples/speechllm_joint_sft.py itself, with a tiny model that has dropout, dither and SpecAugment, in
 a process forked after the imports (so that a kill costs two seconds, not twenty). Compared are the conversations of
-each row, the loss of each row as raw bits, and SHA-256 over all parameters, optimizer and random state at the end. A
+each row, the loss of each row as raw bits, and SHA-256 over all parameters and the optimizer at the end. A
 kill ends the whole process group, loader processes too: at the start, while training, while a checkpoint is written.
 Then: one rank saves and two go on (gloo), and the reverse: same conversations in each global batch.
 """
@@ -50,8 +50,8 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from nemo_vtb.data.random_state import random_state
 from nemo_vtb.testing import tiny_corpus, tiny_model_cfg
+from nemo_vtb.training.history import read_history
 
 STEPS = 24
 ROWS_PER_BATCH = 2
@@ -65,6 +65,7 @@ SAVES = {  # how checkpoints are made: as in conf/, after a validation; or every
         'exp_manager.checkpoint_callback_params.every_n_epochs=null',
     ],
 }
+KEPT = ('checkpoints/quickstart.nemo', 'history.jsonl', 'curves.png', 'ledger.json', 'ledger.png')
 console = Console()
 
 
@@ -82,10 +83,10 @@ class Recorder(pl.Callback):
         row = {'row': batch['index'], 'ids': batch['ids'], 'loss': float(outputs['loss']).hex()}
         self._write(row)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The digest."""
-        state = {'model': pl_module.state_dict(), 'optimizer': trainer.optimizers[0].state_dict()['state']}
-        self._write({'digest': digest([state, random_state()]), 'steps': trainer.global_step})
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The digest; also of a run that was killed after its last step and has nothing more to train."""
+        optimizers = [optimizer.state_dict()['state'] for optimizer in trainer.optimizers]
+        self._write({'digest': digest([pl_module.state_dict(), optimizers]), 'steps': trainer.global_step})
 
     def _write(self, record: Mapping[str, Any]) -> None:
         self.stream.write(json.dumps(record) + '\n')
@@ -294,6 +295,12 @@ class Matrix:
         last = run.rows()[-1] if run.rows() else {}
         if last.get('digest') != self.digest:
             run.problems.append(f'digest {str(last.get("digest"))[:12]} instead of {self.digest[:12]}')
+        run.problems += [f'{name} is missing' for name in KEPT if not (run.folder / 'run' / name).is_file()]
+        steps = [
+            record['step'] for record in read_history(run.folder / 'run/history.jsonl') if record['type'] == 'train'
+        ]
+        if steps != list(range(1, STEPS + 1)):
+            run.problems.append(f'history.jsonl has the steps {steps}')
         return run
 
     def _sleep(self, run: Run) -> None:

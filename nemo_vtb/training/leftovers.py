@@ -16,7 +16,13 @@
 import logging
 from pathlib import Path
 
-__all__ = ['clear_leftovers']
+import lightning.pytorch as pl
+
+from nemo_vtb.data.datamodule import VtbDataModule
+from nemo_vtb.data.files import bring_back
+from nemo_vtb.training.history import draw_curves, read_history
+
+__all__ = ['CompleteRun', 'clear_leftovers']
 
 logger = logging.getLogger(__name__)
 
@@ -46,3 +52,32 @@ def clear_leftovers(folder: str | Path) -> Path | None:
     for path in newest[:-1]:
         path.unlink(missing_ok=True)
     return newest[-1] if newest else None
+
+
+class CompleteRun(pl.Callback):
+    """Ends a run that was killed after its last step: Lightning finds nothing to train and calls nobody.
+
+    Then the `.nemo` file (where it is missing), the ledger and the curves are written as at the end of any run.
+    """
+
+    def __init__(self) -> None:
+        self._trained = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """There is something to train: all else ends the run."""
+        self._trained = True
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write what is missing."""
+        if self._trained or not 0 < (trainer.max_steps or 0) <= trainer.global_step:
+            return
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # every rank asks, since Lightning broadcasts it
+        if trainer.is_global_zero and bring_back(folder / 'history.jsonl'):
+            draw_curves(read_history(folder / 'history.jsonl'), folder / 'curves.png')
+        if isinstance(trainer.datamodule, VtbDataModule):
+            trainer.datamodule.save_ledger(plot=True)
+        for callback in trainer.callbacks:
+            if getattr(callback, 'save_nemo_on_train_end', False) and hasattr(pl_module, 'save_to'):
+                path = Path(callback._format_nemo_checkpoint_name())
+                if not path.exists():
+                    pl_module.save_to(path)

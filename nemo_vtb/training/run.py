@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 from nemo_vtb.errors import VtbConfigError
 from nemo_vtb.model.blender import VoiceTextBlender, plain_dict
 from nemo_vtb.model.checkpointing import AtomicCheckpointIO
-from nemo_vtb.training.leftovers import clear_leftovers
+from nemo_vtb.training.leftovers import CompleteRun, clear_leftovers
 
 __all__ = ['build_model', 'build_trainer']
 
@@ -39,11 +39,11 @@ def build_trainer(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> Traine
     """
     manager = cfg.get('exp_manager') or {}
     if manager.get('resume_if_exists') and manager.get('explicit_log_dir'):
-        clear_leftovers(Path(manager.explicit_log_dir) / 'checkpoints')
+        clear_leftovers(Path(manager['explicit_log_dir']) / 'checkpoints')
     options: dict[str, Any] = dict(resolve_trainer_cfg(cfg.trainer))
     interval = options.get('val_check_interval')
     counted = isinstance(interval, int)
-    options['callbacks'] = [*(options.get('callbacks') or []), *callbacks]
+    options['callbacks'] = [*(options.get('callbacks') or []), *callbacks, CompleteRun()]
     options['plugins'] = [*(options.get('plugins') or []), AtomicCheckpointIO()]
     options.setdefault('use_distributed_sampler', False)
     if counted:  # the data has one long epoch: validation is counted in batches, across epochs
