@@ -135,6 +135,7 @@ LOADER_KEYS: dict[str, Node] = {
     'sample_rate': Key((int,), choices=(16000,), null=False),
     'seed': ANY,
     'num_workers': NOT_NEGATIVE,
+    'reweight_temperature': ANY,
 }
 
 _MODEL_KEYS: dict[str, Node] = {

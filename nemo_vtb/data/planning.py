@@ -28,7 +28,9 @@ EVAL_SECTIONS = ('validation_ds', 'test_ds')
 
 def train_specs(settings: DataSettings) -> list[SourceSpec]:
     """The sources of `train_ds`."""
-    return parse_input_cfg(settings.train_ds.get('input_cfg') or (), 'data.train_ds.input_cfg')
+    train = settings.train_ds
+    where = 'data.train_ds.input_cfg'
+    return parse_input_cfg(train.get('input_cfg') or (), where, train.get('reweight_temperature'))
 
 
 def eval_specs(settings: DataSettings, section: str) -> dict[str, list[SourceSpec]]:

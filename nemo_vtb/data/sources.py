@@ -28,6 +28,11 @@ __all__ = ['SOURCE_TYPES', 'SourceSpec', 'expand_paths', 'parse_input_cfg']
 
 _PATTERN = re.compile(r'[{}]|_OP_|_CL_|[\[(<][^/]*\.\.')
 _BRACES = {'(': '{', '[': '{', '<': '{', '_OP_': '{', ')': '}', ']': '}', '>': '}', '_CL_': '}'}
+# its manifests are compressed and its recordings lie in archives by number, so that no line can be read at its place
+_SHAR = (
+    "unpack it once: CutSet.from_shar(in_dir=...).save_audios(FOLDER).to_file('cuts.jsonl'), then type "
+    'lhotse_as_conversation with cuts_path'
+)
 _LANGUAGES = {
     'ar': 'Arabic',
     'de': 'German',
@@ -81,18 +86,34 @@ class SourceSpec:
         return {'type': self.type, 'kind': self.kind, 'name': self.name, 'options': dict(self.options)}
 
 
-def parse_input_cfg(entries: Sequence[Mapping[str, Any]], where: str = 'data.train_ds.input_cfg') -> list[SourceSpec]:
-    """Read NeMo `input_cfg` entries; groups are flattened, their weights multiplied.
+def parse_input_cfg(
+    entries: Sequence[Mapping[str, Any]],
+    where: str = 'data.train_ds.input_cfg',
+    temperature: float | Sequence[float] | None = None,
+) -> list[SourceSpec]:
+    """Read NeMo `input_cfg` entries; groups are flattened.
+
+    Weights are NeMo's: at each level they are raised to that level's temperature, and what is inside a group shares
+    the weight of the group.
+
+    Args:
+        entries: The entries, or a YAML file that holds them.
+        where: What an error names.
+        temperature: NeMo's `reweight_temperature`: one for all levels of groups, or one for each, the outermost first.
+            A group may name its own for what is inside it.
 
     Raises:
-        VtbConfigError: Unknown type or kind, no manifest, two sources of one name.
+        VtbConfigError: Unknown type or kind, no manifest, a temperature that is none, or one for a level too few.
         VtbDataError: A manifest does not exist.
     """
     if isinstance(entries, str | Path):
         entries = _load_yaml(Path(entries))
+    entries = [dict(entry) for entry in entries or ()]
+    temperatures = _temperatures(temperature, _depth(entries), where)
     sources: list[SourceSpec] = []
-    for number, entry in enumerate(entries or ()):
-        sources += _parse_entry(dict(entry), f'{where}[{number}]')
+    for number, entry in enumerate(entries):
+        found = _parse_entry(dict(entry), f'{where}[{number}]', temperatures[1:])
+        sources += [_renamed(s, s.name, s.weight * _tempered(entry, temperatures[0])) for s in found]
     seen: dict[str, int] = {}
     unique = []
     for source in sources:
@@ -117,22 +138,55 @@ def expand_paths(value: str | Path | Sequence[str]) -> list[str]:
     return [path for item in value for path in expand_paths(item if isinstance(item, str | Path) else str(item[0]))]
 
 
-def _parse_entry(entry: dict[str, Any], where: str) -> list[SourceSpec]:
+def _depth(entries: Sequence[Mapping[str, Any]]) -> int:
+    return 1 + max(
+        (_depth(entry.get('input_cfg') or ()) for entry in entries if entry.get('type') == 'group'), default=0
+    )
+
+
+def _temperatures(value: Any, depth: int, where: str) -> list[float]:
+    """One temperature for each level of groups."""
+    values = [1.0] * depth if value is None else [value] * depth if isinstance(value, int | float) else list(value)
+    if len(values) != depth or not all(isinstance(each, int | float) and each >= 0 for each in values):
+        raise VtbConfigError(
+            'The temperatures do not fit the levels of groups.',
+            field=where.replace('.input_cfg', '.reweight_temperature'),
+            got=value,
+            allowed=f'a number >= 0, or a list of {depth}, the outermost level first',
+        )
+    return [float(each) for each in values]
+
+
+def _tempered(entry: Mapping[str, Any], temperature: float) -> float:
+    weight = float(entry.get('weight', 1.0))
+    return weight**temperature if weight else 0.0
+
+
+def _parse_entry(entry: dict[str, Any], where: str, temperatures: Sequence[float]) -> list[SourceSpec]:
+    """The sources of one entry; their weights add up to 1."""
     kind_of_entry = entry.get('type')
     if kind_of_entry == 'group':
-        factor = float(entry.get('weight', 1.0))
         inherited = {k: v for k, v in entry.items() if k in ('kind', 'system_prompt', 'max_repeats', 'tags')}
         inner = [inherited | dict(item) for item in entry.get('input_cfg') or ()]
-        members = [s for n, item in enumerate(inner) for s in _parse_entry(item, f'{where}.input_cfg[{n}]')]
-        return [_renamed(s, s.name, s.weight * factor) for s in members]
+        if entry.get('reweight_temperature') is not None:
+            temperatures = _temperatures(entry['reweight_temperature'], _depth(inner), f'{where}.input_cfg')
+        weights = [_tempered(item, temperatures[0]) for item in inner]
+        total = sum(weights) or 1.0
+        return [
+            _renamed(s, s.name, s.weight * weight / total)
+            for n, (item, weight) in enumerate(zip(inner, weights, strict=True))
+            for s in _parse_entry(item, f'{where}.input_cfg[{n}]', temperatures[1:])
+        ]
     if kind_of_entry not in SOURCE_TYPES:
         raise VtbConfigError(
             'This type of data cannot be read.',
             field=f'{where}.type',
             got=kind_of_entry,
             allowed=', '.join([*sorted(SOURCE_TYPES), 'group']),
-            remedy='convert the data to multimodal_conversation, or to a NeMo ASR manifest',
+            remedy=_SHAR if kind_of_entry == 'lhotse_shar' else 'write the data as one of them',
         )
+    if entry.get('shar_path'):
+        raise VtbConfigError('Shar cannot be read.', field=f'{where}.shar_path', got=entry['shar_path'], remedy=_SHAR)
     files = _manifests(entry, where)
     tars = tuple(expand_paths(entry['tarred_audio_filepaths'])) if entry.get('tarred_audio_filepaths') else ()
     if tars and len(tars) != len(files):
@@ -145,9 +199,8 @@ def _parse_entry(entry: dict[str, Any], where: str) -> list[SourceSpec]:
     kind = entry.get('kind') or _infer_kind(str(kind_of_entry), files, options, where)
     if kind not in KINDS:
         raise VtbConfigError('Unknown kind of data.', field=f'{where}.kind', got=kind, allowed=', '.join(KINDS))
-    weight, repeats = float(entry.get('weight', 1.0)), entry.get('max_repeats')
     name = str(entry.get('source') or Path(files[0]).stem)
-    return [SourceSpec(name, str(kind_of_entry), kind, files, weight, repeats, tars, options)]
+    return [SourceSpec(name, str(kind_of_entry), kind, files, 1.0, entry.get('max_repeats'), tars, options)]
 
 
 def _manifests(entry: Mapping[str, Any], where: str) -> tuple[str, ...]:
@@ -185,7 +238,7 @@ def _options(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def _infer_kind(type_: str, files: Sequence[str], options: Mapping[str, Any], where: str) -> str:
     """The kind of the first line that can be read: what it says itself, else what its turns look like."""
-    if type_ in ('nemo', 'lhotse_as_conversation'):
+    if type_ in ('nemo', 'nemo_tarred', 'lhotse', 'lhotse_as_conversation'):
         return 'asr_ast'
     if type_ == 'sqa_as_conversation':
         return 'speech_qa'
@@ -373,6 +426,7 @@ SOURCE_TYPES: dict[str, Reader] = {
     'share_gpt': _read_share_gpt,
     'nemo': _read_manifest,
     'nemo_tarred': _read_manifest,
+    'lhotse': _read_lhotse,
     'lhotse_as_conversation': _read_lhotse,
     'sqa_as_conversation': _read_lhotse,
 }

@@ -177,16 +177,47 @@ def test_nemo_text_sft(tmp_path: Path) -> None:
 
 
 def test_groups_are_flattened_and_names_made_unique(tmp_path: Path) -> None:
+    """As NeMo's nested mux: what is inside a group shares the weight of the group."""
     path = str(write_jsonl(tmp_path / 'm.jsonl', [CHAT]))
     leaf = {'type': 'multimodal_conversation', 'manifest_filepath': path, 'weight': 3.0}
     specs = parse_input_cfg([{'type': 'group', 'weight': 0.5, 'kind': 'text', 'input_cfg': [leaf, leaf]}, leaf])
-    assert [(s.name, s.weight) for s in specs] == [('m', 1.5), ('m.2', 1.5), ('m.3', 3.0)]
+    assert [(s.name, s.weight) for s in specs] == [('m', 0.25), ('m.2', 0.25), ('m.3', 3.0)]
+
+
+@pytest.mark.parametrize(
+    ('temperature', 'own', 'expected'),
+    [
+        (None, None, [8 * 0.1, 8 * 0.9, 2]),
+        (1.0, None, [8 * 0.1, 8 * 0.9, 2]),
+        (0.0, None, [0.5, 0.5, 1]),
+        ([1.0, 0.0], None, [4, 4, 2]),
+        ([0.5, 1.0], None, [8**0.5 * 0.1, 8**0.5 * 0.9, 2**0.5]),
+        (None, 0.5, [8 * 0.25, 8 * 0.75, 2]),
+    ],
+)
+def test_temperatures_are_those_of_nemo(tmp_path: Path, temperature: Any, own: Any, expected: list[float]) -> None:
+    path = str(write_jsonl(tmp_path / 'm.jsonl', [CHAT]))
+    leaf = {'type': 'multimodal_conversation', 'manifest_filepath': path}
+    group: dict[str, Any] = {'type': 'group', 'weight': 8, 'input_cfg': [leaf | {'weight': w} for w in (10, 90)]}
+    group |= {} if own is None else {'reweight_temperature': own}
+    specs = parse_input_cfg([group, leaf | {'weight': 2}], temperature=temperature)
+    assert [s.weight for s in specs] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize('temperature', [[1.0], [1.0, 0.5, 0.5], -1, 'warm'])
+def test_temperatures_that_fit_no_level_are_refused(tmp_path: Path, temperature: Any) -> None:
+    path = str(write_jsonl(tmp_path / 'm.jsonl', [CHAT]))
+    leaf = {'type': 'multimodal_conversation', 'manifest_filepath': path}
+    with pytest.raises(VtbConfigError, match='reweight_temperature'):
+        parse_input_cfg([{'type': 'group', 'input_cfg': [leaf]}], temperature=temperature)
 
 
 @pytest.mark.parametrize(
     ('entry', 'named'),
     [
         ({'type': 'nemo_tared'}, 'multimodal_conversation'),
+        ({'type': 'lhotse_shar', 'shar_path': 'S'}, 'save_audios'),
+        ({'type': 'lhotse_as_conversation', 'shar_path': 'S'}, 'Shar cannot be read'),
         ({'type': 'multimodal_conversation'}, 'manifest_filepath'),
         ({'type': 'multimodal_conversation', 'manifest_filepath': 'M', 'kind': 'speech'}, 'Unknown kind'),
         ({'type': 'nemo_tarred', 'manifest_filepath': 'M', 'tarred_audio_filepaths': ['a', 'b']}, '2 archives'),
