@@ -13,10 +13,11 @@
 # limitations under the License.
 """Write one self-contained .nemo file and prove it: a fresh process must give the same answers without the sources.
 
-python examples/speechllm_export.py [model=FILE.nemo] [output=FILE.nemo] [prompts=FILE.jsonl]
+python examples/speechllm_export.py [model=FILE.nemo] [output=FILE.nemo] [prompts=[FILE.jsonl,...]]
 """
 
 import sys
+from pathlib import Path
 
 from nemo_vtb.scripts import quiet_logs, start_script
 
@@ -31,19 +32,21 @@ from nemo_vtb.checkpoint.nemo_file import load, prove
 from nemo_vtb.config import resolve_asset
 from nemo_vtb.data.conversation import conversation_from_dict, read_jsonl
 from nemo_vtb.errors import report_errors
+from nemo_vtb.evaluation.asking import EXPORT_SCHEMA, check_settings
 
 
 @hydra_runner(config_path='../conf/eval', config_name='speechllm_export')
 @report_errors
 def main(cfg: DictConfig) -> None:
+    """Restore, write, prove."""
     quiet_logs()
+    check_settings(cfg, EXPORT_SCHEMA)
     model = load(cfg.model)
     model.save_to(cfg.output)
     prompts = []
     for path in map(resolve_asset, cfg.prompts):
-        base = path.rsplit('/', 1)[0]
         lines = [line for _, _, line in read_jsonl(path)][: cfg.num_prompts]
-        prompts += [conversation_from_dict(line, base_dir=base).prompt for line in lines]
+        prompts += [conversation_from_dict(line, base_dir=Path(path).parent).prompt for line in lines]
     table = Table('prompt', 'live model', '.nemo alone', 'equal', title=f'The same answers from {cfg.output}')
     proofs = prove(model, cfg.output, prompts, max_new_tokens=cfg.max_new_tokens)
     for p in proofs:

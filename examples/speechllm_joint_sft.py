@@ -37,6 +37,7 @@ from nemo_vtb.training.summary import print_summary
 @hydra_runner(config_path='../conf', config_name='speechllm_joint_sft')
 @report_errors
 def main(cfg: DictConfig) -> None:
+    """Check, build, train, sum up."""
     check_config(cfg)
     quiet_logs()
     seed_everything(cfg.seed, workers=True, verbose=False)
@@ -49,7 +50,9 @@ def main(cfg: DictConfig) -> None:
     data = VtbDataModule(cfg.data, model.renderer, model.frames, run_dir=run_dir)
     trainer.fit(model, data)
     if trainer.is_global_zero:
-        print_summary(run_dir, data.ledger)
+        model_file = f'model={run_dir}/checkpoints/{cfg.name}.nemo'
+        scripts = [f'python examples/speechllm_{s}.py {model_file}' for s in ('eval', 'generate', 'export')]
+        print_summary(run_dir, data.ledger, next_commands=scripts)
 
 
 if __name__ == '__main__':

@@ -15,6 +15,7 @@
 
 import logging
 import os
+import sys
 import warnings
 
 __all__ = ['quiet_logs', 'start_script']
@@ -36,6 +37,8 @@ def start_script() -> None:
     os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
     # idle threads that spin steal the core that loader processes and neighbours need
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+    if not sys.stdout.isatty():
+        os.environ.setdefault('COLUMNS', '120')  # tables in a file need not be as narrow as rich's 80
     if not os.environ.get('NEMO_LOG_LEVEL'):
         logging.getLogger('nv_one_logger').setLevel(logging.ERROR)
 

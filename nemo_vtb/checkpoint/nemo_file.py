@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemo_vtb.data.conversation import Conversation, Text, conversation_from_dict, conversation_to_dict
-from nemo_vtb.errors import VtbCheckpointError
+from nemo_vtb.errors import VtbCheckpointError, VtbModelError
 
 if TYPE_CHECKING:
     from nemo_vtb.model.blender import VoiceTextBlender
@@ -46,35 +46,45 @@ class Proof:
         return self.live == self.fresh
 
 
-def load(path: str | Path, device: str = 'cpu') -> 'VoiceTextBlender':
-    """Restore a model from a `.nemo` file, in evaluation mode.
+def load(path: str | Path, device: str = 'auto') -> 'VoiceTextBlender':
+    """Restore a model from a `.nemo` file for answering.
+
+    Args:
+        path: The file.
+        device: 'auto' (CUDA where there is one), or what torch accepts.
 
     Raises:
-        VtbCheckpointError: The file is missing, or it is not a whole archive of this toolkit.
+        VtbModelError: There is no such file, or it is not a `.nemo` of ours.
     """
-    import tarfile
-
     path = Path(path)
     if not path.is_file():
-        raise VtbCheckpointError(
-            'There is no model file at this path.',
+        near = sorted(str(p) for p in Path('runs').glob('*/checkpoints/*.nemo'))[:5]
+        raise VtbModelError(
+            'There is no model at this path.',
             field='model',
             got=str(path),
-            allowed='a .nemo file',
-            remedy='train one first (python examples/speechllm_joint_sft.py), or correct the path',
+            allowed=near or 'a .nemo file',
+            remedy='train one with `python examples/speechllm_joint_sft.py`, or correct the path',
         )
+    import tarfile
+
+    import torch
+
     from nemo_vtb.model.blender import VoiceTextBlender
 
+    if device == 'auto':
+        device = 'cuda' if torch.cuda.is_available() else 'cpu'
     try:
-        return VoiceTextBlender.restore_from(str(path), map_location=device).eval()
-    except (tarfile.TarError, EOFError, OSError, RuntimeError, KeyError) as error:
-        raise VtbCheckpointError(
-            'The model file cannot be restored.',
+        model = VoiceTextBlender.restore_from(str(path), map_location=torch.device(device))
+    except (OSError, tarfile.TarError, KeyError, RuntimeError) as error:
+        raise VtbModelError(
+            'The model cannot be restored.',
             field='model',
-            got=f'{path}: {error}',
-            allowed='a whole .nemo file that this toolkit wrote',
-            remedy='copy the file again from its source, or export it again from the run',
+            got=f'{path}: {type(error).__name__}: {error}',
+            allowed='a .nemo file written by nemo_vtb',
+            remedy='`vtb info FILE` says what is in it; copy it again if it is cut off',
         ) from error
+    return model.to(device).eval()
 
 
 def sources_of(model: 'VoiceTextBlender') -> list[str]:

@@ -31,6 +31,7 @@ from nemo_vtb.data.faults import data_fault, reason_of
 from nemo_vtb.data.files import bring_back
 from nemo_vtb.data.index import Meter, SourceIndex, skip_table
 from nemo_vtb.data.ledger import Ledger
+from nemo_vtb.data.nemo_loader import NemoLoader, NemoProgress
 from nemo_vtb.data.overlong import FittedSource
 from nemo_vtb.data.packing import pack_all
 from nemo_vtb.data.planning import EVAL_SECTIONS, eval_specs, make_plan, open_source, train_specs
@@ -255,7 +256,7 @@ class VtbDataModule(pl.LightningDataModule):
         self.meter = Meter.of(self.settings, renderer, frame_counter)
         self.collator = Collator(renderer, frame_counter, self.settings.sample_rate, resample=self.settings.resample)
         self._run_dir, self._num_batches = run_dir, num_batches
-        self.progress: Progress | None = None
+        self.progress: Progress | NemoProgress | None = None
         self._state: dict[str, Any] | None = None
         self._resumed = False
         self._random_at_batch: RandomState | None = None  # after the last whole global batch
@@ -314,7 +315,7 @@ class VtbDataModule(pl.LightningDataModule):
             if stage in stages and section not in self._eval:
                 self._eval[section] = {n: self._pack(specs) for n, specs in eval_specs(self.settings, section).items()}
 
-    def train_dataloader(self) -> TrainLoader:
+    def train_dataloader(self) -> TrainLoader | NemoLoader:
         """The rows of this rank over the whole run."""
         if self.progress is None:
             self.setup('fit')
@@ -327,6 +328,8 @@ class VtbDataModule(pl.LightningDataModule):
             progress.load_state_dict(self._state)
             self._random_to_restore = self._state.get('random') or ()
             self._state, self._resumed = None, True
+        if isinstance(progress, NemoProgress):
+            return NemoLoader(progress, self.collator, self.meter.renderer.tokenizer)
         dataset = RowDataset(progress.sources, self.collator)
         return TrainLoader(dataset, progress, self.settings.num_workers, progress.prefetch(self.settings))
 
@@ -446,9 +449,13 @@ class VtbDataModule(pl.LightningDataModule):
 
     def _setup_train(self) -> None:
         sources = self._fitted(train_specs(self.settings))
-        self.progress = Progress(sources, make_plan(sources, self.settings), self.settings)
+        plan = make_plan(sources, self.settings)
+        if self.settings.sampler == 'nemo':
+            self.progress = NemoProgress(sources, plan.shares, self.settings)
+        else:
+            self.progress = Progress(sources, plan, self.settings)
 
-    def _attach(self, progress: Progress) -> None:
+    def _attach(self, progress: Progress | NemoProgress) -> None:
         """Tie the plan to ranks, accumulation and length of the run."""
         batches, rows = self._num_batches, self.settings.rows_per_batch or self.world_size
         if self.trainer is not None:

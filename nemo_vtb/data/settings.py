@@ -23,6 +23,7 @@ from nemo_vtb.errors import VtbConfigError
 __all__ = ['DataSettings']
 
 _CHOICES = {
+    'sampler': ('budget', 'nemo'),
     'unit': ('tokens', 'supervised_tokens'),
     'overlong': ('cut', 'drop', 'error'),
     'on_exhausted': ('stop', 'drop'),
@@ -44,6 +45,8 @@ class DataSettings:
     'Share of each kind, sum 1; None: in proportion to the tokens that each kind has.'
     unit: str = 'tokens'
     'What shares are counted in: tokens (text and audio frames) or supervised_tokens.'
+    sampler: str = 'budget'
+    'What draws the conversations: the token budget, or (to compare) NeMo\'s own lhotse loader.'
     max_tokens: int = 4096
     'Length of a packed row.'
     rows_per_batch: int | None = None

@@ -18,22 +18,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nemo_vtb.checkpoint.nemo_file import load as load_model
 from nemo_vtb.config import check_keys, check_missing, check_values, resolve_asset
 from nemo_vtb.config_schema import Key, ListOf, Section
 from nemo_vtb.data.audio import probe
 from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn, conversation_from_dict, read_jsonl
 from nemo_vtb.data.files import write_atomically
-from nemo_vtb.errors import VtbConfigError, VtbDataError, VtbModelError
+from nemo_vtb.errors import VtbConfigError, VtbDataError
 from nemo_vtb.evaluation.result import plain, readable
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
     from rich.console import Console
 
-    from nemo_vtb.model.blender import VoiceTextBlender
 
 __all__ = [
     'EVAL_SCHEMA',
+    'EXPORT_SCHEMA',
     'GENERATE_SCHEMA',
     'check_settings',
     'conversations_from_audio',
@@ -56,6 +57,15 @@ EVAL_SCHEMA = Section(
     {**_SHARED, 'data': ListOf(_PATH), 'limit': Key((int,), low=1), 'examples': Key((bool,), null=False)}
 )
 """Keys of `conf/eval/speechllm_eval.yaml`."""
+
+EXPORT_SCHEMA = Section(
+    {
+        **{key: _SHARED[key] for key in ('model', 'max_new_tokens', 'output')},
+        'prompts': ListOf(_PATH),
+        'num_prompts': _COUNT,
+    }
+)
+"""Keys of `conf/eval/speechllm_export.yaml`."""
 
 GENERATE_SCHEMA = Section(
     {
@@ -104,47 +114,6 @@ def find_datasets(paths: Iterable[str]) -> dict[str, Path]:
             name = file.name.removesuffix('.jsonl').removesuffix('.test')
             found[name if name not in found else str(file)] = file
     return found
-
-
-def load_model(path: str | Path, device: str = 'auto') -> 'VoiceTextBlender':
-    """Restore a model from a `.nemo` file for answering.
-
-    Args:
-        path: The file.
-        device: 'auto' (CUDA where there is one), or what torch accepts.
-
-    Raises:
-        VtbModelError: There is no such file, or it is not a `.nemo` of ours.
-    """
-    path = Path(path)
-    if not path.is_file():
-        near = sorted(str(p) for p in Path('runs').glob('*/checkpoints/*.nemo'))[:5]
-        raise VtbModelError(
-            'There is no model at this path.',
-            field='model',
-            got=str(path),
-            allowed=near or 'a .nemo file',
-            remedy='train one with `python examples/speechllm_joint_sft.py`, or correct the path',
-        )
-    import tarfile
-
-    import torch
-
-    from nemo_vtb.model.blender import VoiceTextBlender
-
-    if device == 'auto':
-        device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    try:
-        model = VoiceTextBlender.restore_from(str(path), map_location=torch.device(device))
-    except (OSError, tarfile.TarError, KeyError, RuntimeError) as error:
-        raise VtbModelError(
-            'The model cannot be restored.',
-            field='model',
-            got=f'{path}: {type(error).__name__}: {error}',
-            allowed='a .nemo file written by nemo_vtb',
-            remedy='`vtb info FILE` says what is in it; copy it again if it is cut off',
-        ) from error
-    return model.to(device).eval()
 
 
 def conversations_from_audio(paths: Sequence[str], prompt: str) -> list[Conversation]:

@@ -39,7 +39,7 @@ from nemo_vtb.backbone.hf import HFBackbone, load_llm
 from nemo_vtb.data.conversation import KINDS
 from nemo_vtb.data.template import AUDIO_SLOT, ChatRenderer
 from nemo_vtb.errors import VtbCheckpointError, VtbConfigError, VtbModelError
-from nemo_vtb.model.checkpointing import atomic_path, base_fingerprint, is_base_weight
+from nemo_vtb.model.checkpointing import atomic_path, base_fingerprint, frozen_base
 from nemo_vtb.model.frames import frame_counter
 from nemo_vtb.model.generation import Generation
 from nemo_vtb.model.llm_files import llm_files
@@ -59,7 +59,7 @@ class VoiceTextBlender(Generation, SALM, ModelPT):
 
     Args:
         cfg: The keys of NeMo's SALM keep their meaning (`pretrained_llm`, `pretrained_asr`, `perception`, `lora`,
-            `freeze_params`, `audio_locator_tag` ...); ours are `adapter_init` and `loss_chunk`.
+            `freeze_params`, `audio_locator_tag` ...); ours are `perception.adapter_init`, `lr_factors`, `loss_chunk`.
         trainer: Lightning trainer, as for every ModelPT.
 
     Raises:
@@ -270,10 +270,11 @@ class VoiceTextBlender(Generation, SALM, ModelPT):
         checkpoint.pop(self.CHECKPOINT_HYPER_PARAMS_TYPE, None)
         if isinstance(stored := checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY), DictConfig):
             checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = plain_dict(stored)
-        checkpoint['base_fingerprint'] = base_fingerprint(self.state_dict())
+        base = frozen_base(self)
+        checkpoint['base_fingerprint'] = base_fingerprint(base)
         checkpoint['template_fingerprint'] = self.renderer.fingerprint
-        for name in [n for n in state if is_base_weight(n)]:
-            del state[name]
+        for name in base:
+            state.pop(name, None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put the LLM's own weights back into the checkpoint that is about to be loaded.
@@ -281,9 +282,9 @@ class VoiceTextBlender(Generation, SALM, ModelPT):
         Raises:
             VtbCheckpointError: The checkpoint belongs to another LLM or to another chat template.
         """
-        own = self.state_dict()
+        base = frozen_base(self)
         for key, what, now in (
-            ('base_fingerprint', 'LLM', base_fingerprint(own)),
+            ('base_fingerprint', 'LLM', base_fingerprint(base)),
             ('template_fingerprint', 'tokenizer or chat template', self.renderer.fingerprint),
         ):
             if checkpoint.get(key, now) != now:
@@ -294,9 +295,8 @@ class VoiceTextBlender(Generation, SALM, ModelPT):
                     allowed=f'the {what} with fingerprint {checkpoint[key][:12]}; this one has {now[:12]}',
                     remedy='name the LLM of that run, or start in another folder (exp_manager.explicit_log_dir=...)',
                 )
-        for name, value in own.items():
-            if is_base_weight(name):
-                checkpoint['state_dict'].setdefault(name, value)
+        for name, value in base.items():
+            checkpoint['state_dict'].setdefault(name, value)
 
     def save_to(self, save_path: str | Path) -> None:
         """Write the self-contained `.nemo` file, whole or not at all.
@@ -340,7 +340,7 @@ class VoiceTextBlender(Generation, SALM, ModelPT):
     # ---- what ModelPT asks for
 
     def configure_model(self) -> None:
-        """Nothing to shard here: SALM's tensor parallelism fails with current transformers (see docs/adr)."""
+        """Nothing to shard here: SALM's tensor parallelism fails with current transformers (docs/adr/0001)."""
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Plain backward pass: SALM wraps it for its tensor-parallel loss, which is not used here."""

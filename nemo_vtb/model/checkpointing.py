@@ -28,20 +28,26 @@ from torch import Tensor
 
 from nemo_vtb.errors import VtbCheckpointError
 
-__all__ = ['AtomicCheckpointIO', 'atomic_path', 'base_fingerprint', 'is_base_weight']
+__all__ = ['AtomicCheckpointIO', 'atomic_path', 'base_fingerprint', 'frozen_base', 'is_base_weight']
 
 _SAMPLE = 256
 
 
 def is_base_weight(name: str) -> bool:
-    """Whether a key of the state dict belongs to the untouched LLM, which every checkpoint leaves out."""
+    """Whether a key of the state dict belongs to the LLM as it was published, LoRA apart."""
     return (name.startswith('llm.') and '.lora_' not in name) or name.startswith('embed_tokens.')
 
 
+def frozen_base(model: torch.nn.Module) -> dict[str, Tensor]:
+    """The weights of the untouched LLM in a model's state dict; an LLM that is trained itself has none."""
+    state = model.state_dict(keep_vars=True)  # the parameters themselves, so that tied weights count as trained too
+    return {n: v.detach() for n, v in state.items() if is_base_weight(n) and not v.requires_grad}
+
+
 def base_fingerprint(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, shapes and a sample of the base LLM's weights: cheap, and enough to tell two LLMs apart."""
+    """SHA-256 over names, shapes and a sample of the given weights: cheap, and enough to tell two LLMs apart."""
     digest = hashlib.sha256()
-    for name in sorted(filter(is_base_weight, state)):
+    for name in sorted(state):
         flat = state[name].detach().flatten()
         step = max(1, flat.numel() // _SAMPLE)
         sample = flat[::step][:_SAMPLE].float().cpu().contiguous()

@@ -1,0 +1,208 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""`data.sampler: nemo`: NeMo's own lhotse loader in front of our packed rows, to compare what each of them delivers.
+
+One mini-batch of NeMo's sampler becomes one row, so that a row may be shorter or longer than `max_tokens`. NeMo draws
+by example: an entry's weight is the token share that was asked of it. It neither holds the shares of tokens nor goes
+on where a run stopped; the ledger shows the first, and a resumed run begins the data anew.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from nemo_vtb.data.collate import IGNORE, Collator, PackItem, pack_row
+from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn
+from nemo_vtb.data.faults import reason_of
+from nemo_vtb.data.ledger import Ledger, SourceAccount
+from nemo_vtb.data.overlong import FittedSource
+from nemo_vtb.data.settings import DataSettings
+from nemo_vtb.errors import VtbConfigError, VtbDataError
+
+__all__ = ['NemoLoader', 'NemoProgress']
+
+logger = logging.getLogger(__name__)
+
+_TYPES = ('multimodal_conversation', 'share_gpt')
+# what NeMo's loader is told where train_ds does not say it
+_DEFAULTS = {
+    'shuffle': True,
+    'use_multimodal_sampling': True,
+    'measure_total_length': True,
+    'use_bucketing': False,
+    'token_equivalent_duration': 0.08,
+    'force_map_dataset': True,  # the sampler in the main process, else every loader process repeats the data
+    'shuffle_buffer_size': 500,
+    'shard_seed': 0,
+}
+
+
+class NemoProgress:
+    """Counts what was trained on, where there is no plan: the face of `Progress` that the data module needs.
+
+    Args:
+        sources: The indexed sources, whose shares are asked.
+        shares: Of each source.
+        settings: Of the data engine.
+    """
+
+    def __init__(self, sources: Sequence[FittedSource], shares: Sequence[float], settings: DataSettings) -> None:
+        self.sources, self.shares, self.settings = list(sources), list(shares), settings
+        accounts = [SourceAccount(s.name, s.kind, x, len(s)) for s, x in zip(sources, shares, strict=True)]
+        self.ledger = Ledger(accounts, settings.max_tokens, settings.unit)
+        self.batches = self._rows = 0
+        self.attached = False
+
+    def attach(self, rows_per_batch: int, rank: int, world_size: int, num_batches: int | None, _: Any = None) -> None:
+        """Fix ranks and size of the global batch."""
+        self._each, self.rank, self.world_size, self.attached = rows_per_batch // world_size, rank, world_size, True
+
+    @property
+    def inside_batch(self) -> bool:
+        """Whether some rows of a global batch were trained on, but not all."""
+        return self._rows > 0
+
+    def consumed(self, batch: Mapping[str, Any]) -> bool:
+        """Count a row of this rank; returns whether it completed a global batch."""
+        for source, tokens, supervised, seconds in batch['amounts']:
+            self.ledger.add(source, 1, tokens, supervised, seconds)
+        for fault in batch['faults']:
+            self.ledger.skip(fault['source'], fault['reason'])
+        self._rows += 1
+        if self._rows < self._each:
+            return False
+        self.ledger.close_batch(self._rows)
+        self.batches, self._rows = self.batches + 1, 0
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """The ledger; NeMo's sampler has no state that could be restored at once."""
+        return {'batches': self.batches, 'ledger': self.ledger.to_json(), 'sampler': 'nemo'}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on counting; the data begins anew."""
+        logger.warning('data.sampler=nemo cannot go on where a run stopped: its data begins anew.')
+        self.batches = state['batches']
+        self.ledger.load_state_dict(state['ledger'])
+
+
+class NemoLoader:
+    """Endless packed rows from NeMo's loader; `trainer.max_steps` ends the run.
+
+    Args:
+        progress: Sources and their shares.
+        collator: Renders.
+        tokenizer: The tokenizer of the LLM (Hugging Face), which NeMo counts with.
+
+    Raises:
+        VtbConfigError: A source is of a type that NeMo does not read as conversations.
+    """
+
+    def __init__(self, progress: NemoProgress, collator: Collator, tokenizer: Any) -> None:
+        self.progress, self.collator, self.tokenizer = progress, collator, tokenizer
+        self.config = _nemo_config(progress)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        from nemo.collections.common.data.lhotse import get_lhotse_dataloader_from_config
+        from nemo.collections.common.tokenizers import AutoTokenizer
+        from omegaconf import OmegaConf
+
+        # one of its own, since NeMo adds tokens to it
+        tokenizer = AutoTokenizer(self.tokenizer.name_or_path, use_fast=True)
+        loader = get_lhotse_dataloader_from_config(
+            OmegaConf.create(self.config),
+            global_rank=self.progress.rank,
+            world_size=self.progress.world_size,
+            dataset=_Rows(self.collator, self.progress.sources),
+            tokenizer=tokenizer,
+        )
+        for index, batch in enumerate(loader):
+            yield batch | {'index': index}
+
+
+class _Rows(torch.utils.data.Dataset):
+    """lhotse's dataset: a mini-batch of NeMo's conversations -> one packed row."""
+
+    def __init__(self, collator: Collator, sources: Sequence[FittedSource]) -> None:
+        self.collator = collator
+        self.kinds = {source.name: source.kind for source in sources}
+
+    def __getitem__(self, conversations: Any) -> dict[str, Any]:
+        items, faults, seconds = [], [], []
+        for conversation in conversations:
+            source = conversation.vtb_source
+            try:
+                items.append(self._item(conversation, source))
+                seconds.append(sum(len(clip) for clip in items[-1].clips) / self.collator.sample_rate)
+            except VtbDataError as error:
+                faults.append({'source': source, 'id': conversation.id, 'reason': reason_of(error)})
+        row = pack_row(items)
+        ends = row['cu_seqlens'].tolist()
+        amounts = [
+            (item.source, end - start, int((row['labels'][start:end] != IGNORE).sum()), clip_s)
+            for item, start, end, clip_s in zip(items, ends, ends[1:], seconds, strict=False)
+        ]
+        return row | {'faults': faults, 'amounts': amounts}
+
+    def _item(self, conversation: Any, source: str) -> PackItem:
+        turns: list[Turn] = []
+        clips: list[np.ndarray] = []
+        for turn in conversation.turns:
+            if hasattr(turn, 'cut'):
+                samples = turn.cut.resample(self.collator.sample_rate).load_audio()  # (channels, S)
+                clips.append(np.ascontiguousarray(samples.mean(axis=0), dtype=np.float32))
+                part: Text | Audio = Audio(turn.cut.id, turn.cut.duration)
+            else:
+                part = Text(turn.value)
+            if turns and turns[-1].role == turn.role:
+                turns[-1] = Turn(turn.role, (*turns[-1].parts, part))
+            else:
+                turns.append(Turn(turn.role, (part,)))
+        ours = Conversation(conversation.id, tuple(turns), self.kinds[source], source)
+        frames = [self.collator.frame_counter(len(clip)) for clip in clips]
+        return PackItem(self.collator.renderer.render(ours), clips, frames, ours.id, ours.kind, source)
+
+
+def _nemo_config(progress: NemoProgress) -> dict[str, Any]:
+    """The user's `train_ds` with what is missing, and entries whose weights are the shares that were asked."""
+    settings = progress.settings
+    entries = []
+    for number, (source, share) in enumerate(zip(progress.sources, progress.shares, strict=True)):
+        spec = source.index.spec
+        if spec.type not in _TYPES:
+            raise VtbConfigError(
+                'NeMo does not read this type as conversations.',
+                field=f'data.train_ds.input_cfg[{number}].type',
+                got=spec.type,
+                allowed=', '.join(_TYPES),
+                remedy='data.sampler=budget reads it',
+            )
+        if share > 0:
+            tars = {'tarred_audio_filepaths': list(spec.tars)} if spec.tars else {}
+            entry = {'type': spec.type, 'manifest_filepath': list(spec.files), 'weight': share, **tars}
+            entries.append(entry | {'tags': {'vtb_source': source.name}})
+    own = {key: value for key, value in settings.train_ds.items() if key != 'reweight_temperature'}
+    fixed = {
+        'input_cfg': entries,
+        'sample_rate': settings.sample_rate,
+        'seed': settings.seed,
+        'num_workers': settings.num_workers,
+    }
+    config = _DEFAULTS | {'prompt_format': 'qwen', 'audio_locator_tag': '<|audioplaceholder|>'} | own | fixed
+    if not {'batch_size', 'batch_tokens'} & own.keys():
+        config['batch_tokens'] = settings.max_tokens
+    return config
