@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
-from nemo_vtb.data.collate import Collator
+from nemo_vtb.data.collate import Collator, pack_row
 from nemo_vtb.data.conversation import KINDS, Conversation, Text, Turn, conversation_from_dict, read_jsonl
 from nemo_vtb.errors import VtbCheckpointError, VtbConfigError
 from nemo_vtb.model.blender import VoiceTextBlender
@@ -440,3 +440,45 @@ def test_a_conversation_whose_frames_were_counted_by_another_model(shared: Voice
     wrong = Collator(shared.renderer, lambda samples: shared.frames(samples) + 1)([spoken_conversation(tone)])
     with pytest.raises(Exception, match='number of frames'):
         shared.training_step(wrong, 0)
+
+
+# ---- what is trained, and how fast
+
+
+def test_groups_learn_at_a_share_of_the_rate(root: Path) -> None:
+    model = build(root, lr_factors=[{'match': r'^llm\..+\.lora_', 'factor': 0.25}])
+    lora, rest = model.configure_optimizers()['optimizer'].param_groups
+    assert (lora['initial_lr'], rest['initial_lr']) == (0.25e-3, 1e-3)
+    names = {id(p): n for n, p in model.named_parameters()}
+    assert all('.lora_' in names[id(p)] for p in lora['params'])
+    assert all(names[id(p)].startswith('perception.') for p in rest['params'])
+    assert len(lora['params']) + len(rest['params']) == sum(p.requires_grad for p in model.parameters())
+
+
+def test_a_pattern_without_a_trained_parameter_is_refused(root: Path) -> None:
+    model = build(root, lr_factors=[{'match': r'^lm\.', 'factor': 0.25}])
+    with pytest.raises(VtbConfigError, match=r'lr_factors\[0\]'):
+        model.configure_optimizers()
+
+
+def test_an_llm_that_is_trained_itself_is_in_the_checkpoint(
+    root: Path, conversations: list[Conversation], tmp_path: Path
+) -> None:
+    changes: dict[str, Any] = {'freeze_params': [], 'lora': None}
+    model = build(root, **changes)
+    save_checkpoint(model, rows_of(model, [conversations, conversations[:3]]), tmp_path / 'a.ckpt')
+    other = build(root, **changes)
+    resumed = trainer(max_steps=2, plugins=[AtomicCheckpointIO()])
+    resumed.fit(other, loader(rows_of(other, [conversations])), ckpt_path=tmp_path / 'a.ckpt')
+    state = other.state_dict()
+    assert all(torch.equal(v, state[n]) for n, v in model.state_dict().items())
+    assert not torch.equal(state['embed_tokens.weight'], build(root, **changes).state_dict()['embed_tokens.weight'])
+
+
+def test_a_row_whose_conversations_are_all_broken_has_zero_gradients(root: Path) -> None:
+    model = build(root)
+    output = model.training_step(pack_row([]), 0)
+    output['loss'].backward()
+    assert output['kind_counts'].sum() == 0
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert all(p.grad is not None and not p.grad.any() for p in trained)
