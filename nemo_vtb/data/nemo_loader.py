@@ -19,6 +19,7 @@ on where a run stopped; the ledger shows the first, and a resumed run begins the
 """
 
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ import torch
 
 from nemo_vtb.data.collate import IGNORE, Collator, PackItem, pack_row
 from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn
-from nemo_vtb.data.faults import reason_of
+from nemo_vtb.data.faults import audio_fault, reason_of
 from nemo_vtb.data.ledger import Ledger, SourceAccount
 from nemo_vtb.data.overlong import FittedSource
 from nemo_vtb.data.settings import DataSettings
@@ -163,8 +164,7 @@ class _Rows(torch.utils.data.Dataset):
         clips: list[np.ndarray] = []
         for turn in conversation.turns:
             if hasattr(turn, 'cut'):
-                samples = turn.cut.resample(self.collator.sample_rate).load_audio()  # (channels, S)
-                clips.append(np.ascontiguousarray(samples.mean(axis=0), dtype=np.float32))
+                clips.append(self._clip(turn.cut))
                 part: Text | Audio = Audio(turn.cut.id, turn.cut.duration)
             else:
                 part = Text(turn.value)
@@ -172,9 +172,20 @@ class _Rows(torch.utils.data.Dataset):
                 turns[-1] = Turn(turn.role, (*turns[-1].parts, part))
             else:
                 turns.append(Turn(turn.role, (part,)))
-        ours = Conversation(conversation.id, tuple(turns), self.kinds[source], source)
+        # NeMo's endless manifests number their rounds in the id
+        id_ = re.sub(r'_repeat\d+$', '', conversation.id)
+        ours = Conversation(id_, tuple(turns), self.kinds[source], source)
         frames = [self.collator.frame_counter(len(clip)) for clip in clips]
         return PackItem(self.collator.renderer.render(ours), clips, frames, ours.id, ours.kind, source)
+
+    def _clip(self, cut: Any) -> np.ndarray:
+        from lhotse.audio.utils import AudioLoadingError, DurationMismatchError
+
+        try:
+            samples = cut.resample(self.collator.sample_rate).load_audio()  # (channels, S)
+        except (AudioLoadingError, DurationMismatchError) as error:
+            raise audio_fault('audio_unreadable', field='audio', got=' '.join(str(error).split())[:200]) from error
+        return np.ascontiguousarray(samples.mean(axis=0), dtype=np.float32)
 
 
 def _nemo_config(progress: NemoProgress) -> dict[str, Any]:

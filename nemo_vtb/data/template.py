@@ -106,6 +106,11 @@ class ChatRenderer:
         self._special = re.compile('|'.join(re.escape(t) for t in special) or r'(?!)')
         self._anchor = tokenizer.eos_token or (special[-1] if special else '')
 
+    @property
+    def tokenizer(self) -> Any:
+        """The Hugging Face tokenizer that it renders for."""
+        return self._hf
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the renderer's version, the chat template and the tokenizer; stored in every checkpoint."""
