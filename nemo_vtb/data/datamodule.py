@@ -369,7 +369,7 @@ class VtbDataModule(pl.LightningDataModule):
         Raises:
             VtbConfigError: An epoch would end inside a global batch.
         """
-        if self.progress is None or self.trainer is None:
+        if not isinstance(self.progress, Progress) or self.trainer is None:
             return
         accumulate, limit = self.trainer.accumulate_grad_batches, int(self.trainer.num_training_batches)
         if limit % accumulate:

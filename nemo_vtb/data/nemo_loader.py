@@ -213,7 +213,7 @@ def _nemo_config(progress: NemoProgress) -> dict[str, Any]:
         'seed': settings.seed,
         'num_workers': settings.num_workers,
     }
-    config = _DEFAULTS | {'prompt_format': 'qwen', 'audio_locator_tag': '<|audioplaceholder|>'} | own | fixed
+    config = _DEFAULTS | {'prompt_format': 'llama3', 'audio_locator_tag': '<|audioplaceholder|>'} | own | fixed
     if not {'batch_size', 'batch_tokens'} & own.keys():
         config['batch_tokens'] = settings.max_tokens
     return config
