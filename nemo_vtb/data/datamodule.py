@@ -204,6 +204,13 @@ class LedgerCallback(pl.Callback):
             for each in trainer.loggers:
                 each.log_metrics(data.ledger.metrics(), step=trainer.global_step)
 
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """End the run where the data is used up: Lightning would begin epoch after epoch without a batch."""
+        data = _data_module(trainer)
+        if data is not None and data.used_up:
+            trainer.should_stop = True
+            logger.warning('All data was used max_repeats times: the run ends after step %d.', trainer.global_step)
+
     def on_validation_batch_end(
         self,
         trainer: pl.Trainer,
@@ -294,6 +301,11 @@ class VtbDataModule(pl.LightningDataModule):
         if self.progress is None:
             raise VtbDataError('There is no ledger yet.', field='ledger', remedy="call setup('fit') first")
         return self.progress.ledger
+
+    @property
+    def used_up(self) -> bool:
+        """Whether `max_repeats` has ended the plan before `trainer.max_steps`."""
+        return isinstance(self.progress, Progress) and self.progress.attached and self.progress.sampler.used_up
 
     def prepare_data(self) -> None:
         """Build the indexes, once per node."""

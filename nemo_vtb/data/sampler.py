@@ -417,6 +417,8 @@ class TokenBudgetSampler:
         self.num_batches, self.balance = num_batches, balance
         self._snapshots = {plan.row // rows_per_batch: plan.snapshot()}
         self._contents: dict[int, list[RowPlan]] = {}
+        self.used_up = False
+        "Whether `max_repeats` left too little for another global batch."
 
     def __len__(self) -> int:
         """Rows of this rank over the whole run.
@@ -433,6 +435,7 @@ class TokenBudgetSampler:
         while self.num_batches is None or self.plan.row < self.num_batches * self.rows_per_batch:
             rows = [row for row in (self.plan.next_row() for _ in range(self.rows_per_batch)) if row is not None]
             if len(rows) < self.rows_per_batch:
+                self.used_up = True
                 return
             batch = self.plan.row // self.rows_per_batch
             self._snapshots[batch], self._contents[batch - 1] = self.plan.snapshot(), rows

@@ -18,6 +18,7 @@ import multiprocessing
 import random
 import shutil
 import socket
+from collections import Counter
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -335,6 +336,26 @@ def test_lightning_epochs_and_validation_do_not_disturb(module: Make, tmp_path: 
     data = module(None, rows_per_batch=4)
     with pytest.raises(VtbConfigError, match='inside a global batch'):
         fit(data, tmp_path / 'd', 9, **keys)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize('policy', ['drop', 'stop'])
+def test_the_run_ends_when_the_data_is_used_up(module: Make, tmp_path: Path, small: Path, policy: str) -> None:
+    """Lightning would otherwise begin one epoch without a batch after the other."""
+    train = data_cfg(small)['train_ds']
+    train['input_cfg'] = [entry | {'max_repeats': 2} for entry in train['input_cfg']]
+    keys = {'train_ds': train, 'on_exhausted': policy, 'rows_per_batch': 2, 'num_workers': 1}
+    log = fit(module(None, **keys), tmp_path / 'a', 5000)
+    seen = Counter(id_ for entry in log if entry != 'step' for id_ in entry[1])
+    assert max(seen.values()) == 2
+    if policy == 'drop':  # the last rows may be too few for a global batch
+        assert sum(seen.values()) > 0.95 * 2 * 184
+    else:  # at the end of the first source
+        assert sum(seen.values()) < 2 * 184
+    steps = log.count('step')
+    resumed = fit(module(None, **keys), tmp_path / 'b', 5000, tmp_path / 'a' / f'step={steps - 3}.ckpt')
+    assert resumed.count('step') == 3
+    assert fit(module(None, **keys), tmp_path / 'c', 5000, tmp_path / 'a' / f'step={steps}.ckpt') == []
 
 
 @pytest.mark.integration
