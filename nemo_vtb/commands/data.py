@@ -33,6 +33,12 @@ if TYPE_CHECKING:
 __all__ = ['main']
 
 _DEFAULT_CONFIG = 'conf/speechllm_joint_sft.yaml'
+_EXAMPLES = """\
+examples:
+  vtb data index CONFIG.yaml [FILE.jsonl ...] [KEY=VALUE ...] [--workers N]
+  vtb data preview CONFIG.yaml [KEY=VALUE ...] [-n ROWS] [--png FILE]
+  vtb data ledger RUN [--json] [--png FILE]
+"""
 _YAML = ('.yaml', '.yml')
 
 
@@ -214,7 +220,12 @@ def _file_specs(files: Sequence[str]) -> list['SourceSpec']:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog='vtb data', description='Index data, preview rows, show ledgers.')
+    parser = argparse.ArgumentParser(
+        prog='vtb data',
+        description='Index data, preview rows, show ledgers.',
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     commands = parser.add_subparsers(required=True, metavar='index|ledger|preview')
     index = commands.add_parser('index', help='count the tokens of sources ahead of training')
     index.add_argument(
