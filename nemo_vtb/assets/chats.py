@@ -13,6 +13,7 @@
 # limitations under the License.
 """Typed chats: the prompts of the bank, and answers to them by the untouched language model."""
 
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -82,7 +83,7 @@ def generate_text_chats(
     batch_size: int = 16,
     on_progress: Progress | None = None,
 ) -> list[Chat]:
-    """Let the untouched language model answer, greedily: chats that hold it where it is.
+    """Let the untouched language model answer, by plain sampling (seeded): chats that hold it where it is.
 
     Args:
         llm_dir: Folder of a Hugging Face causal language model with a chat template.
@@ -182,15 +183,18 @@ def _answer(tokenizer: Any, model: Any, texts: list[str], max_new_tokens: int) -
 
     batch = tokenizer(texts, return_tensors='pt', padding=True, add_special_tokens=False)
     width = batch['input_ids'].shape[1]
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(zlib.crc32('\0'.join(texts).encode()))
         output = model.generate(
             input_ids=batch['input_ids'],
             attention_mask=batch['attention_mask'],
             max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            # a small model left to plain greedy decoding repeats one phrase until the limit
-            no_repeat_ngram_size=8,
+            # samples of the model's own distribution hold it where it is; greedy answers would sharpen it, which
+            # costs it every text that it has not written itself (docs/experiments.md, 3)
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=tokenizer.eos_token_id,
         )

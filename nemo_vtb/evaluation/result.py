@@ -188,7 +188,9 @@ class Evaluation:
         )
         for source in dict.fromkeys(s.source for s in self.samples if s.task == 'asr'):
             chosen.append(self._first(lambda s, source=source: s.task == 'asr' and s.source == source))
-        chosen.append(self._first(lambda s: s.task == 'text'))
+        # written by a person where there is one: what a small LLM samples for itself is no answer to be shown beside
+        written = self._first(lambda s: s.task == 'text' and s.source == 'reference')
+        chosen.append(written or self._first(lambda s: s.task == 'text'))
         return [sample for sample in chosen if sample is not None]
 
     def _first(self, wanted: Any) -> Sample | None:
