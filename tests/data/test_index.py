@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 from data_helpers import count_frames, count_frames_slowly, spoken, text, write_jsonl, write_wav
+from transformers import AutoTokenizer
 
 from nemo_vtb.data import index as module
 from nemo_vtb.data.collate import Collator
@@ -30,6 +31,7 @@ from nemo_vtb.data.index import Meter, SourceIndex, open_index
 from nemo_vtb.data.sources import parse_input_cfg
 from nemo_vtb.data.template import ChatRenderer
 from nemo_vtb.errors import VtbDataError
+from nemo_vtb.testing import tiny_llm
 
 Build = Callable[..., SourceIndex]
 
@@ -88,6 +90,22 @@ def test_an_index_is_reused_until_something_changes(
     changed = build([*lines[:4], chat('new')])
     assert changed.digest != first.digest
     assert changed.folder != first.folder
+
+
+def test_an_index_of_another_tokenizer_or_template_is_not_used(build: Build, tmp_path: Path, meter: Meter) -> None:
+    first = build([chat(n) for n in range(5)])
+    for change in ('vocabulary', 'template'):
+        tokenizer = AutoTokenizer.from_pretrained(tiny_llm(tmp_path / 'llm'))
+        if change == 'vocabulary':
+            tokenizer.add_tokens(['lamp'])
+        else:
+            tokenizer.chat_template = tokenizer.chat_template.replace('<|im_start|>', '<|im_start|><|im_start|>')
+        other = Meter(ChatRenderer(tokenizer), count_frames)
+        with pytest.raises(VtbDataError, match='no index of this source for the present files, template'):
+            open_index(first.spec, other, tmp_path / 'index', build=False)
+        again = open_index(first.spec, other, tmp_path / 'index', quiet=True)
+        assert again.folder != first.folder
+        assert again.meta['totals']['length'] != first.meta['totals']['length']
 
 
 def test_touching_a_file_rebuilds_but_is_no_change_of_data(build: Build, tmp_path: Path) -> None:
