@@ -13,7 +13,7 @@
 # limitations under the License.
 """Kills a real training with SIGKILL at random moments, and compares with an uninterrupted run, bit by bit.
 
-python benchmarks/resume_matrix.py --quick     # 4 kills
+python benchmarks/resume_matrix.py --quick     # 3 kills
 python benchmarks/resume_matrix.py             # 20 kills
 python benchmarks/resume_matrix.py --full      # 100 kills
 
@@ -43,6 +43,10 @@ from typing import Any
 os.environ |= {'OMP_NUM_THREADS': '1', 'TOKENIZERS_PARALLELISM': 'false', 'HF_HUB_OFFLINE': '1', 'MPLBACKEND': 'Agg'}
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / 'examples'))
+
+from nemo_vtb.scripts import start_script
+
+start_script()
 
 import lightning.pytorch as pl
 import torch
@@ -404,13 +408,13 @@ def main() -> int:
     """Run the matrix; the last line is one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     size = parser.add_mutually_exclusive_group()
-    size.add_argument('--quick', action='store_true', help='4 kills')
+    size.add_argument('--quick', action='store_true', help='3 kills')
     size.add_argument('--full', action='store_true', help='100 kills')
     parser.add_argument('--kills', type=int, help='so many kills')
     parser.add_argument('--seed', type=int, default=0, help='of the moments (default: 0)')
     parser.add_argument('--keep', metavar='FOLDER', help='keep all files there')
     args = parser.parse_args()
-    kills = args.kills or (4 if args.quick else 100 if args.full else 20)
+    kills = args.kills or (3 if args.quick else 100 if args.full else 20)
     cases = [(1, 2, 0), (2, 1, 0)] if args.quick else [(1, 2, 0), (2, 1, 0), (1, 2, 2), (2, 1, 2)]
     # the imports are paid for once; the children fork from here
     import speechllm_joint_sft  # noqa: F401
