@@ -15,10 +15,14 @@
 
 import logging
 import os
+import re
 import sys
 import warnings
 
 __all__ = ['quiet_logs', 'start_script']
+
+# a dotted key and its value; a number in the key is a place in a list, which ++ cannot reach
+_OVERRIDE = re.compile(r'[a-z]\w*(\.[A-Za-z_]\w*)+=')
 
 _CHATTY = (
     'lightning.fabric',
@@ -37,6 +41,8 @@ def start_script() -> None:
     os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
     # idle threads that spin steal the core that loader processes and neighbours need
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+    # Hydra refuses a key that no file has, without naming the nearest; with ++ the key reaches our own check, which does
+    sys.argv[1:] = [f'++{word}' if _OVERRIDE.match(word) else word for word in sys.argv[1:]]
     if not sys.stdout.isatty():
         os.environ.setdefault('COLUMNS', '120')  # tables in a file need not be as narrow as rich's 80
     if not os.environ.get('NEMO_LOG_LEVEL'):
