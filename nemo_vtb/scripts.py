@@ -41,7 +41,7 @@ def start_script() -> None:
     os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
     # idle threads that spin steal the core that loader processes and neighbours need
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
-    # Hydra refuses a key that no file has, without naming the nearest; with ++ the key reaches our own check, which does
+    # Hydra refuses a key that no file has without naming the nearest one; with ++ it reaches our own check, which does
     sys.argv[1:] = [f'++{word}' if _OVERRIDE.match(word) else word for word in sys.argv[1:]]
     if not sys.stdout.isatty():
         os.environ.setdefault('COLUMNS', '120')  # tables in a file need not be as narrow as rich's 80
