@@ -45,6 +45,7 @@ def start_script() -> None:
     sys.argv[1:] = [f'++{word}' if _OVERRIDE.match(word) else word for word in sys.argv[1:]]
     if not sys.stdout.isatty():
         os.environ.setdefault('COLUMNS', '120')  # tables in a file need not be as narrow as rich's 80
+    warnings.filterwarnings('ignore', message=r'\s*Future Hydra versions will no longer change')
     if not os.environ.get('NEMO_LOG_LEVEL'):
         logging.getLogger('nv_one_logger').setLevel(logging.ERROR)
 
