@@ -291,7 +291,9 @@ class Matrix:
             if not killed:
                 break  # it had ended
             run.kills += 1
-        if not any('digest' in row for row in run.rows()):
+        ended = any('digest' in row for row in run.rows())
+        # a kill may fall between the end of the training and the last file
+        if not ended or any(not (run.folder / 'run' / name).is_file() for name in KEPT):
             begins_at = run.newest_step()
             if status := wait(run.start()):
                 run.problems.append(f'exit status {status}:\n{run.log_tail()}')
