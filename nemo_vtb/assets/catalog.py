@@ -493,7 +493,7 @@ _CORPORA = (
         params={'size': 'quick', 'llm': 'minimind2-small', 'seed': 0},
         size_mb=120,
         build_s=130,
-        revision=3,
+        revision=4,
     ),
     Asset(
         'demo-corpus-smollm2',
@@ -509,7 +509,7 @@ _CORPORA = (
         params={'size': 'long', 'llm': 'smollm2-135m-instruct', 'seed': 0},
         size_mb=525,
         build_s=850,
-        revision=3,
+        revision=4,
     ),
 )
 

@@ -268,7 +268,11 @@ class _Maker:
         rng.shuffle(lines)
         self.write(f'asr_ast.{split}', lines)
         self.write(f'speech_qa.{split}', qa_lines(rng, pool, size.speech_qa[number]))
-        self.write(f'mixed_modal.{split}', mixed_lines(rng, pool, self._recorder, size.mixed_modal[number], chats))
+        mixed = mixed_lines(rng, pool, self._recorder, size.mixed_modal[number], chats)
+        chatting = [line for line in mixed if line['custom']['source'] == 'spoken-chat']
+        self.write(f'mixed_modal.{split}', [line for line in mixed if line not in chatting])
+        # in a file of their own: answers that a small LLM samples are mostly noise, which the quick run cannot afford
+        self.write(f'spoken_chat.{split}', chatting)
         texts = [_text_line(f'text-{split}-{i:05d}', chat, 'typed-chat') for i, chat in enumerate(chats)]
         rng.shuffle(texts)
         self.write(f'text.{split}', texts)
