@@ -173,7 +173,7 @@ class VoiceTextBlender(Generation, SALM, ModelPT):
             if count:
                 self.log(f'loss/{kind}', total / count, batch_size=1)
         return {
-            'loss': (nll.sum() if batch['input_ids'].numel() else hidden.sum()) / _LOSS_UNIT,
+            'loss': nll.sum() / _LOSS_UNIT,
             'mean_loss': mean,
             'kind_sums': sums,
             'kind_counts': counts,

@@ -36,7 +36,7 @@ from nemo.collections.common.prompts import PromptFormatter
 from nemo.collections.common.tokenizers import AutoTokenizer
 from nemo.collections.speechlm2 import SALM, SALMDataset
 from nemo.core import ModelPT
-from salm_peer import build_pair, salm_batch, salm_cfg, salm_loss, spoken_conversation, write_tones
+from salm_peer import salm_batch, salm_cfg, salm_loss, spoken_conversation, write_tones
 
 from nemo_vtb.data.collate import Collator
 from nemo_vtb.data.conversation import Conversation, Text, Turn, conversation_from_dict, read_jsonl
@@ -48,16 +48,6 @@ from nemo_vtb.testing import tiny_llm, tiny_model_cfg
 pytestmark = pytest.mark.unit
 Pair = tuple[VoiceTextBlender, SALM]
 TAG = '<|audioplaceholder|>'
-
-
-@pytest.fixture(scope='module')
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    return build_pair(tmp_path_factory.mktemp('pair'))
-
-
-@pytest.fixture(scope='module')
-def tones(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    return write_tones(tmp_path_factory.mktemp('tones'))
 
 
 def typed(role: str, value: str) -> dict[str, Any]:

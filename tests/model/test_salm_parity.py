@@ -19,7 +19,7 @@ import pytest
 import torch
 from nemo.collections.speechlm2 import SALM
 from omegaconf import OmegaConf
-from salm_peer import build_pair, salm_batch, salm_loss, spoken_conversation, write_tones
+from salm_peer import build_pair, salm_batch, salm_loss, spoken_conversation
 
 from nemo_vtb.data.collate import Collator
 from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn
@@ -29,16 +29,6 @@ from nemo_vtb.testing import tiny_llm
 pytestmark = pytest.mark.unit
 Pair = tuple[VoiceTextBlender, SALM]
 TAG = '<|audioplaceholder|>'
-
-
-@pytest.fixture(scope='module')
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    return build_pair(tmp_path_factory.mktemp('pair'))
-
-
-@pytest.fixture(scope='module')
-def tones(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    return write_tones(tmp_path_factory.mktemp('tones'))
 
 
 def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
