@@ -30,6 +30,7 @@ __all__ = [
     'VtbError',
     'VtbModelError',
     'VtbTemplateError',
+    'first_line',
     'report_errors',
 ]
 
@@ -106,6 +107,11 @@ def report_errors(function: Callable[P, R]) -> Callable[P, R]:
             sys.exit(2)
 
     return wrapped
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of another library's message, or its class where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _short(value: object, limit: int = 400) -> str:

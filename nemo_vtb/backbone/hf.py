@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nemo_vtb.backbone.packed_attention import IMPLEMENTATION, register
-from nemo_vtb.errors import VtbCheckpointError, VtbModelError
+from nemo_vtb.errors import VtbCheckpointError, VtbModelError, first_line
 
 __all__ = ['HFBackbone', 'load_llm']
 
@@ -126,7 +126,7 @@ def load_llm(source: str, *, pretrained: bool, trust_remote_code: bool = False) 
         raise VtbModelError(
             'The LLM cannot be loaded.',
             field='model.pretrained_llm',
-            got=f'{source}: {_first_line(error)}',
+            got=f'{source}: {first_line(error)}',
             allowed='a folder with config.json and *.safetensors',
             remedy='download it again, or name another folder; `vtb assets` lists the embedded ones',
         ) from error
@@ -134,7 +134,7 @@ def load_llm(source: str, *, pretrained: bool, trust_remote_code: bool = False) 
         raise VtbModelError(
             'transformers does not know this family of LLM.',
             field='model.pretrained_llm',
-            got=f'{source}: {_first_line(error)}',
+            got=f'{source}: {first_line(error)}',
             allowed='decoder LLMs: Llama, SmolLM, Qwen2/3, Gemma 1/2/3 (text), Mistral, Phi, Granite ...',
             remedy='choose a text LLM; vision-language models are not text LLMs',
         ) from error
@@ -168,7 +168,3 @@ def check_llm_folder(source: str) -> None:
             allowed='a folder with config.json, tokenizer files and *.safetensors',
             remedy='correct the path, or use an embedded LLM: `vtb assets` lists them',
         )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

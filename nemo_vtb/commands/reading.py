@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemo_vtb.config import register_resolvers, resolve_asset
-from nemo_vtb.errors import VtbConfigError, VtbModelError
+from nemo_vtb.errors import VtbConfigError, VtbModelError, first_line
 
 if TYPE_CHECKING:
     from nemo_vtb.data.template import ChatRenderer
@@ -69,7 +69,7 @@ def read_renderer(llm: str) -> 'ChatRenderer':
         raise VtbModelError(
             'The tokenizer of the LLM cannot be read.',
             field='--llm',
-            got=f'{llm}: {str(error).splitlines()[0] if str(error) else type(error).__name__}',
+            got=f'{llm}: {first_line(error)}',
             allowed='a Hugging Face folder, or asset:NAME',
         ) from error
     return ChatRenderer(tokenizer)

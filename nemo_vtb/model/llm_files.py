@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import open_dict
 
-from nemo_vtb.errors import VtbModelError
+from nemo_vtb.errors import VtbModelError, first_line
 
 if TYPE_CHECKING:
     from nemo.core import ModelPT
@@ -70,7 +70,7 @@ def _save_description(llm: str, tokenizer: str, folder: Path, trust_remote_code:
             raise VtbModelError(
                 f'The {what} of the LLM cannot be read.',
                 field='model.tokenizer_path' if what == 'tokenizer' and tokenizer != llm else 'model.pretrained_llm',
-                got=f'{source}: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}',
+                got=f'{source}: {first_line(error)}',
                 allowed=f'a folder whose {what} files transformers can load',
                 remedy='download it again, or name another folder; `vtb assets` lists the embedded ones',
             ) from error
