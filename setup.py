@@ -60,7 +60,8 @@ EXTRAS_REQUIRE = {
     'megatron': ['megatron-core==0.16.1'],
     'serve': ['gradio>=5', 'fastapi>=0.115', 'uvicorn>=0.30'],
     'eval': ['lm-eval==0.4.13'],
-    'factory': ['nltk>=3.9'],
+    # these three come with NeMo and transformers already
+    'factory': ['httpx>=0.27', 'tenacity>=8.2', 'xxhash>=3.4'],
     'dev': [
         'mypy>=1.15',
         'pytest>=8.3',
@@ -82,7 +83,7 @@ setup(
     license=INFO['__license__'],
     license_files=['LICENSE', 'NOTICE'],
     packages=find_packages(include=['nemo_vtb', 'nemo_vtb.*']),
-    package_data={'nemo_vtb': ['py.typed']},
+    package_data={'nemo_vtb': ['py.typed', 'factory/banks/*.yaml']},
     include_package_data=True,
     python_requires='>=3.11,<3.13',
     install_requires=INSTALL_REQUIRES,

@@ -21,6 +21,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nemo_vtb.commands.make import add_parser as add_make_parser
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ examples:
   vtb data index CONFIG.yaml [FILE.jsonl ...] [KEY=VALUE ...] [--workers N]
   vtb data preview CONFIG.yaml [KEY=VALUE ...] [-n ROWS] [--png FILE]
   vtb data ledger RUN [--json] [--png FILE]
+  vtb data make KIND OUT [INPUT ...] [KEY=VALUE ...] [--workers N] [--shard I/N]
 """
 _YAML = ('.yaml', '.yml')
 
@@ -222,11 +224,12 @@ def _file_specs(files: Sequence[str]) -> list['SourceSpec']:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='vtb data',
-        description='Index data, preview rows, show ledgers.',
+        description='Index data, preview rows, show ledgers, make data.',
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(required=True, metavar='index|ledger|preview')
+    commands = parser.add_subparsers(required=True, metavar='index|ledger|make|preview')
+    add_make_parser(commands)
     index = commands.add_parser('index', help='count the tokens of sources ahead of training')
     index.add_argument(
         'targets',

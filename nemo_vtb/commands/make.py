@@ -1,0 +1,164 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""`vtb data make`: makes training data out of manifests and chats; may be stopped and started again at any moment."""
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nemo_vtb.errors import VtbConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from nemo_vtb.factory.card import Card
+    from nemo_vtb.factory.work import Stage
+
+__all__ = ['KINDS', 'add_parser', 'make_stage', 'run']
+
+KINDS = {
+    'asr_ast': 'NeMo ASR and AST manifests to conversations',
+    'speech_qa': 'ASR manifests to questions and answers, by a language model',
+    'mixed_modal': 'typed chats to chats in which parts of user turns are spoken',
+    'text': 'typed chats, cleaned',
+    'demo': 'the demonstration corpus: all four kinds, from the embedded recordings and texts',
+}
+_EXAMPLES = """\
+examples:
+  vtb data make demo OUT
+  vtb data make mixed_modal OUT chats.jsonl --workers 8 verify.max_wer=0.2
+  vtb data make speech_qa OUT manifest.jsonl llm.url=http://localhost:8000/v1 llm.model=NAME
+  vtb data make asr_ast OUT manifest.jsonl --config asr_ast.yaml --shard 3/64
+Keys with meaning and default: conf/factory/KIND.yaml.
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add `make` to the parsers of `vtb data`."""
+    make = commands.add_parser(
+        'make', help='make training data: asr_ast, speech_qa, mixed_modal, text, demo', epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    make.add_argument('kind', choices=sorted(KINDS), help='; '.join(f'{name}: {what}' for name, what in KINDS.items()))
+    make.add_argument('out', metavar='OUT', help='folder; one that holds a part of the same production is continued')
+    make.add_argument('words', nargs='*', metavar='INPUT|KEY=VALUE', help='files to make it from; changes to settings')
+    make.add_argument('--config', metavar='FILE', help='a YAML file of settings, like those of conf/factory')
+    make.add_argument('--workers', type=int, default=os.cpu_count(), help='processes (default: one for each core)')
+    make.add_argument('--shard', default='0/1', metavar='I/N', help='make only the I-th of N parts (Slurm arrays)')
+    make.set_defaults(action=run)
+
+
+def run(arguments: argparse.Namespace, console: 'Console') -> int:
+    """Make one kind of data; returns the exit status."""
+    from nemo_vtb.factory.output import finish
+    from nemo_vtb.factory.production import parse_shard, produce
+    from nemo_vtb.scripts import start_script
+
+    start_script()
+    shard = parse_shard(arguments.shard)
+    inputs = [word for word in arguments.words if '=' not in word or Path(word).exists()]
+    changes = [word for word in arguments.words if word not in inputs]
+    layers = [_file(arguments.config), _changes(changes)]
+    out = Path(arguments.out)
+    if arguments.kind == 'demo':
+        return _demo(arguments, inputs, layers, console)
+    stage = make_stage(arguments.kind, inputs, *layers)
+    produced = produce(stage, out, workers=arguments.workers, shard=shard)
+    console.print(
+        f'{produced.made} chunks made in {produced.seconds:.0f} s; {produced.left} of {produced.chunks} left',
+        highlight=False,
+    )
+    if produced.left == 0:
+        show_card(finish(stage, stage.settings, out), out, console)  # type: ignore[attr-defined]
+    return 0
+
+
+def make_stage(kind: str, inputs: Sequence[str], *layers: Mapping[str, Any]) -> 'Stage':
+    """The stage of a kind with settings out of layers.
+
+    Raises:
+        VtbConfigError: No input, or a wrong setting.
+    """
+    from nemo_vtb.factory import settings
+
+    if not inputs:
+        raise VtbConfigError('There is nothing to make it from.', field='INPUT', allowed='manifests or chats (.jsonl)')
+    files = tuple(inputs)
+    if kind == 'asr_ast':
+        from nemo_vtb.factory.asr_ast import AsrAstStage
+
+        return AsrAstStage(settings.read_settings(settings.AsrAst, *layers), files)
+    if kind == 'mixed_modal':
+        from nemo_vtb.factory.mixed_modal import MixedModalStage
+
+        return MixedModalStage(settings.read_settings(settings.MixedModal, *layers), files)
+    if kind == 'speech_qa':
+        from nemo_vtb.factory.speech_qa import SpeechQaStage
+
+        return SpeechQaStage(settings.read_settings(settings.SpeechQa, *layers), files)
+    from nemo_vtb.factory.chats import TextStage
+
+    return TextStage(settings.read_settings(settings.TextChats, *layers), files)
+
+
+def show_card(card: 'Card', out: Path, console: 'Console') -> None:
+    """Print the yield and where the card lies."""
+    from rich.table import Table
+
+    facts = card.to_json()
+    table = Table(title=f'{card.kind}: {facts["kept"]:,} of {facts["outcomes"]:,} kept', title_justify='left')
+    table.add_column('outcome')
+    table.add_column('count', justify='right')
+    table.add_column('share', justify='right')
+    for reason, count in facts['reasons'].items():
+        table.add_row(reason, f'{count:,}', f'{count / facts["outcomes"]:.1%}')
+    console.print(table)
+    console.print(f'card: {out / "card.md"}', highlight=False, soft_wrap=True)
+
+
+def _demo(
+    arguments: argparse.Namespace, inputs: Sequence[str], layers: Sequence[Mapping[str, Any]], console: 'Console'
+) -> int:
+    from nemo_vtb.factory.demo import make_demo
+    from nemo_vtb.factory.settings import Demo, read_settings
+
+    if inputs or arguments.shard != '0/1':
+        raise VtbConfigError('The demonstration takes no inputs and no shard.', field='INPUT', got=list(inputs))
+    settings = read_settings(Demo, *layers)
+    make_demo(settings, Path(arguments.out), workers=arguments.workers, console=console)
+    return 0
+
+
+def _file(path: str | None) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    if path is None:
+        return {}
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path))
+    except (OSError, YAMLError, OmegaConfBaseException) as error:
+        raise VtbConfigError('The settings cannot be read.', field='--config', got=f'{path}: {error}') from error
+    if not isinstance(content, dict):
+        raise VtbConfigError('The settings are no block of keys.', field='--config', got=path)
+    return content  # type: ignore[return-value]
+
+
+def _changes(words: Sequence[str]) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(OmegaConf.from_dotlist(list(words)))  # type: ignore[return-value]

@@ -1,0 +1,25 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Makes training data: ASR and AST conversations, speech QA, mixed-modal and typed chats, each item verified.
+
+    vtb data make mixed_modal OUT CHATS.jsonl --workers 8
+
+Every kind is a `Stage`: a work list, and a function from a chunk of it to outcomes. The rest (journal, workers,
+shards, splits, archives, data card) is the same for all.
+"""
+
+from nemo_vtb.factory.production import Produced, produce
+from nemo_vtb.factory.work import Item, Outcome, Stage
+
+__all__ = ['Item', 'Outcome', 'Produced', 'Stage', 'produce']

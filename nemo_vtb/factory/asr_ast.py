@@ -1,0 +1,221 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""NeMo ASR and AST manifests to conversations: many phrasings, three positions, plain, JSON and timed answers."""
+
+import json
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from nemo_vtb.data.conversation import read_jsonl
+from nemo_vtb.errors import VtbDataError
+from nemo_vtb.factory.contamination import AvoidList, load_avoid_list
+from nemo_vtb.factory.prompts import BANK_LANGUAGES, Bank, draw, load_bank
+from nemo_vtb.factory.settings import AsrAst, settings_dict
+from nemo_vtb.factory.work import Item, Outcome, input_digests
+
+__all__ = ['AsrAstStage', 'manifest_rows', 'strip_punctuation']
+
+_PUNCTUATED = re.compile(r'[.!?,;:。！？]')
+
+
+@dataclass
+class AsrAstStage:
+    """Makes `asr_ast` conversations.
+
+    Args:
+        settings: What to make.
+        inputs: NeMo manifests.
+    """
+
+    settings: AsrAst
+    inputs: tuple[str, ...]
+    kind: str = 'asr_ast'
+
+    @property
+    def chunk(self) -> int:
+        """Recordings of a chunk."""
+        return self.settings.chunk
+
+    def describe(self) -> dict[str, Any]:
+        """Settings and digests of the inputs."""
+        return {'settings': settings_dict(self.settings), 'inputs': input_digests(self.inputs)}
+
+    def items(self) -> Iterator[Item]:
+        """One item for each recording and task."""
+        for name, row in manifest_rows(self.inputs, self.settings.lang):
+            for task in self.settings.tasks:
+                if task == 'asr' or row.get('translation'):
+                    yield Item(f'{task}-{name}', name, {**row, 'task': task})
+
+    @cached_property
+    def _avoid(self) -> AvoidList:
+        return load_avoid_list(self.settings.avoid)
+
+    def make(self, items: Sequence[Item], out: Path) -> list[Outcome]:
+        """Word one chunk."""
+        return [self._make(item) for item in items]
+
+    def _make(self, item: Item) -> Outcome:
+        row, settings = item.data, self.settings
+        rng = Random(f'{settings.seed}:{item.id}')
+        facts: dict[str, Any] = {'task': row['task'], 'lang': row['lang'], 'source': row['source']}
+        reason = self._check(row)
+        if reason is None:
+            reason = self._avoid.reason([row['text'], row.get('translation') or ''], [_span(row)])
+        if reason is not None:
+            return Outcome(item.id, item.group, None, reason, facts)
+        answer, wording = self._word(rng, row, facts)
+        audio = {'type': 'audio', 'from': 'User', 'value': row['audio'], 'duration': row['duration']}
+        audio |= {'offset': row['offset']} if row['offset'] else {}
+        audio['text'] = row['text']
+        entries = [{'type': 'text', 'from': 'User', 'value': part} if part else audio for part in wording]
+        entries.append({'type': 'text', 'from': 'Assistant', 'value': answer})
+        custom = {'kind': self.kind, **facts}
+        return Outcome(item.id, item.group, {'id': item.id, 'conversations': entries, 'custom': custom}, facts=facts)
+
+    def _check(self, row: Mapping[str, Any]) -> str | None:
+        settings = self.settings
+        if row['duration'] is None:
+            return 'no_duration'
+        if not settings.min_s <= row['duration'] <= settings.max_s:
+            return 'too_short' if row['duration'] < settings.min_s else 'too_long'
+        return 'too_few_words' if len(row['text'].split()) < settings.min_words else None
+
+    def _word(self, rng: Random, row: Mapping[str, Any], facts: dict[str, Any]) -> tuple[str, list[str | None]]:
+        """The answer, and the user's parts in their order; None stands for the recording."""
+        settings, task = self.settings, row['task']
+        target = row['target_lang'] if task == 'ast' else row['lang']
+        bank = self._bank(rng, row['lang'], target)
+        names = {'source': bank.names.get(row['lang'], row['lang']), 'target': bank.names.get(target, target)}
+        named = row['lang'] in bank.names and rng.random() < settings.named_share
+        text = row['translation'] if task == 'ast' else row['text']
+        form = draw(rng, settings.forms, 'forms')
+        if form == 'timestamps' and (task == 'ast' or not row.get('words')):
+            form = 'plain'  # there are no times to ask for
+        position = draw(rng, settings.positions, 'positions')
+        instruction = bank.pick(rng, f'{task}_named' if named else task, **names)
+        while position != 'before' and instruction.endswith(':'):
+            instruction = bank.pick(rng, f'{task}_named' if named else task, **names)
+        extra, answer = [], text
+        if form != 'timestamps' and rng.random() < settings.punctuation_share:
+            wanted = 'on' if _PUNCTUATED.search(text) and rng.random() < 0.5 else 'off'
+            extra.append(bank.pick(rng, f'punctuation_{wanted}'))
+            answer = text if wanted == 'on' else strip_punctuation(text)
+        if form == 'json':
+            key = 'translation' if task == 'ast' else 'transcript'
+            extra.append(bank.pick(rng, 'json', key=key))
+            answer = json.dumps({key: answer}, ensure_ascii=False)
+        elif form == 'timestamps':
+            extra.append(bank.pick(rng, 'timestamps'))
+            answer = ' '.join(f'[{begin:.2f} {end:.2f}] {word}' for word, begin, end in row['words'])
+        facts |= {'form': form, 'position': position} | ({'target_lang': target} if task == 'ast' else {})
+        if extra and instruction.endswith(':'):
+            parts: list[str | None] = [' '.join(extra), instruction, None]
+        else:
+            asked = ' '.join([instruction, *extra])
+            before, after = [asked, None], [None, asked]
+            parts = {'before': before, 'after': after, 'around': [bank.pick(rng, 'lead'), None, asked]}[position]
+        return answer, parts
+
+    def _bank(self, rng: Random, source: str, target: str) -> Bank:
+        settings = self.settings
+        lang = {'source': source, 'en': 'en', 'any': rng.choice(BANK_LANGUAGES)}[settings.instruction_lang]
+        if settings.bank is None and lang not in BANK_LANGUAGES:
+            lang = 'en'
+        return load_bank(lang, settings.bank)
+
+
+def manifest_rows(paths: Sequence[str], lang: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of NeMo manifests in one form.
+
+    Args:
+        paths: The manifests.
+        lang: Language of rows that name none.
+
+    Yields:
+        A unique name of the recording, and `audio` (absolute path), `duration`, `offset`, `text`, `lang`,
+        `translation`, `target_lang`, `words` (word, begin, end; seconds), `source` (stem of the manifest).
+
+    Raises:
+        VtbDataError: A row has no recording or no text.
+    """
+    seen: dict[str, int] = {}
+    for path in map(Path, paths):
+        for number, _, row in read_jsonl(path):
+            file, text = row.get('audio_filepath'), row.get('text')
+            if not isinstance(file, str) or not isinstance(text, str) or not text.strip():
+                raise VtbDataError(
+                    'A row needs a recording and its text.', field=f'{path}:{number}', got=row,
+                    allowed='{"audio_filepath", "duration", "text"}',
+                )  # fmt: skip
+            source = row.get('source_lang') or row.get('lang') or lang
+            translation = row.get('translation') or row.get('target_text') or row.get('answer')
+            target = row.get('target_lang')
+            name = str(row.get('id') or f'{path.stem}-{Path(file).stem}')
+            seen[name] = count = seen.get(name, 0) + 1
+            yield (
+                name if count == 1 else f'{name}-{count}',
+                {
+                    'audio': str(path.parent.absolute() / file),
+                    'duration': row.get('duration'),
+                    'offset': row.get('offset') or 0.0,
+                    'text': ' '.join(text.split()),
+                    'lang': str(source),
+                    'translation': translation if target and target != source else None,
+                    'target_lang': target,
+                    'words': _words(row),
+                    'source': path.stem,
+                },
+            )
+
+
+def strip_punctuation(text: str) -> str:
+    """The text in lower case, without punctuation; apostrophes and hyphens inside words stay."""
+    kept = re.sub(r"(?<=\w)['’-](?=\w)", lambda match: f'\0{match[0]}', text)
+    out = ''.join(
+        character if kept[number - 1] == '\0' or unicodedata.category(character)[0] not in 'P\0' else ' '
+        for number, character in enumerate(kept)
+    )
+    return ' '.join(out.replace('\0', '').lower().split())
+
+
+def _words(row: Mapping[str, Any]) -> list[tuple[str, float, float]] | None:
+    """Word times of a row: a list of `{word|text, start, end|duration}`, or NeMo's `timestamp: {word: [...]}`."""
+    listed = row.get('words') or row.get('word_timestamps')
+    stamps = row.get('timestamp') or row.get('timestamps')
+    if listed is None and isinstance(stamps, Mapping):
+        listed = stamps.get('word')
+    if not isinstance(listed, list) or not listed:
+        return None
+    words = []
+    for entry in listed:
+        word = entry.get('word') or entry.get('text') or entry.get('symbol')
+        begin = entry.get('start', entry.get('start_time'))
+        end = entry.get('end', entry.get('end_time'))
+        if end is None and begin is not None and entry.get('duration') is not None:
+            end = begin + entry['duration']
+        if word is None or begin is None or end is None:
+            return None
+        words.append((str(word), float(begin), float(end)))
+    return words
+
+
+def _span(row: Mapping[str, Any]) -> tuple[str, float, float | None]:
+    return row['audio'], row['offset'], row['duration']

@@ -1,0 +1,230 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Ends a production: outcomes in the order of the work list become files, split by what they were made from.
+
+Everything here is a function of the journals, so that it may be killed and begun again; what it writes does not depend
+on the number of workers, shards or kills.
+"""
+
+import hashlib
+import json
+import shutil
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from nemo_vtb.assets.files import file_lock
+from nemo_vtb.data.conversation import Audio
+from nemo_vtb.data.files import write_atomically
+from nemo_vtb.errors import VtbDataError
+from nemo_vtb.factory.card import Card
+from nemo_vtb.factory.work import KEPT, WORK, Outcome, Stage, open_work, read_journals, read_outcomes
+
+__all__ = ['SPLITS', 'Form', 'finish', 'ordered_outcomes', 'split_of', 'write_lines', 'write_tars']
+
+SPLITS = ('train', 'validation', 'test')
+_FLAC_RATE = 16000
+
+
+class Form(Protocol):
+    """What `finish` needs of the settings."""
+
+    seed: int
+    validation_share: float
+    test_share: float
+    form: str
+    shard_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """The outcomes of all chunks, one chunk in memory at a time."""
+
+    places: Sequence[tuple[Path, int]]
+
+    def __iter__(self) -> Iterator[Outcome]:
+        seen: set[bytes] = set()
+        for path, offset in self.places:
+            for outcome in read_outcomes(path, offset):
+                if outcome.unique and outcome.reason == KEPT:
+                    digest = hashlib.blake2b(outcome.unique.encode(), digest_size=12).digest()
+                    if digest in seen:
+                        outcome = replace(outcome, line=None, reason='duplicate')
+                    seen.add(digest)
+                yield outcome
+
+
+def ordered_outcomes(out: Path, chunks: int) -> _Reader:
+    """All outcomes in the order of the work list, later ones of the same text marked as duplicates.
+
+    Args:
+        out: The output folder.
+        chunks: Number of chunks in the work list.
+
+    Raises:
+        VtbDataError: A chunk is not made yet.
+    """
+    places = read_journals(out)
+    missing = [chunk for chunk in range(chunks) if chunk not in places]
+    if missing:
+        raise VtbDataError(
+            'The production is not complete.', field='chunks', got=f'{len(missing)} of {chunks} are missing',
+            remedy='run the shards that are still to be made',
+        )  # fmt: skip
+    return _Reader([places[chunk] for chunk in range(chunks)])
+
+
+def split_of(group: str, seed: int, validation_share: float, test_share: float) -> str:
+    """The split of all that is made from one recording or chat: a function of its name and the seed alone."""
+    digest = hashlib.sha256(f'{seed}:{group}'.encode()).digest()
+    place = int.from_bytes(digest[:8], 'big') / 2**64
+    if place < test_share:
+        return 'test'
+    return 'validation' if place < test_share + validation_share else 'train'
+
+
+def finish(stage: Stage, settings: Form, out: Path) -> Card:
+    """Write the files of a complete production and its card.
+
+    Args:
+        stage: What was made.
+        settings: Its shares and its form.
+        out: The output folder.
+
+    Returns:
+        The card: counts, yield by reason, distributions.
+
+    Raises:
+        VtbDataError: A chunk is not made yet.
+    """
+    work = open_work(stage, out)
+    with file_lock(out / WORK / 'finish.lock'):
+        reader = ordered_outcomes(out, len(work))
+        card = Card(stage.kind, stage.describe())
+        parts = {split: out / WORK / f'{stage.kind}.{split}.jsonl' for split in SPLITS}
+        streams = {split: path.open('w', encoding='utf-8') for split, path in parts.items()}
+        rejected: list[str] = []
+        for outcome in reader:
+            split = split_of(outcome.group, settings.seed, settings.validation_share, settings.test_share)
+            card.add(outcome, split)
+            if outcome.line is not None:
+                streams[split].write(json.dumps(outcome.line, ensure_ascii=False) + '\n')
+                continue
+            facts = {'id': outcome.id, 'reason': outcome.reason, **outcome.facts}
+            rejected.append(json.dumps(facts, ensure_ascii=False) + '\n')
+            for file in outcome.files:
+                (out / file).unlink(missing_ok=True)
+        for stream in streams.values():
+            stream.close()
+        write_atomically(out / 'rejected.jsonl', ''.join(rejected))
+        for split, path in parts.items():
+            _publish(path, out, f'{stage.kind}.{split}', settings)
+        for leftover in (out / 'wav').glob('**/.*.part'):
+            leftover.unlink(missing_ok=True)
+        card.write(out)
+    return card
+
+
+def _publish(part: Path, out: Path, name: str, settings: Form) -> None:
+    """Give a part its final form and place; an empty one leaves no file."""
+    lines = part.read_text(encoding='utf-8')
+    part.unlink()
+    if not lines:
+        return
+    if settings.form == 'tar':
+        write_tars(lines.splitlines(), out, out / name, settings.shard_size)
+    else:
+        write_lines(out / f'{name}.jsonl', lines)
+
+
+def write_lines(path: Path, text: str) -> None:
+    """Write a JSONL file and beside it `.idx`, the offsets of its lines as NeMo's indexed readers take them."""
+    write_atomically(path, text)
+    _index_lines(path)
+
+
+def _index_lines(path: Path) -> None:
+    offsets, place = [], 0
+    with path.open('rb') as stream:
+        for raw in stream:
+            offsets.append(place)
+            place += len(raw)
+    _write_index(path, offsets)
+
+
+def _index_tar(path: Path) -> None:
+    with tarfile.open(path, 'r:') as tar:
+        # a recording and its .json are one sample, which begins with the recording
+        _write_index(path, [member.offset for member in tar if not member.name.endswith('.json')])
+
+
+def _write_index(path: Path, offsets: list[int]) -> None:
+    """`PATH.idx`: little-endian uint64 offsets of the samples, and the size of the file."""
+    np.asarray([*offsets, path.stat().st_size], dtype='<u8').tofile(f'{path}.idx')
+
+
+def write_tars(lines: Sequence[str], base: Path, folder: Path, shard_size: int) -> None:
+    """Write `manifest_N.jsonl` and `audio_N.tar` as NeMo's tarred multimodal_conversation, with indexes.
+
+    Recordings are stored as FLAC at 16 kHz in the order of the turns, which NeMo's reader relies on.
+
+    Args:
+        lines: multimodal_conversation lines.
+        base: Folder to which their audio paths refer.
+        folder: Where to write; replaced when complete.
+        shard_size: Conversations of a shard.
+    """
+    part = folder.with_name(f'.{folder.name}.part')
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    for number, begin in enumerate(range(0, len(lines), shard_size)):
+        manifest, tar = part / f'manifest_{number}.jsonl', part / f'audio_{number}.tar'
+        packed = _write_tar([json.loads(line) for line in lines[begin : begin + shard_size]], base, tar)
+        _index_tar(tar)
+        write_lines(manifest, ''.join(json.dumps(line, ensure_ascii=False) + '\n' for line in packed))
+    shutil.rmtree(folder, ignore_errors=True)
+    part.rename(folder)
+
+
+def _write_tar(lines: list[dict[str, Any]], base: Path, path: Path) -> list[dict[str, Any]]:
+    from lhotse import Recording
+    from lhotse.shar.writers import AudioTarWriter
+
+    from nemo_vtb.data.audio import read_audio
+
+    with AudioTarWriter(str(path), shard_size=None, format='flac') as writer:
+        for line in lines:
+            for number, entry in enumerate(line['conversations']):
+                if entry['type'] != 'audio':
+                    continue
+                source = Audio(str(base / entry['value']), entry.get('duration'), entry.get('offset') or 0.0)
+                samples = read_audio(source, _FLAC_RATE)
+                # a name of its own for each span: NeMo keys recordings by file stem
+                key = f'{_file_name(line["id"])}-{number}'
+                recording = Recording(key, [], _FLAC_RATE, len(samples), len(samples) / _FLAC_RATE)
+                writer.write(key, samples, _FLAC_RATE, recording)
+                entry.pop('offset', None)
+                entry |= {'value': f'{key}.flac', 'duration': len(samples) / _FLAC_RATE}
+        if not writer.tar_writer.num_items_total:
+            # text alone: the reader still wants an archive
+            writer.tar_writer._next_stream()
+    return lines
+
+
+def _file_name(name: str) -> str:
+    return ''.join(c if c.isalnum() or c in '-_' else '-' for c in name)

@@ -1,0 +1,299 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The work list and the journal: what is to be made, and what has been made, exact after a kill at any moment.
+
+The unit of work is a *chunk* of the work list: a fixed group of items. What is made of a chunk depends on nothing but
+its items and the settings, so it does not matter which process makes it, when, or after how many kills. A chunk counts
+as made when its line is whole in a journal; a line that a kill has cut is removed and the chunk made again.
+"""
+
+import fcntl
+import json
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from nemo_vtb.assets.files import file_lock
+from nemo_vtb.data.files import file_digest, write_atomically
+from nemo_vtb.errors import VtbDataError
+
+__all__ = [
+    'KEPT',
+    'Item',
+    'Journal',
+    'Outcome',
+    'Stage',
+    'WorkList',
+    'input_digests',
+    'open_work',
+    'read_journals',
+    'read_outcomes',
+]
+
+KEPT = 'kept'
+WORK = '.work'
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One thing to make.
+
+    Args:
+        id: Unique in the work list.
+        group: What it is made from (a recording, a chat): all of a group goes into one split.
+        data: Plain values.
+    """
+
+    id: str
+    group: str
+    data: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of an item, or of a part of it.
+
+    Args:
+        id: Of the conversation.
+        group: Of the item.
+        line: NeMo's multimodal_conversation line; None if nothing is kept.
+        reason: `KEPT`, or why there is no line.
+        facts: Measurements for the card and for whoever asks why.
+        files: Recordings that were written for it, relative to the output folder.
+        unique: Later outcomes with the same text are duplicates; '' is never one.
+    """
+
+    id: str
+    group: str
+    line: Mapping[str, Any] | None = None
+    reason: str = KEPT
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    files: tuple[str, ...] = ()
+    unique: str = ''
+
+    def to_json(self) -> list[Any]:
+        """Plain values, in the order of the fields."""
+        return [self.id, self.group, self.line, self.reason, dict(self.facts), list(self.files), self.unique]
+
+    @classmethod
+    def from_json(cls, values: Sequence[Any]) -> 'Outcome':
+        """The reverse of `to_json`."""
+        id_, group, line, reason, facts, files, unique = values
+        return cls(id_, group, line, reason, facts, tuple(files), unique)
+
+
+class Stage(Protocol):
+    """How one kind of data is made. Picklable: each worker process gets a copy and loads its models by itself."""
+
+    kind: str
+
+    @property
+    def chunk(self) -> int:
+        """Items of a chunk."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """All that decides what is made: settings, and digests of the inputs."""
+        ...
+
+    def items(self) -> Iterator[Item]:
+        """The work list, always in the same order."""
+        ...
+
+    def make(self, items: Sequence[Item], out: Path) -> list[Outcome]:
+        """Make one chunk; recordings go under `out`."""
+        ...
+
+
+class WorkList:
+    """The items of a production, on disk; a chunk is read at its place.
+
+    Args:
+        path: The file, one item a line.
+        chunk: Items of a chunk.
+    """
+
+    def __init__(self, path: Path, chunk: int) -> None:
+        self.path, self.chunk = path, chunk
+        offsets, place = [], 0
+        with path.open('rb') as stream:
+            for number, raw in enumerate(stream):
+                if number % chunk == 0:
+                    offsets.append(place)
+                place += len(raw)
+                self.num_items = number + 1
+        self.num_items = self.num_items if offsets else 0
+        self._offsets = np.asarray([*offsets, place], dtype=np.int64)
+
+    def __len__(self) -> int:
+        """Number of chunks."""
+        return len(self._offsets) - 1
+
+    def read(self, chunk: int) -> list[Item]:
+        """The items of one chunk."""
+        begin, end = int(self._offsets[chunk]), int(self._offsets[chunk + 1])
+        with self.path.open('rb') as stream:
+            stream.seek(begin)
+            return [Item(*json.loads(line)) for line in stream.read(end - begin).splitlines()]
+
+
+def open_work(stage: Stage, out: Path) -> WorkList:
+    """Write the work list of a production, or find it again.
+
+    Args:
+        stage: What is made.
+        out: The output folder.
+
+    Raises:
+        VtbDataError: The folder holds a production with other settings or inputs, or two items have one identity.
+    """
+    work = out / WORK
+    work.mkdir(parents=True, exist_ok=True)
+    described = {'kind': stage.kind, 'chunk': stage.chunk, **stage.describe()}
+    stamp, listed = work / 'stamp.json', work / 'work.jsonl'
+    with file_lock(work / 'lock'):
+        if stamp.exists():
+            _check_same(json.loads(stamp.read_text(encoding='utf-8')), json.loads(json.dumps(described)), out)
+        else:
+            write_atomically(listed, ''.join(_item_lines(stage.items(), out)))
+            # last, so that a list without a stamp is one that a kill has left
+            write_atomically(stamp, json.dumps(described, indent=1, ensure_ascii=False) + '\n')
+    return WorkList(listed, stage.chunk)
+
+
+def _item_lines(items: Iterable[Item], out: Path) -> Iterator[str]:
+    seen: set[str] = set()
+    for item in items:
+        if item.id in seen:
+            raise VtbDataError(
+                'Two items have one identity.', field='id', got=item.id, remedy='name each input file once'
+            )
+        seen.add(item.id)
+        yield json.dumps([item.id, item.group, dict(item.data)], ensure_ascii=False) + '\n'
+    if not seen:
+        raise VtbDataError('There is nothing to make.', field=str(out), got='no item in the inputs')
+
+
+def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], out: Path) -> None:
+    changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+    if not changed:
+        return
+    name = changed[0]
+    old, new = before.get(name), now.get(name)
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        inner = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
+        name, old, new = f'{name}.{inner[0]}', old.get(inner[0]), new.get(inner[0])
+    raise VtbDataError(
+        'The folder holds another production.',
+        field=name,
+        got=new,
+        allowed=old,
+        remedy=f'name another folder, or delete {out}',
+    )
+
+
+def input_digests(paths: Sequence[str | Path]) -> dict[str, str]:
+    """SHA-256 of each input file, so that a production is never continued with changed inputs.
+
+    Raises:
+        VtbDataError: A file does not exist.
+    """
+    for path in paths:
+        if not Path(path).is_file():
+            raise VtbDataError('The file does not exist.', field='INPUT', got=str(path), remedy='correct the path')
+    return {str(Path(path).absolute()): file_digest(path) for path in paths}
+
+
+class Journal:
+    """The chunks that one shard has made; one line each, written through to the disk before it counts.
+
+    Args:
+        out: The output folder.
+        name: Of the shard.
+    """
+
+    def __init__(self, out: Path, name: str) -> None:
+        self.path = out / WORK / f'journal.{name}.jsonl'
+        self._stream = self.path.open('a+b')
+        try:
+            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._stream.close()
+            raise VtbDataError(
+                'Another process is working on this shard.', field=str(self.path), remedy='wait for it, or stop it'
+            ) from error
+        whole = _whole_length(self.path)
+        if whole < self.path.stat().st_size:
+            self._stream.truncate(whole)
+            os.fsync(self._stream.fileno())
+
+    def add(self, chunk: int, outcomes: Sequence[Outcome]) -> None:
+        """Note that a chunk is made."""
+        body = json.dumps([chunk, [outcome.to_json() for outcome in outcomes]], ensure_ascii=False).encode()
+        self._stream.write(b'%08x ' % zlib.crc32(body) + body + b'\n')
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+
+    def close(self) -> None:
+        """Let go of the shard."""
+        self._stream.close()
+
+    def __enter__(self) -> 'Journal':
+        """For `with`."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close."""
+        self.close()
+
+
+def read_journals(out: Path) -> dict[int, tuple[Path, int]]:
+    """Where the outcomes of each finished chunk stand: journal and offset. A chunk made twice counts once."""
+    found: dict[int, tuple[Path, int]] = {}
+    for path in sorted((out / WORK).glob('journal.*.jsonl')):
+        for offset, body in _whole_lines(path):
+            found.setdefault(int(body[1 : body.index(b',')]), (path, offset))
+    return found
+
+
+def read_outcomes(path: Path, offset: int) -> list[Outcome]:
+    """The outcomes of the chunk whose line begins at `offset`."""
+    with path.open('rb') as stream:
+        stream.seek(offset)
+        _, values = json.loads(stream.readline()[9:])
+    return [Outcome.from_json(value) for value in values]
+
+
+def _whole_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Offset and content of every line up to the first that is cut or damaged."""
+    offset = 0
+    with path.open('rb') as stream:
+        for raw in stream:
+            body = raw[9:-1]
+            if raw[-1:] != b'\n' or raw[:9] != b'%08x ' % zlib.crc32(body):
+                return
+            yield offset, body
+            offset += len(raw)
+
+
+def _whole_length(path: Path) -> int:
+    end = 0
+    for offset, body in _whole_lines(path):
+        end = offset + 10 + len(body)
+    return end
