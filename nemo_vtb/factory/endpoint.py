@@ -96,7 +96,7 @@ class Endpoint:
 
             return list(await asyncio.gather(*(one(request) for request in asked)))
 
-    async def post(self, client: Any, path: str, body: Mapping[str, Any]) -> Any:
+    async def post(self, client: Any, path: str, body: Mapping[str, Any]) -> tuple[Any, int]:
         """Send one request, again after a moment where that may help.
 
         Args:
@@ -105,7 +105,7 @@ class Endpoint:
             body: JSON.
 
         Returns:
-            httpx's response, status 200.
+            httpx's response, status 200, and how often the request was repeated.
 
         Raises:
             VtbDataError: The server refuses, or does not answer after all tries.
@@ -134,7 +134,7 @@ class Endpoint:
                             got=f'HTTP {response.status_code}: {response.text[:300]}',
                             remedy=f'check the name of the model, and the key in ${self.api_key_env}',
                         )  # fmt: skip
-                    return response
+                    return response, attempt.retry_state.attempt_number - 1
         except RetryError as error:
             self.counts.failures += 1
             last = error.last_attempt.exception()
@@ -142,6 +142,7 @@ class Endpoint:
                 'The server does not answer.', field=f'{self.url}/{path}', got=f'{last} after {self.tries} tries',
                 remedy='check that it runs; start again later: what was made is kept',
             ) from error  # fmt: skip
+        raise AssertionError('a request ends with an answer or an error')
 
     def _wait(self, state: Any) -> float:
         """Seconds until the next try: what the server asks for, else twice as long each time, half of it by chance."""

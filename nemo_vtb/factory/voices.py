@@ -109,7 +109,7 @@ class EndpointVoices:
     async def _say(self, client: Any, utterance: Utterance) -> np.ndarray | None:
         body = {'model': self._settings.model or 'tts', 'input': utterance.text, 'voice': utterance.voice}
         body |= {'speed': round(utterance.speed, 3), 'response_format': 'wav'}  # type: ignore[dict-item]
-        response = await self.endpoint.post(client, 'audio/speech', body)
+        response, _ = await self.endpoint.post(client, 'audio/speech', body)
         return _decode(response.content)
 
 

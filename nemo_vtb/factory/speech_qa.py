@@ -1,0 +1,258 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Transcripts to questions and answers: a language model writes, filters keep what can be answered by listening."""
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from nemo_vtb.evaluation.metrics import normalize_answer
+from nemo_vtb.factory.asr_ast import manifest_rows
+from nemo_vtb.factory.contamination import AvoidList, load_avoid_list
+from nemo_vtb.factory.language import is_language
+from nemo_vtb.factory.prompts import draw
+from nemo_vtb.factory.settings import SpeechQa, settings_dict
+from nemo_vtb.factory.work import WORK, Item, Outcome, input_digests
+from nemo_vtb.factory.writers import Ask, Reply, Writer, open_writer
+
+__all__ = ['QUESTION_TYPES', 'REFUSALS', 'SpeechQaStage', 'overlap', 'pair_reason', 'question_ask']
+
+_SYSTEM = (
+    'You write training data for an assistant that listens to recordings. You are given the transcript of one '
+    'recording. Questions and answers are about what is said in it and never mention a text or transcript: the user '
+    'hears a recording. You answer with one JSON object and nothing else.'
+)
+QUESTION_TYPES = {
+    'factual': 'Ask for one fact that is said in the recording. The answer is short, a few words or one sentence, and '
+    'uses the words of the recording.',
+    'inference': 'Ask something that is not said in these words but follows from what is said. The answer is one '
+    'sentence and gives the reason.',
+    'summary': 'Ask what the recording is about, or for its main point. The answer is one or two sentences in other '
+    'words than those of the recording.',
+    'unanswerable': 'Ask something that fits the topic of the recording but that it does not tell. As the answer, '
+    'write in a few words which piece of information is missing.',
+}
+REFUSALS = {
+    'en': ('The recording does not say that.', 'That is not mentioned in the recording.',
+           'I cannot tell from what is said.', 'The speaker does not mention it.'),
+    'de': ('Das wird in der Aufnahme nicht gesagt.', 'Die Aufnahme gibt darüber keine Auskunft.',
+           'Das geht aus dem Gesagten nicht hervor.'),
+    'es': ('La grabación no lo dice.', 'Eso no se menciona en la grabación.', 'No se puede saber por lo que se dice.'),
+    'fr': ("L'enregistrement ne le dit pas.", "Cela n'est pas mentionné dans l'enregistrement.",
+           'On ne peut pas le savoir à partir de ce qui est dit.'),
+    'it': ('La registrazione non lo dice.', 'Questo non è menzionato nella registrazione.',
+           'Non si può sapere da ciò che viene detto.'),
+}  # fmt: skip
+_JUDGE = (
+    'You are given the transcript of a recording and a question about it. Answer the question from the transcript '
+    'alone. Write "yes" or "no" in the field "answerable": whether the transcript holds the answer; then the answer, '
+    'or an empty text. You answer with one JSON object and nothing else.'
+)
+_NO_QUESTION = re.compile(r'^(none|null|n/?a|no question)\W*$', re.IGNORECASE)
+_LANGUAGE_NAMES = {'en': 'English', 'de': 'German', 'es': 'Spanish', 'fr': 'French', 'it': 'Italian'}
+_POSITIONS = (True, True, False)
+
+
+@dataclass
+class SpeechQaStage:
+    """Makes `speech_qa` conversations.
+
+    Args:
+        settings: What to make.
+        inputs: NeMo ASR manifests.
+        memo: Folder of the answers that were paid for; set when the first chunk is made.
+    """
+
+    settings: SpeechQa
+    inputs: tuple[str, ...]
+    kind: str = 'speech_qa'
+    memo: Path | None = None
+
+    @property
+    def chunk(self) -> int:
+        """Questions of a chunk."""
+        return self.settings.chunk
+
+    def describe(self) -> dict[str, Any]:
+        """Settings and digests of the inputs; how a server is reached does not matter, which model answers does."""
+        settings = settings_dict(self.settings)
+        ways = ('url', 'api_key_env', 'concurrency', 'requests_per_minute', 'timeout_s', 'tries')
+        settings['llm'] = {name: value for name, value in settings['llm'].items() if name not in ways}
+        return {'settings': settings, 'inputs': input_digests(self.inputs)}
+
+    def items(self) -> Iterator[Item]:
+        """One item for each question that is to be asked of a recording; types drawn without repetition."""
+        for name, row in manifest_rows(self.inputs, self.settings.lang):
+            rng = Random(f'{self.settings.seed}:{name}')
+            shares = dict(self.settings.types)
+            for number in range(self.settings.questions):
+                if not sum(shares.values()):
+                    shares = dict(self.settings.types)
+                type_ = draw(rng, shares, 'types')
+                shares[type_] = 0.0
+                yield Item(f'qa-{name}-{number}', name, {**row, 'type': type_})
+
+    @cached_property
+    def _avoid(self) -> AvoidList:
+        return load_avoid_list(self.settings.avoid)
+
+    @cached_property
+    def _writer(self) -> Writer:
+        assert self.memo is not None
+        return open_writer(self.settings.llm, self.memo)
+
+    def make(self, items: Sequence[Item], out: Path) -> list[Outcome]:
+        """Ask for all pairs of a chunk at once, then judge those that the cheap filters leave."""
+        self.memo = out / WORK
+        reasons = [self._unfit(item.data) for item in items]
+        asked = [item for item, reason in zip(items, reasons, strict=True) if reason is None]
+        asks = [question_ask(item.data, item.data['type'], _seed(self.settings.seed, item.id)) for item in asked]
+        replies = dict(zip((item.id for item in asked), self._writer.write(asks), strict=True))
+        found = {item.id: self._first_reason(item, replies[item.id]) for item in asked}
+        judged = self._judge([item for item in asked if found[item.id] is None], replies)
+        outcomes = []
+        for item, unfit in zip(items, reasons, strict=True):
+            reason = unfit or found[item.id] or judged.get(item.id, (None, None))[0]
+            usage = [reply for reply in (replies.get(item.id), judged.get(item.id, (None, None))[1]) if reply]
+            outcomes.append(self._outcome(item, replies.get(item.id), reason, usage))
+        return outcomes
+
+    def _unfit(self, row: Mapping[str, Any]) -> str | None:
+        settings, words = self.settings, len(row['text'].split())
+        if row['duration'] is None:
+            return 'no_duration'
+        if not settings.min_s <= row['duration'] <= settings.max_s:
+            return 'too_short' if row['duration'] < settings.min_s else 'too_long'
+        if not settings.min_words <= words <= settings.max_words:
+            return 'too_few_words' if words < settings.min_words else 'too_long'
+        return self._avoid.reason([row['text']], [(row['audio'], row['offset'], row['duration'])])
+
+    def _first_reason(self, item: Item, reply: Reply) -> str | None:
+        if reply.values is None:
+            return 'invalid_json'
+        reason = pair_reason(reply.values['question'], reply.values['answer'], item.data, self.settings)
+        return reason or self._avoid.reason([reply.values['question']])
+
+    def _judge(
+        self, items: Sequence[Item], replies: Mapping[str, Reply]
+    ) -> dict[str, tuple[str | None, Reply | None]]:
+        """Whether each question can be answered from the recording (or cannot, where it must not be)."""
+        settings = self.settings
+        if settings.judge == 'none':
+            return {}
+        pairs = {item.id: replies[item.id].values or {} for item in items}
+        if settings.judge == 'overlap':
+            # only facts must be in the words of the recording; a question without an answer needs a reader to judge
+            return {
+                item.id: ('not_answerable', None)
+                for item in items
+                if item.data['type'] == 'factual'
+                and overlap(pairs[item.id]['answer'], item.data['text']) < settings.min_overlap
+            }
+        asks = [
+            Ask(
+                _JUDGE, f'Transcript: {item.data["text"]}\n\nQuestion: {pairs[item.id]["question"]}',
+                ('answerable', 'answer'), _seed(settings.seed, f'judge-{item.id}'),
+            )
+            for item in items
+        ]  # fmt: skip
+        verdicts = self._writer.write(asks)
+        return {item.id: (_verdict(item, one), one) for item, one in zip(items, verdicts, strict=True)}
+
+    def _outcome(self, item: Item, reply: Reply | None, reason: str | None, usage: Sequence[Reply]) -> Outcome:
+        row, llm = item.data, self.settings.llm
+        facts: dict[str, Any] = {'lang': row['lang'], 'question_type': row['type'], 'source': row['source']}
+        if usage:
+            read, written = sum(r.prompt_tokens for r in usage), sum(r.completion_tokens for r in usage)
+            for name in ('requests', 'retries', 'invalid'):
+                facts[name] = sum(getattr(one, name) for one in usage)
+            facts |= {'prompt_tokens': read, 'completion_tokens': written}
+            facts['cost'] = (read * llm.price_prompt + written * llm.price_completion) / 1e6
+        if reason is not None or reply is None or reply.values is None:
+            said = {'raw': reply.raw} if reply and reply.raw else dict(reply.values or {}) if reply else {}
+            return Outcome(item.id, item.group, None, reason or 'invalid_json', facts | said)
+        rng = Random(f'{self.settings.seed}:{item.id}')
+        question, answer = reply.values['question'], reply.values['answer']
+        if row['type'] == 'unanswerable':
+            answer = rng.choice(REFUSALS.get(row['lang'], REFUSALS['en']))
+        audio = {'type': 'audio', 'from': 'User', 'value': row['audio'], 'duration': row['duration']}
+        audio |= {'offset': row['offset']} if row['offset'] else {}
+        audio['text'] = row['text']
+        typed = {'type': 'text', 'from': 'User', 'value': question}
+        user = [audio, typed] if rng.choice(_POSITIONS) else [typed, audio]
+        entries = [*user, {'type': 'text', 'from': 'Assistant', 'value': answer}]
+        custom = {'kind': self.kind, 'lang': row['lang'], 'source': row['source'], 'task': row['type']}
+        line = {'id': item.id, 'conversations': entries, 'custom': custom}
+        unique = f'{item.group}\n{normalize_answer(question)}'
+        return Outcome(item.id, item.group, line, facts=facts, unique=unique)
+
+
+def question_ask(row: Mapping[str, Any], type_: str, seed: int) -> Ask:
+    """The request for one question of a type about one transcript."""
+    lang = _LANGUAGE_NAMES.get(row['lang'], row['lang'])
+    user = (
+        f'Transcript of the recording: {row["text"]}\n\n{QUESTION_TYPES[type_]}\n'
+        f'Write both in {lang}. If the transcript has no meaning that one could ask about, the question is "none".\n'
+        'The JSON object has two text fields, "question" and "answer".'
+    )
+    return Ask(_SYSTEM, user, ('question', 'answer'), seed)
+
+
+def pair_reason(question: str, answer: str, row: Mapping[str, Any], settings: SpeechQa) -> str | None:
+    """Why a pair is left out before anyone judges whether it is true; None if it is not."""
+    text = row['text']
+    if not question or _NO_QUESTION.match(question):
+        return 'no_question'
+    if not answer or _NO_QUESTION.match(answer):
+        return 'no_answer'
+    if len(question.split()) > settings.max_question_words or len(answer.split()) > settings.max_answer_words:
+        return 'pair_too_long'
+    if not re.search(r'[?？]', question):
+        return 'no_question'
+    asked, answered, said = (normalize_answer(part) for part in (question, answer, text))
+    if asked == answered or asked == said or (asked and asked in said):
+        return 'copy'
+    # a short answer in the words of the recording is wanted; most of a long recording said again is not
+    if len(said.split()) >= 12 and len(answered.split()) > settings.max_copy * len(said.split()) and answered in said:
+        return 'copy'
+    if re.search(r'\b(transcript|transcription|the text|passage)\b', question, re.IGNORECASE):
+        return 'mentions_transcript'
+    if not is_language(f'{question} {answer}', row['lang']):
+        return 'wrong_language'
+    return None
+
+
+def overlap(answer: str, text: str) -> float:
+    """Share of the answer's words of more than two letters that are in the text (stems of five letters)."""
+    words = [word[:5] for word in normalize_answer(answer).split() if len(word) > 2 or word.isdigit()]
+    known = {word[:5] for word in normalize_answer(text).split()}
+    return sum(word in known for word in words) / len(words) if words else 0.0
+
+
+def _verdict(item: Item, reply: Reply) -> str | None:
+    if reply.values is None:
+        return 'invalid_verdict'
+    answerable = reply.values['answerable'].lower().startswith('y')
+    if item.data['type'] == 'unanswerable':
+        return 'answerable' if answerable else None
+    return None if answerable else 'not_answerable'
+
+
+def _seed(seed: int, name: str) -> int:
+    return int.from_bytes(hashlib.sha256(f'{seed}:{name}'.encode()).digest()[:4], 'big') % 2**31

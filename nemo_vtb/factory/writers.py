@@ -1,0 +1,323 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Language models that write data, behind one protocol: an OpenAI-compatible endpoint, or a local Hugging Face model.
+
+Answers are objects with text fields. A server is given a JSON schema; a local model cannot miss the form at all, since
+the braces and keys are written for it and it fills in the values.
+"""
+
+import hashlib
+import json
+import os
+import re
+import socket
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from nemo_vtb.config import resolve_asset
+from nemo_vtb.errors import VtbModelError
+from nemo_vtb.factory.endpoint import Endpoint
+from nemo_vtb.factory.settings import Llm
+
+__all__ = ['Ask', 'EndpointWriter', 'LocalWriter', 'Memo', 'Reply', 'Writer', 'open_writer', 'parse_object']
+
+_FENCED = re.compile(r'```(?:json)?\s*(.*?)```', re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request.
+
+    Args:
+        system: Who the model is.
+        user: What it is to do.
+        fields: Names of the text fields of its answer, in order.
+        seed: Of the sampling.
+    """
+
+    system: str
+    user: str
+    fields: tuple[str, ...]
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One answer.
+
+    Args:
+        values: The fields; None if no try gave them.
+        prompt_tokens: Read by the model, all tries together.
+        completion_tokens: Written by it.
+        requests: Answered by the model.
+        retries: Repeated, since the server was busy, slow or broken.
+        invalid: How many answers did not have the form.
+        raw: The last answer as it came, when it is invalid.
+    """
+
+    values: Mapping[str, str] | None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    requests: int = 1
+    retries: int = 0
+    invalid: int = 0
+    raw: str = ''
+
+
+class Writer(Protocol):
+    """A language model."""
+
+    def write(self, asks: Sequence[Ask]) -> list[Reply]:
+        """Answer all requests, in their order."""
+        ...
+
+
+def parse_object(text: str, fields: Sequence[str]) -> dict[str, str] | None:
+    """Read the first JSON object of an answer; None unless it has all fields as texts."""
+    fenced = _FENCED.search(text)
+    body = fenced[1] if fenced else text
+    begin, end = body.find('{'), body.rfind('}')
+    if begin < 0 or end < begin:
+        return None
+    try:
+        value = json.loads(body[begin : end + 1])
+    except ValueError:
+        return None
+    if not isinstance(value, dict) or not all(isinstance(value.get(name), str) for name in fields):
+        return None
+    return {name: ' '.join(value[name].split()) for name in fields}
+
+
+class EndpointWriter:
+    """A server with OpenAI's `/chat/completions`.
+
+    Args:
+        settings: Address, model, sampling, limits.
+        memo: Remembers answers, so that none is paid for twice.
+    """
+
+    def __init__(self, settings: Llm, memo: 'Memo | None' = None) -> None:
+        assert settings.url
+        self._settings, self._memo = settings, memo
+        self.endpoint = Endpoint(
+            settings.url,
+            settings.api_key_env,
+            settings.concurrency,
+            settings.timeout_s,
+            settings.tries,
+            settings.requests_per_minute,
+        )
+
+    def write(self, asks: Sequence[Ask]) -> list[Reply]:
+        """Ask for all at once; an answer without the form is asked for again."""
+        return self.endpoint.map(self._write, asks)
+
+    async def _write(self, client: Any, ask: Ask) -> Reply:
+        key = ask_key(ask, self._settings)
+        if self._memo is not None and (known := self._memo.get(key)) is not None:
+            return known
+        reply = Reply(None, requests=0)
+        for attempt in range(self._settings.invalid_tries):
+            response, retries = await self.endpoint.post(client, 'chat/completions', self._body(ask, attempt))
+            reply = _read(response, ask, replace(reply, retries=reply.retries + retries))
+            if reply.values is not None:
+                break
+        if self._memo is not None:
+            self._memo.put(key, reply)
+        return reply
+
+    def _body(self, ask: Ask, attempt: int) -> dict[str, Any]:
+        settings = self._settings
+        messages = [{'role': 'system', 'content': ask.system}, {'role': 'user', 'content': ask.user}]
+        body: dict[str, Any] = {
+            'model': settings.model,
+            'messages': messages,
+            'temperature': settings.temperature,
+            'max_tokens': settings.max_tokens,
+            'seed': ask.seed + attempt,
+        }
+        if settings.structured == 'json_object':
+            body['response_format'] = {'type': 'json_object'}
+        elif settings.structured == 'json_schema':
+            schema = {
+                'type': 'object',
+                'properties': {name: {'type': 'string'} for name in ask.fields},
+                'required': list(ask.fields),
+                'additionalProperties': False,
+            }
+            named = {'name': 'answer', 'schema': schema, 'strict': True}
+            body['response_format'] = {'type': 'json_schema', 'json_schema': named}
+        return body
+
+
+def _read(response: Any, ask: Ask, before: Reply) -> Reply:
+    """Add one answer of the server to what came before it."""
+    try:
+        body = response.json()
+        text = body['choices'][0]['message']['content'] or ''
+    except (ValueError, KeyError, IndexError, TypeError):
+        body, text = {}, response.text
+    usage = body.get('usage') or {}
+    values = parse_object(text, ask.fields)
+    return Reply(
+        values,
+        before.prompt_tokens + int(usage.get('prompt_tokens') or 0),
+        before.completion_tokens + int(usage.get('completion_tokens') or 0),
+        before.requests + 1,
+        before.retries,
+        before.invalid + (values is None),
+        '' if values is not None else text[:500],
+    )
+
+
+class LocalWriter:
+    """A causal language model of transformers, on this machine.
+
+    Args:
+        settings: Folder or asset of the model, sampling.
+    """
+
+    def __init__(self, settings: Llm) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging
+
+        self._settings, folder = settings, resolve_asset(settings.model)
+        logging.disable_progress_bar()
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype='auto', local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise VtbModelError(
+                'The language model cannot be loaded.',
+                field='llm.model',
+                got=f'{folder}: {error}',
+                allowed='a Hugging Face folder or asset:NAME; with llm.url, the name of a model of that server',
+            ) from error
+        finally:
+            logging.enable_progress_bar()
+        cuda = torch.cuda.is_available()
+        # bf16 is many times slower than fp32 on processors without it
+        self._model = (model.cuda() if cuda else model.float()).eval()
+        self._tokenizer.padding_side = 'left'
+        if self._tokenizer.pad_token_id is None:
+            self._tokenizer.pad_token = self._tokenizer.eos_token
+
+    def write(self, asks: Sequence[Ask]) -> list[Reply]:
+        """Answer all in one batch, field by field."""
+        if not asks:
+            return []
+        replies = [Reply({}) for _ in asks]
+        texts = [self._render(ask) for ask in asks]
+        for number in range(max(len(ask.fields) for ask in asks)):
+            active = [i for i, ask in enumerate(asks) if len(ask.fields) > number]
+            for i in active:
+                texts[i] += ('{' if number == 0 else ', ') + json.dumps(asks[i].fields[number]) + ': "'
+            values, read, written = self._complete([texts[i] for i in active], asks[active[0]].seed + number)
+            for i, value, count_in, count_out in zip(active, values, read, written, strict=True):
+                texts[i] += json.dumps(value, ensure_ascii=False)[1:]
+                done = replies[i]
+                replies[i] = replace(
+                    done,
+                    values={**(done.values or {}), asks[i].fields[number]: value},
+                    prompt_tokens=done.prompt_tokens + (count_in if number == 0 else 0),
+                    completion_tokens=done.completion_tokens + count_out,
+                )
+        return replies
+
+    def _render(self, ask: Ask) -> str:
+        messages = [{'role': 'system', 'content': ask.system}, {'role': 'user', 'content': ask.user}]
+        return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+    def _complete(self, texts: Sequence[str], seed: int) -> tuple[list[str], list[int], list[int]]:
+        """The rest of a JSON text value for each text; tokens read and written."""
+        import torch
+
+        batch = self._tokenizer(list(texts), return_tensors='pt', padding=True, add_special_tokens=False)
+        batch = {name: batch[name].to(self._model.device) for name in ('input_ids', 'attention_mask')}
+        width = batch['input_ids'].shape[1]
+        warm = self._settings.temperature > 0
+        with torch.inference_mode(), torch.random.fork_rng():
+            torch.manual_seed(seed)
+            out = self._model.generate(
+                **batch,
+                max_new_tokens=self._settings.max_tokens,
+                do_sample=warm,
+                **({'temperature': self._settings.temperature, 'top_p': 0.95} if warm else {}),
+                pad_token_id=self._tokenizer.pad_token_id,
+                stop_strings=['"', '\n'],
+                tokenizer=self._tokenizer,
+            )
+        values, written = [], []
+        for row in out[:, width:]:
+            text = self._tokenizer.decode(row, skip_special_tokens=True)
+            values.append(' '.join(re.split(r'["\n]', text)[0].replace('\\', '').split()))
+            written.append(int((row != self._tokenizer.pad_token_id).sum()))
+        return values, batch['attention_mask'].sum(1).tolist(), written
+
+
+class Memo:
+    """Answers that were paid for, in an append-only file: a kill loses at most those on the way.
+
+    Args:
+        folder: Where the files lie; each process writes one of its own and reads all.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._known: dict[str, Reply] = {}
+        self._lock = threading.Lock()
+        for path in sorted(folder.glob('answers.*.jsonl')):
+            for raw in path.read_bytes().splitlines():
+                try:
+                    key, values = json.loads(raw)
+                except ValueError:
+                    continue  # the line that a kill has cut
+                self._known[key] = Reply(*values)
+        self._stream = (folder / f'answers.{socket.gethostname()}-{os.getpid()}.jsonl').open('ab')
+        self._stream.write(b'\n')  # ends a line that an earlier process of this number left
+
+    def get(self, key: str) -> Reply | None:
+        """The answer to a request, if there is one."""
+        return self._known.get(key)
+
+    def put(self, key: str, reply: Reply) -> None:
+        """Remember an answer, through to the disk."""
+        values = [reply.values and dict(reply.values), reply.prompt_tokens, reply.completion_tokens]
+        values += [reply.requests, reply.retries, reply.invalid, reply.raw]
+        with self._lock:
+            self._known[key] = reply
+            self._stream.write(json.dumps([key, values], ensure_ascii=False).encode() + b'\n')
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
+
+
+def ask_key(ask: Ask, settings: Llm) -> str:
+    """Identity of a request: all that decides its answer."""
+    parts = (settings.model, settings.temperature, settings.max_tokens, settings.structured)
+    text = json.dumps([ask.system, ask.user, ask.fields, ask.seed, parts])
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def open_writer(settings: Llm, memo_folder: Path) -> Writer:
+    """The model that the settings name.
+
+    Raises:
+        VtbConfigError: The address is none.
+        VtbModelError: The folder cannot be loaded.
+    """
+    return EndpointWriter(settings, Memo(memo_folder)) if settings.url else LocalWriter(settings)
