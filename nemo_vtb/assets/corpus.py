@@ -45,7 +45,18 @@ from nemo_vtb.errors import VtbAssetError
 if TYPE_CHECKING:
     from nemo_vtb.assets.store import Job
 
-__all__ = ['SIZES', 'SPLITS', 'CorpusSize', 'build_demo_corpus', 'make_corpus', 'split_commands', 'split_prompts']
+__all__ = [
+    'SIZES',
+    'SPLITS',
+    'CorpusMaker',
+    'CorpusSize',
+    'best_chats',
+    'build_demo_corpus',
+    'make_corpus',
+    'split_commands',
+    'split_prompts',
+    'text_line',
+]
 
 SPLITS = ('train', 'validation', 'test')
 MAX_SECONDS = 20.0
@@ -141,7 +152,7 @@ def make_corpus(
     if isinstance(size, str) and size not in SIZES:
         raise VtbAssetError('Unknown size of the corpus.', field='size', got=size, allowed=sorted(SIZES))
     sizes = SIZES[size] if isinstance(size, str) else size
-    maker = _Maker(out, sizes, dict(recordings or {}), seed, say)
+    maker = CorpusMaker(out, sizes, dict(recordings or {}), seed, say)
     chats = maker.chats(llm_dir)
     say('speaking the commands and questions of the demonstration domain')
     for number, split in enumerate(SPLITS):
@@ -150,7 +161,7 @@ def make_corpus(
     if llm_dir is not None:
         maker.write(
             'text_reference.test',
-            [_text_line(f'ref-{i:03d}', c, 'reference') for i, c in enumerate(reference_chats())],
+            [text_line(f'ref-{i:03d}', c, 'reference') for i, c in enumerate(reference_chats())],
         )
     say('reading every line back')
     card = {
@@ -216,13 +227,30 @@ def split_prompts(rows: Sequence[Mapping], seed: int) -> dict[str, str]:
     return {key: split_of[root(key)] for key in parent}
 
 
-class _Maker:
-    """Writes the files of one corpus."""
+class CorpusMaker:
+    """Writes the files of one corpus.
 
-    def __init__(self, out: Path, size: CorpusSize, recordings: dict[str, Path], seed: int, say: Say) -> None:
+    Args:
+        out: The folder.
+        size: How many lines of each kind.
+        recordings: Folders of real prompts by language.
+        seed: Seed of all splits and draws.
+        say: Receives one line per step.
+        recorder: Speaks and stores; `Recorder` by default.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        size: CorpusSize,
+        recordings: dict[str, Path],
+        seed: int,
+        say: Say,
+        recorder: Recorder | None = None,
+    ) -> None:
         self._out, self._size, self._folders, self._seed, self._say = out, size, recordings, seed, say
         self.left_out = {'prompts of one word': 0, f'prompts above {MAX_SECONDS:.0f} s': 0}
-        self._recorder = Recorder(out)
+        self._recorder = recorder or Recorder(out)
         rows = [row for lang in sorted(recordings) for row in _manifest(recordings[lang])]
         self._rows = [row for row in rows if self._is_usable(row)]
         self._split_of_key = split_prompts(self._rows, seed)
@@ -250,10 +278,8 @@ class _Maker:
             )  # fmt: skip
         result, start = {}, 0
         for split in SPLITS:
-            part = [c for c in answered[start : start + len(asked[split])] if all(c.answers)]
+            result[split] = best_chats(answered[start : start + len(asked[split])], wanted[split])
             start += len(asked[split])
-            # sorting is stable: chats that ended by themselves first, else in the order of the bank
-            result[split] = sorted(part, key=lambda chat: not chat.complete)[: wanted[split]]
         return result
 
     def write_split(self, number: int, split: str, chats: list[Chat]) -> None:
@@ -273,7 +299,7 @@ class _Maker:
         self.write(f'mixed_modal.{split}', [line for line in mixed if line not in chatting])
         # in a file of their own: answers that a small LLM samples are mostly noise, which the quick run cannot afford
         self.write(f'spoken_chat.{split}', chatting)
-        texts = [_text_line(f'text-{split}-{i:05d}', chat, 'typed-chat') for i, chat in enumerate(chats)]
+        texts = [text_line(f'text-{split}-{i:05d}', chat, 'typed-chat') for i, chat in enumerate(chats)]
         rng.shuffle(texts)
         self.write(f'text.{split}', texts)
         if set(self._folders) - {'en'}:
@@ -331,7 +357,25 @@ class _Maker:
         return lines
 
 
-def _text_line(name: str, chat: Chat, source: str) -> dict:
+def best_chats(answered: Sequence[Chat], wanted: int) -> list[Chat]:
+    """The first chats that have all answers: those that ended by themselves before those that ran into the limit.
+
+    Args:
+        answered: Chats in the order of the bank.
+        wanted: How many.
+    """
+    # sorting is stable: else in the order of the bank
+    return sorted((chat for chat in answered if all(chat.answers)), key=lambda chat: not chat.complete)[:wanted]
+
+
+def text_line(name: str, chat: Chat, source: str) -> dict:
+    """One line of a typed chat.
+
+    Args:
+        name: Identity of the line.
+        chat: Prompts and answers.
+        source: What to call where it comes from.
+    """
     turns: Turns = []
     for prompt, answer in zip(chat.prompts, chat.answers, strict=True):
         turns += [('User', [prompt]), ('Assistant', [answer])]

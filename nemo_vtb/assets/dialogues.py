@@ -107,7 +107,7 @@ class Recorder:
     """
 
     def __init__(self, out: Path) -> None:
-        self._out = out
+        self.out = out
         self._count: dict[str, int] = {}
         (out / 'wav').mkdir(parents=True, exist_ok=True)
 
@@ -120,12 +120,21 @@ class Recorder:
             split: Split the recording belongs to.
             rng: Source of the voice.
         """
-        voice, speed, pitch = HELD_OUT_STYLE if split == 'test' else random_style(rng)
+        style = HELD_OUT_STYLE if split == 'test' else random_style(rng)
         stem = f'{name}-{split}'
         self._count[stem] = number = self._count.get(stem, 0) + 1
         path = f'wav/{stem}-{number:05d}.wav'
-        duration = write_wav(self._out / path, speak(text, voice, speed, pitch))
-        return Clip(path, duration, text)
+        return Clip(path, self.record(path, text, style), text)
+
+    def record(self, path: str, text: str, style: tuple[str, float, float]) -> float:
+        """Speak a text into a file; returns its duration in seconds.
+
+        Args:
+            path: Relative to the corpus folder.
+            text: What to say.
+            style: Voice, speed and pitch.
+        """
+        return write_wav(self.out / path, speak(text, *style))
 
     def say_command(self, command: Command, split: str, rng: Random) -> SpokenCommand:
         """Speak and store a command; see `say`."""
@@ -140,8 +149,8 @@ class Recorder:
             row: Line of its manifest.
         """
         path = f'wav/{Path(row["audio_filepath"]).name}'
-        if not (self._out / path).exists():
-            shutil.copyfile(folder / row['audio_filepath'], self._out / path)
+        if not (self.out / path).exists():
+            shutil.copyfile(folder / row['audio_filepath'], self.out / path)
         return Clip(path, row['duration'], row['text'], row['lang'], key=row['key'])
 
 

@@ -30,7 +30,7 @@ from nemo_vtb.factory.prompts import BANK_LANGUAGES, Bank, draw, load_bank
 from nemo_vtb.factory.settings import AsrAst, settings_dict
 from nemo_vtb.factory.work import Item, Outcome, input_digests
 
-__all__ = ['AsrAstStage', 'manifest_rows', 'strip_punctuation']
+__all__ = ['AsrAstStage', 'manifest_rows', 'strip_punctuation', 'word_request']
 
 _PUNCTUATED = re.compile(r'[.!?,;:。！？]')
 
@@ -81,7 +81,8 @@ class AsrAstStage:
             reason = self._avoid.reason([row['text'], row.get('translation') or ''], [_span(row)])
         if reason is not None:
             return Outcome(item.id, item.group, None, reason, facts)
-        answer, wording = self._word(rng, row, facts)
+        answer, wording, worded = word_request(rng, row, settings)
+        facts |= worded
         audio = {'type': 'audio', 'from': 'User', 'value': row['audio'], 'duration': row['duration']}
         audio |= {'offset': row['offset']} if row['offset'] else {}
         audio['text'] = row['text']
@@ -98,48 +99,61 @@ class AsrAstStage:
             return 'too_short' if row['duration'] < settings.min_s else 'too_long'
         return 'too_few_words' if len(row['text'].split()) < settings.min_words else None
 
-    def _word(self, rng: Random, row: Mapping[str, Any], facts: dict[str, Any]) -> tuple[str, list[str | None]]:
-        """The answer, and the user's parts in their order; None stands for the recording."""
-        settings, task = self.settings, row['task']
-        target = row['target_lang'] if task == 'ast' else row['lang']
-        bank = self._bank(rng, row['lang'], target)
-        names = {'source': bank.names.get(row['lang'], row['lang']), 'target': bank.names.get(target, target)}
-        named = row['lang'] in bank.names and rng.random() < settings.named_share
-        text = row['translation'] if task == 'ast' else row['text']
-        form = draw(rng, settings.forms, 'forms')
-        if form == 'timestamps' and (task == 'ast' or not row.get('words')):
-            form = 'plain'  # there are no times to ask for
-        position = draw(rng, settings.positions, 'positions')
-        instruction = bank.pick(rng, f'{task}_named' if named else task, **names)
-        while position != 'before' and instruction.endswith(':'):
-            instruction = bank.pick(rng, f'{task}_named' if named else task, **names)
-        extra, answer = [], text
-        if form != 'timestamps' and rng.random() < settings.punctuation_share:
-            wanted = 'on' if _PUNCTUATED.search(text) and rng.random() < 0.5 else 'off'
-            extra.append(bank.pick(rng, f'punctuation_{wanted}'))
-            answer = text if wanted == 'on' else strip_punctuation(text)
-        if form == 'json':
-            key = 'translation' if task == 'ast' else 'transcript'
-            extra.append(bank.pick(rng, 'json', key=key))
-            answer = json.dumps({key: answer}, ensure_ascii=False)
-        elif form == 'timestamps':
-            extra.append(bank.pick(rng, 'timestamps'))
-            answer = ' '.join(f'[{begin:.2f} {end:.2f}] {word}' for word, begin, end in row['words'])
-        facts |= {'form': form, 'position': position} | ({'target_lang': target} if task == 'ast' else {})
-        if extra and instruction.endswith(':'):
-            parts: list[str | None] = [' '.join(extra), instruction, None]
-        else:
-            asked = ' '.join([instruction, *extra])
-            before, after = [asked, None], [None, asked]
-            parts = {'before': before, 'after': after, 'around': [bank.pick(rng, 'lead'), None, asked]}[position]
-        return answer, parts
 
-    def _bank(self, rng: Random, source: str, target: str) -> Bank:
-        settings = self.settings
-        lang = {'source': source, 'en': 'en', 'any': rng.choice(BANK_LANGUAGES)}[settings.instruction_lang]
-        if settings.bank is None and lang not in BANK_LANGUAGES:
-            lang = 'en'
-        return load_bank(lang, settings.bank)
+def word_request(
+    rng: Random, row: Mapping[str, Any], settings: AsrAst
+) -> tuple[str, list[str | None], dict[str, Any]]:
+    """Word one request.
+
+    Args:
+        rng: Source of randomness.
+        row: As `manifest_rows` gives it, and `task`.
+        settings: Bank and shares.
+
+    Returns:
+        The answer; the user's parts in their order, None standing for the recording; form, position, target language.
+    """
+    task = row['task']
+    target = row['target_lang'] if task == 'ast' else row['lang']
+    bank = _bank(rng, row['lang'], settings)
+    names = {'source': bank.names.get(row['lang'], row['lang']), 'target': bank.names.get(target, target)}
+    named = row['lang'] in bank.names and rng.random() < settings.named_share
+    text = row['translation'] if task == 'ast' else row['text']
+    form = draw(rng, settings.forms, 'forms')
+    if form == 'timestamps' and (task == 'ast' or not row.get('words')):
+        form = 'plain'  # there are no times to ask for
+    position = draw(rng, settings.positions, 'positions')
+    instruction = bank.pick(rng, f'{task}_named' if named else task, **names)
+    if instruction.endswith(':'):
+        position = 'before'
+    extra, answer = [], text
+    if form != 'timestamps' and rng.random() < settings.punctuation_share:
+        wanted = 'on' if _PUNCTUATED.search(text) and rng.random() < 0.5 else 'off'
+        extra.append(bank.pick(rng, f'punctuation_{wanted}'))
+        answer = text if wanted == 'on' else strip_punctuation(text)
+    if form == 'json':
+        key = 'translation' if task == 'ast' else 'transcript'
+        extra.append(bank.pick(rng, 'json', key=key))
+        answer = json.dumps({key: answer}, ensure_ascii=False)
+    elif form == 'timestamps':
+        extra.append(bank.pick(rng, 'timestamps'))
+        answer = ' '.join(f'[{begin:.2f} {end:.2f}] {word}' for word, begin, end in row['words'])
+    facts: dict[str, Any] = {'form': form, 'position': position}
+    facts |= {'target_lang': target} if task == 'ast' else {}
+    if extra and instruction.endswith(':'):
+        parts: list[str | None] = [' '.join(extra), instruction, None]
+    else:
+        asked = ' '.join([instruction, *extra])
+        before, after = [asked, None], [None, asked]
+        parts = {'before': before, 'after': after, 'around': [bank.pick(rng, 'lead'), None, asked]}[position]
+    return answer, parts, facts
+
+
+def _bank(rng: Random, source: str, settings: AsrAst) -> Bank:
+    lang = {'source': source, 'en': 'en', 'any': rng.choice(BANK_LANGUAGES)}[settings.instruction_lang]
+    if settings.bank is None and lang not in BANK_LANGUAGES:
+        lang = 'en'
+    return load_bank(lang, settings.bank)
 
 
 def manifest_rows(paths: Sequence[str], lang: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -24,7 +24,7 @@ from typing import Any
 
 from nemo_vtb.evaluation.metrics import normalize_answer
 from nemo_vtb.factory.asr_ast import manifest_rows
-from nemo_vtb.factory.contamination import AvoidList, load_avoid_list
+from nemo_vtb.factory.contamination import AvoidList, load_avoid_list, ngrams
 from nemo_vtb.factory.language import is_language
 from nemo_vtb.factory.prompts import draw
 from nemo_vtb.factory.settings import SpeechQa, settings_dict
@@ -67,6 +67,7 @@ _JUDGE = (
 _NO_QUESTION = re.compile(r'^(none|null|n/?a|no question)\W*$', re.IGNORECASE)
 _LANGUAGE_NAMES = {'en': 'English', 'de': 'German', 'es': 'Spanish', 'fr': 'French', 'it': 'Italian'}
 _POSITIONS = (True, True, False)
+_INSTRUCTIONS = frozenset(gram for text in (_SYSTEM, *QUESTION_TYPES.values()) for gram in ngrams(text, 5))
 
 
 @dataclass
@@ -219,7 +220,7 @@ def pair_reason(question: str, answer: str, row: Mapping[str, Any], settings: Sp
     text = row['text']
     if not question or _NO_QUESTION.match(question):
         return 'no_question'
-    if not answer or _NO_QUESTION.match(answer):
+    if not answer or _NO_QUESTION.match(answer) or answer.endswith(':'):
         return 'no_answer'
     if len(question.split()) > settings.max_question_words or len(answer.split()) > settings.max_answer_words:
         return 'pair_too_long'
@@ -229,8 +230,11 @@ def pair_reason(question: str, answer: str, row: Mapping[str, Any], settings: Sp
     if asked == answered or asked == said or (asked and asked in said):
         return 'copy'
     # a short answer in the words of the recording is wanted; most of a long recording said again is not
-    if len(said.split()) >= 12 and len(answered.split()) > settings.max_copy * len(said.split()) and answered in said:
+    words = len(said.split())
+    if words >= 12 and (said in answered or (answered in said and len(answered.split()) > settings.max_copy * words)):
         return 'copy'
+    if any(gram in _INSTRUCTIONS for part in (question, answer) for gram in ngrams(part, 5)):
+        return 'echoes_instructions'
     if re.search(r'\b(transcript|transcription|the text|passage)\b', question, re.IGNORECASE):
         return 'mentions_transcript'
     if not is_language(f'{question} {answer}', row['lang']):

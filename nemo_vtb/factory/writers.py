@@ -297,7 +297,7 @@ class Memo:
 
     def put(self, key: str, reply: Reply) -> None:
         """Remember an answer, through to the disk."""
-        values = [reply.values and dict(reply.values), reply.prompt_tokens, reply.completion_tokens]
+        values: list[Any] = [reply.values and dict(reply.values), reply.prompt_tokens, reply.completion_tokens]
         values += [reply.requests, reply.retries, reply.invalid, reply.raw]
         with self._lock:
             self._known[key] = reply

@@ -1,0 +1,273 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The demonstration corpus: all four kinds, made by the factory from the embedded recordings, texts and voices.
+
+It has the files and the layout of the asset `demo-corpus`; beyond it, each synthesised span is transcribed back and
+checked, a part of the instructions comes from the bank, it may be killed and continued, and it has a data card.
+"""
+
+import json
+import os
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from nemo_vtb.assets import ensure
+from nemo_vtb.assets.chats import Chat, chat_prompts, generate_text_chats, reference_chats
+from nemo_vtb.assets.corpus import SPLITS, CorpusMaker, CorpusSize, best_chats, text_line
+from nemo_vtb.assets.corpus_check import check_corpus
+from nemo_vtb.assets.dialogues import Clip, Recorder
+from nemo_vtb.data.files import write_atomically
+from nemo_vtb.factory.asr_ast import word_request
+from nemo_vtb.factory.card import Card
+from nemo_vtb.factory.output import ordered_outcomes
+from nemo_vtb.factory.production import produce
+from nemo_vtb.factory.settings import AsrAst, Demo, Noise, Tts, settings_dict
+from nemo_vtb.factory.speaking import Span, Speaker
+from nemo_vtb.factory.work import KEPT, WORK, Item, Outcome, Stage
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ['ChatStage', 'SpanStage', 'make_demo']
+
+_WORDING = AsrAst(forms={'plain': 1.0}, punctuation_share=0.0)
+
+
+@dataclass
+class ChatStage:
+    """Lets the untouched language model answer the prompts of the bank.
+
+    Args:
+        settings: Which model, how many chats.
+    """
+
+    settings: Demo
+    kind: str = 'chats'
+
+    @property
+    def chunk(self) -> int:
+        """Chats that are answered in one batch."""
+        return 2 * self.settings.chunk
+
+    def describe(self) -> dict[str, Any]:
+        """Model and counts."""
+        names = ('seed', 'text', 'llm', 'max_new_tokens', 'spare_chats')
+        return {'settings': {name: settings_dict(self.settings)[name] for name in names}}
+
+    def items(self) -> Iterator[Item]:
+        """The prompts of each split, with spare ones."""
+        prompts = chat_prompts(self.settings.seed)
+        for split, wanted in zip(SPLITS, self.settings.text, strict=True):
+            for number, chat in enumerate(prompts[split][: round(wanted * self.settings.spare_chats)]):
+                yield Item(f'{split}-{number:05d}', split, {'prompts': list(chat.prompts)})
+
+    def make(self, items: Sequence[Item], out: Path) -> list[Outcome]:
+        """Answer one batch."""
+        assert self.settings.llm is not None
+        folder = ensure(self.settings.llm, quiet=True)[self.settings.llm]
+        prompts = [Chat(tuple(item.data['prompts'])) for item in items]
+        answered = generate_text_chats(
+            folder, prompts, max_new_tokens=self.settings.max_new_tokens, batch_size=len(prompts)
+        )
+        return [
+            Outcome(item.id, item.group, facts={'answers': list(chat.answers), 'complete': chat.complete})
+            for item, chat in zip(items, answered, strict=True)
+        ]
+
+
+@dataclass
+class SpanStage:
+    """Speaks and verifies what the conversations need.
+
+    Args:
+        settings: Seed and checks.
+        spans: (key, text, voice, speed) each.
+    """
+
+    settings: Demo
+    spans: tuple[tuple[str, str, str, float], ...]
+    kind: str = 'spans'
+
+    @property
+    def chunk(self) -> int:
+        """Spans that are heard in one batch."""
+        return self.settings.chunk
+
+    def describe(self) -> dict[str, Any]:
+        """All that decides the spans."""
+        return {'settings': settings_dict(self.settings)}
+
+    def items(self) -> Iterator[Item]:
+        """One item for each span."""
+        for key, text, voice, speed in self.spans:
+            yield Item(key, key, {'text': text, 'voice': voice, 'speed': speed})
+
+    def make(self, items: Sequence[Item], out: Path) -> list[Outcome]:
+        """Speak one batch."""
+        spans = [Span(item.id, **item.data) for item in items]
+        done = self._speaker().speak(spans, out)
+        return [
+            Outcome(one.span.key, one.span.key, None, one.reason, {'seconds': one.seconds, **one.facts})
+            for one in done
+        ]
+
+    def _speaker(self) -> Speaker:
+        found = self.__dict__.get('_made')
+        if found is None:
+            found = Speaker('en', self.settings.seed, Tts(), self.settings.verify, Noise())
+            self.__dict__['_made'] = found
+        return found
+
+
+class _Planner(Recorder):
+    """Writes down what is to be spoken instead of speaking; durations follow when it is."""
+
+    def __init__(self, out: Path) -> None:
+        super().__init__(out)
+        self.spans: list[tuple[str, str, str, float]] = []
+
+    def record(self, path: str, text: str, style: tuple[str, float, float]) -> float:
+        """Note a span; its duration is not known yet."""
+        voice, speed, pitch = style
+        self.spans.append((Path(path).stem, text, f'{voice}@{pitch}', speed))
+        return 0.0
+
+    def take(self, folder: Path, row: Mapping) -> Clip:
+        """Copy a real recording so that a kill leaves no half of it."""
+        path = f'wav/{Path(row["audio_filepath"]).name}'
+        if not (self.out / path).exists():
+            part = (self.out / path).with_name(f'.{Path(path).name}.part')
+            shutil.copyfile(folder / row['audio_filepath'], part)
+            os.replace(part, self.out / path)
+        return Clip(path, row['duration'], row['text'], row['lang'], key=row['key'])
+
+
+class _Script(CorpusMaker):
+    """The conversations of the corpus, before anything is spoken."""
+
+    def __init__(self, out: Path, settings: Demo, recordings: dict[str, Path]) -> None:
+        self.planner = _Planner(out)
+        self.lines: dict[str, list[dict[str, Any]]] = {}
+        size = CorpusSize(
+            *(tuple(getattr(settings, kind)) for kind in ('commands', 'speech_qa', 'mixed_modal', 'text'))  # type: ignore[arg-type]
+        )
+        super().__init__(out, size, recordings, settings.seed, lambda text: None, self.planner)
+
+    def write(self, name: str, lines: Sequence[dict]) -> None:
+        """Keep the lines of a file."""
+        self.lines[name] = [dict(line) for line in lines]
+
+
+def make_demo(settings: Demo, out: Path, *, workers: int, console: 'Console') -> dict[str, Any]:
+    """Make the demonstration corpus, or go on with it.
+
+    Args:
+        settings: Sizes, models, checks.
+        out: The output folder.
+        workers: Processes.
+        console: Where to say what is being done.
+
+    Returns:
+        The card.
+
+    Raises:
+        VtbAssetError: A recording, a voice or a model cannot be had.
+        VtbDataError: The folder holds another production, or the corpus does not pass its own check.
+    """
+    begin = time.perf_counter()
+    recordings = {'en': ensure('asterisk-en', quiet=True)['asterisk-en']}
+    console.print('1/3 typed chats: the untouched language model answers', highlight=False)
+    script = _Script(out, settings, recordings)
+    chats = _chats(settings, out, workers) if settings.llm else script.chats(None)
+    for number, split in enumerate(SPLITS):
+        script.write_split(number, split, chats[split])
+    if settings.llm is not None:
+        lines = [text_line(f'ref-{i:03d}', chat, 'reference') for i, chat in enumerate(reference_chats())]
+        script.write('text_reference.test', lines)
+    console.print(f'2/3 {len(script.planner.spans)} spans: spoken, and transcribed back', highlight=False)
+    stage = SpanStage(settings, tuple(script.planner.spans))
+    made = produce(stage, out, workers=workers)
+    spoken = {outcome.id: outcome for outcome in ordered_outcomes(out, made.chunks)}
+    console.print('3/3 files, checks and the card', highlight=False)
+    card = Card('demo', stage.describe())
+    counts: Counter[str] = Counter()
+    for name, lines in script.lines.items():
+        kept = [_worded(line, settings) for line in lines if _fill(line, spoken, card, name)]
+        counts[name] = len(lines) - len(kept)
+        text = ''.join(json.dumps(line, ensure_ascii=False) + '\n' for line in kept)
+        write_atomically(out / f'{name}.jsonl', text)
+    for outcome in spoken.values():
+        card.wers[str(outcome.facts['voice']).partition('@')[0]].append(outcome.facts.get('wer', 1.0))
+    rejected = [{'id': o.id, 'reason': o.reason, **o.facts} for o in spoken.values() if o.reason != KEPT]
+    write_atomically(out / 'rejected.jsonl', ''.join(json.dumps(r, ensure_ascii=False) + '\n' for r in rejected))
+    card.write(out)
+    facts = json.loads((out / 'card.json').read_text(encoding='utf-8'))
+    facts |= {
+        'name': 'nemo_vtb demonstration corpus, made by the factory', 'seed': settings.seed,
+        'text_answers_by': settings.llm or 'hand-written answers', 'left_out': script.left_out,
+        'licences': script.licences(), 'spans': len(spoken), 'spans_rejected': len(rejected),
+        'lines_left_out': {name: count for name, count in counts.items() if count}, **check_corpus(out),
+    }  # fmt: skip
+    write_atomically(out / 'card.json', json.dumps(facts, indent=2, ensure_ascii=False) + '\n')
+    seconds = time.perf_counter() - begin
+    console.print(
+        f'{sum(len(lines) for lines in script.lines.values()) - sum(counts.values())} conversations, '
+        f'{len(spoken) - len(rejected)} of {len(spoken)} spans kept, {seconds:.0f} s\ncard: {out / "card.md"}',
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    return facts
+
+
+def _chats(settings: Demo, out: Path, workers: int) -> dict[str, list[Chat]]:
+    """Answered chats by split."""
+    stage: Stage = ChatStage(settings)
+    folder = out / WORK / 'chats'
+    made = produce(stage, folder, workers=workers)
+    prompts = {item.id: tuple(item.data['prompts']) for item in stage.items()}
+    found: dict[str, list[Chat]] = {split: [] for split in SPLITS}
+    for outcome in ordered_outcomes(folder, made.chunks):
+        answers = tuple(outcome.facts['answers'])
+        found[outcome.group].append(Chat(prompts[outcome.id], answers, outcome.facts['complete']))
+    return {split: best_chats(found[split], wanted) for split, wanted in zip(SPLITS, settings.text, strict=True)}
+
+
+def _fill(line: dict[str, Any], spoken: Mapping[str, Outcome], card: Card, name: str) -> bool:
+    """Put the durations into a line and count it; False if one of its spans was rejected."""
+    reason = KEPT
+    for entry in line['conversations']:
+        outcome = spoken.get(Path(entry['value']).stem) if entry['type'] == 'audio' else None
+        if outcome is not None:
+            entry['duration'] = outcome.facts['seconds']
+            reason = outcome.reason if outcome.reason != KEPT else reason
+    facts = {key: line['custom'].get(key) for key in ('lang', 'source', 'task')}
+    card.add(Outcome(line['id'], line['id'], line, reason, facts), name.rpartition('.')[2])
+    return reason == KEPT
+
+
+def _worded(line: dict[str, Any], settings: Demo) -> dict[str, Any]:
+    """Give a share of the transcriptions an instruction of the bank."""
+    rng = Random(f'{settings.seed}:wording:{line["id"]}')
+    if line['custom']['task'] != 'asr' or rng.random() >= settings.bank_share:
+        return line
+    audio = next(entry for entry in line['conversations'] if entry['type'] == 'audio')
+    row = {'task': 'asr', 'lang': line['custom']['lang'], 'text': audio['text']}
+    answer, parts, _ = word_request(rng, row, _WORDING)
+    user = [{'type': 'text', 'from': 'User', 'value': part} if part else audio for part in parts]
+    return {**line, 'conversations': [*user, {'type': 'text', 'from': 'Assistant', 'value': answer}]}
