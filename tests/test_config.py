@@ -36,7 +36,7 @@ from nemo_vtb.errors import VtbConfigError
 
 CONF = Path(__file__).resolve().parent.parent / 'conf'
 # conf/eval holds the configurations of the other scripts, which have their own tables of keys
-OTHERS = sorted((CONF / 'eval').glob('*.yaml'))
+OTHERS = sorted([*(CONF / 'eval').glob('*.yaml'), *(CONF / 'factory').glob('*.yaml')])
 GROUPS = sorted(path for path in CONF.rglob('*.yaml') if path.parent != CONF and path not in OTHERS)
 MAINS = sorted(CONF.glob('*.yaml'))
 PAPER = ['+model=gemma2b_canary1b', '+data=paper_blend', '+trainer=slurm_8x8_h100']

@@ -24,6 +24,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -122,18 +123,14 @@ class SpanStage:
     def make(self, items: Sequence[Item], out: Path) -> list[Outcome]:
         """Speak one batch."""
         spans = [Span(item.id, **item.data) for item in items]
-        done = self._speaker().speak(spans, out)
         return [
             Outcome(one.span.key, one.span.key, None, one.reason, {'seconds': one.seconds, **one.facts})
-            for one in done
+            for one in self._speaker.speak(spans, out)
         ]
 
+    @cached_property
     def _speaker(self) -> Speaker:
-        found = self.__dict__.get('_made')
-        if found is None:
-            found = Speaker('en', self.settings.seed, Tts(), self.settings.verify, Noise())
-            self.__dict__['_made'] = found
-        return found
+        return Speaker('en', self.settings.seed, Tts(), self.settings.verify, Noise())
 
 
 class _Planner(Recorder):

@@ -25,7 +25,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from nemo_vtb.config import resolve_asset
-from nemo_vtb.errors import VtbModelError
+from nemo_vtb.errors import VtbConfigError, VtbModelError
 
 __all__ = ['Heard', 'Listener', 'NemoListener', 'WhisperListener', 'open_listener']
 
@@ -95,6 +95,11 @@ class WhisperListener:
 
         if not clips:
             return []
+        if lang != 'en' and not getattr(self._config, 'is_multilingual', False):
+            raise VtbConfigError(
+                'The listener understands English alone.', field='verify.asr', got=f'lang {lang}',
+                remedy='verify.asr=asset:whisper-base, another Whisper or a .nemo file of that language',
+            )  # fmt: skip
         short = not careful and max(map(len, clips)) <= _SHORT_CLIP_S * RATE
         window = (_SHORT_S if short else _FULL_S) * RATE
         padded = [np.pad(clip[:window], (0, max(0, window - len(clip)))) for clip in clips]

@@ -27,7 +27,7 @@ from nemo_vtb.assets.recordings import write_wav
 from nemo_vtb.evaluation.metrics import get_normalizer, normalizer_for
 from nemo_vtb.factory.listeners import Heard, Listener, open_listener
 from nemo_vtb.factory.settings import Noise, Tts, Verify
-from nemo_vtb.factory.voices import Utterance, Voices, open_voices
+from nemo_vtb.factory.tts import Utterance, Voices, open_voices
 from nemo_vtb.factory.work import KEPT
 
 __all__ = ['Span', 'Speaker', 'Spoken', 'check_sound', 'span_wer']
