@@ -86,6 +86,7 @@ class VoiceTextBlender(Generation, SALM, ModelPT):
         self._freeze()
         self._use_fsdp = self._use_tp = False
         self._window_targets = 0.0
+        self._window_rows, self._window_buffers = 0, dict[str, Tensor]()
 
     def _build_llm(self, source: str, pretrained: bool) -> None:
         trust = bool(self.cfg.get('trust_remote_code', False))
@@ -151,6 +152,13 @@ class VoiceTextBlender(Generation, SALM, ModelPT):
             embeds = embeds + silent_forward(self.perception)
         return self.backbone.forward(embeds, batch['position_ids'], batch['cu_seqlens'], batch['max_seqlen'])
 
+    def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Remember the running statistics at the beginning of a global batch, see `on_save_checkpoint`."""
+        if not self._window_rows:
+            buffers = self.perception.named_buffers(prefix='perception')
+            self._window_buffers = {name: value.detach().clone() for name, value in buffers}
+        self._window_rows += 1
+
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """One packed row.
 
@@ -197,7 +205,7 @@ class VoiceTextBlender(Generation, SALM, ModelPT):
             for parameter in group['params']:
                 if parameter.grad is not None:
                     parameter.grad.mul_(factor)
-        self._window_targets = 0.0
+        self._window_targets, self._window_rows = 0.0, 0
 
     # ---- validation
 
@@ -266,6 +274,10 @@ class VoiceTextBlender(Generation, SALM, ModelPT):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave the untouched LLM out: it is in its own folder, and would be most of every checkpoint."""
         state = checkpoint['state_dict']
+        if self._window_rows:
+            # saved within a global batch, which a resumed run begins again: its rows must not count twice in the
+            # running statistics of batch norms (the state of the data and the random generators go back likewise)
+            state.update({name: value for name, value in self._window_buffers.items() if name in state})
         # plain values, so that the file can be read without running code that is in it
         checkpoint.pop(self.CHECKPOINT_HYPER_PARAMS_TYPE, None)
         if isinstance(stored := checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY), DictConfig):

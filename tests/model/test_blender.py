@@ -169,6 +169,35 @@ def test_a_window_cut_short_by_the_end_of_the_data(root: Path, conversations: li
         torch.testing.assert_close(short[name], gradient, atol=1e-6, rtol=1e-4, msg=name)
 
 
+class SaveWithinABatch(Callback):
+    """Saves after the first row of the second global batch; keeps the statistics from before and after that row."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_batch_start(self, trainer: Trainer, module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 2:
+            self.before = {n: b.clone() for n, b in module.named_buffers() if 'running_' in n}
+
+    def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 2:
+            self.after = {n: b.clone() for n, b in module.named_buffers() if 'running_' in n}
+            trainer.save_checkpoint(self.path)
+
+
+def test_a_checkpoint_within_a_global_batch_is_that_of_its_beginning(
+    root: Path, conversations: list[Conversation], tmp_path: Path
+) -> None:
+    """A resumed run trains on the rows of the open batch again: batch norms must not have seen them already."""
+    model, saver = build(root), SaveWithinABatch(tmp_path / 'within.ckpt')
+    rows = rows_of(model, [conversations[i::4] for i in range(4)])
+    trainer(accumulate_grad_batches=2, max_steps=2, callbacks=[saver]).fit(model, loader(rows))
+    state = torch.load(saver.path, weights_only=True)['state_dict']
+    assert saver.before and any(not torch.equal(saver.before[name], saver.after[name]) for name in saver.before)
+    for name, value in saver.before.items():
+        assert torch.equal(state[name], value), name
+
+
 def test_clipping_sees_the_final_gradient(root: Path, conversations: list[Conversation]) -> None:
     clipped = step(root, [conversations], gradient_clip_val=0.25)
     norm = torch.stack([g.norm() for g in clipped.values()]).norm()
