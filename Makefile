@@ -17,8 +17,8 @@
 .PHONY: help quickstart test test-all bench lint format demo-long clean
 
 PY := .venv/bin/python
-# left out of the unit tests' way: one thread per process is faster on few cores
-export OMP_NUM_THREADS ?= 2
+# tests and benchmarks start processes of their own; threads of one that wait for the other's core cost more than they bring
+test test-all bench: export OMP_NUM_THREADS ?= 1
 
 QUICK_ASSETS := minimind2-small whisper-tiny.en demo-corpus
 TEST_ASSETS := minimind2-small whisper-tiny.en demo-corpus
