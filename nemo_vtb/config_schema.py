@@ -152,6 +152,7 @@ _MODEL_KEYS: dict[str, Node] = {
     'prevent_freeze_params': ListOf(Key((str,), null=False)),
     'lr_factors': ListOf(Section({'match': Key((str,), null=False), 'factor': POSITIVE})),
     'loss_chunk': COUNT,
+    'text_anchor': POSITIVE,
     'perception': Section(
         {
             'target': TEXT,

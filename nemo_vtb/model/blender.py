@@ -39,11 +39,12 @@ from nemo_vtb.backbone.hf import HFBackbone, load_llm
 from nemo_vtb.data.conversation import KINDS
 from nemo_vtb.data.template import AUDIO_SLOT, ChatRenderer
 from nemo_vtb.errors import VtbCheckpointError, VtbConfigError, VtbModelError
+from nemo_vtb.model.anchor import anchored_loss, base_hidden, text_divergence
 from nemo_vtb.model.checkpointing import atomic_path, base_fingerprint, frozen_base
 from nemo_vtb.model.frames import frame_counter
 from nemo_vtb.model.generation import Generation
 from nemo_vtb.model.llm_files import llm_files
-from nemo_vtb.model.loss import kind_sums, target_nll
+from nemo_vtb.model.loss import IGNORE, kind_sums, target_nll
 from nemo_vtb.model.perception import encode, setup_perception, silent_forward
 from nemo_vtb.model.splice import splice
 from nemo_vtb.registry import register
@@ -59,7 +60,8 @@ class VoiceTextBlender(Generation, SALM, ModelPT):
 
     Args:
         cfg: The keys of NeMo's SALM keep their meaning (`pretrained_llm`, `pretrained_asr`, `perception`, `lora`,
-            `freeze_params`, `audio_locator_tag` ...); ours are `perception.adapter_init`, `lr_factors`, `loss_chunk`.
+            `freeze_params`, `audio_locator_tag` ...); ours are `perception.adapter_init`, `lr_factors`, `loss_chunk`,
+            `text_anchor`.
         trainer: Lightning trainer, as for every ModelPT.
 
     Raises:
@@ -96,6 +98,14 @@ class VoiceTextBlender(Generation, SALM, ModelPT):
         del self.llm.model.embed_tokens
         if self.cfg.get('lora'):
             self._install_lora()
+        elif self.cfg.get('text_anchor'):
+            raise VtbConfigError(
+                'Without LoRA there is no untouched LLM to hold typed chats to.',
+                field='model.text_anchor',
+                got=self.cfg.text_anchor,
+                allowed='0, or any weight together with model.lora',
+                remedy='model.text_anchor=0, or add model.lora',
+            )
         self.backbone = HFBackbone(self.llm, self.embed_tokens)
 
     def _install_lora(self) -> None:
@@ -168,6 +178,9 @@ class VoiceTextBlender(Generation, SALM, ModelPT):
         for module in (self.perception.preprocessor, self.perception.encoder, self.llm):
             if is_frozen(module):
                 module.eval()
+        anchor = float(self.cfg.get('text_anchor') or 0.0)
+        # before the row itself: switching LoRA off must not happen between its forward and backward pass
+        base = base_hidden(self.backbone, batch) if anchor else None  # (M, H)
         if batch['input_ids'].numel():
             hidden = self.hidden_states(batch)  # (T, H)
         else:  # every conversation of the row was broken: this rank must take part in the reduction all the same
@@ -175,18 +188,26 @@ class VoiceTextBlender(Generation, SALM, ModelPT):
         nll = target_nll(hidden, batch['labels'], self.backbone.head, chunk=self.cfg.get('loss_chunk', 1024))  # (N,)
         sums, counts = kind_sums(nll, batch['labels'], batch['label_kinds'], len(KINDS))
         self._window_targets += float(counts.sum())
+        loss = nll.sum() if base is None else self._anchored(nll, base, hidden, batch, anchor)
         mean = float(sums.sum() / counts.sum().clamp(min=1))
         self.log('loss', mean, prog_bar=False, batch_size=1)
         for kind, total, count in zip(KINDS, sums.tolist(), counts.tolist(), strict=True):
             if count:
                 self.log(f'loss/{kind}', total / count, batch_size=1)
         return {
-            'loss': nll.sum() / _LOSS_UNIT,
+            'loss': loss / _LOSS_UNIT,
             'mean_loss': mean,
             'kind_sums': sums,
             'kind_counts': counts,
             'num_tokens': int(batch['input_ids'].shape[0]),
         }
+
+    def _anchored(self, nll: Tensor, base: Tensor, hidden: Tensor, batch: dict[str, Any], weight: float) -> Tensor:
+        chunk = self.cfg.get('loss_chunk', 1024)
+        divergence = text_divergence(base, hidden, batch, self.backbone, chunk=chunk)  # (K,)
+        if divergence.numel():
+            self.log('text_divergence', divergence.detach().mean(), batch_size=1)
+        return anchored_loss(nll, divergence, batch['label_kinds'][batch['labels'] != IGNORE], weight)
 
     def _nothing(self) -> Tensor:
         """(1, H) of zeros that every trained parameter has a zero gradient of."""

@@ -322,7 +322,7 @@ def run_two_ranks(side: str, out: Path) -> subprocess.CompletedProcess:
 def test_ddp_with_audio_on_one_rank_only(tmp_path: Path) -> None:
     for name in ('salm', 'ours'):
         (tmp_path / name).mkdir()
-        cfg = tiny_model_cfg(tmp_path / 'models')
+        cfg = tiny_model_cfg(tmp_path / 'models') | ({'text_anchor': 0.5} if name == 'ours' else {})
         (tmp_path / name / 'cfg.json').write_text(json.dumps(cfg), encoding='utf-8')
         write_tones(tmp_path / name / 'wav', [1.0, 1.5])
     theirs = run_two_ranks('salm', tmp_path / 'salm')
