@@ -29,7 +29,7 @@ import numpy as np
 from nemo_vtb.data.conversation import Audio
 from nemo_vtb.data.faults import audio_fault
 
-__all__ = ['DURATION_TOLERANCE_S', 'AudioHeader', 'ClipSpan', 'clip_span', 'probe', 'read_audio']
+__all__ = ['DURATION_TOLERANCE_S', 'AudioHeader', 'ClipSpan', 'clip_span', 'open_audio', 'probe', 'read_audio']
 
 DURATION_TOLERANCE_S = 0.1
 """A duration field may differ from the recording by this much before it counts as a lie."""
@@ -84,7 +84,7 @@ def _probe(path: str, file: str, size: int, _mtime_ns: int) -> AudioHeader:
     if not os.access(file, os.R_OK):
         raise audio_fault('audio_no_permission', field='audio', got=path)
     try:
-        info = soundfile.info(_open(path))
+        info = soundfile.info(open_audio(path))
     except (soundfile.SoundFileError, RuntimeError) as error:
         raise audio_fault('audio_unreadable', field='audio', got=f'{path} ({error})') from error
     if info.frames <= 0:
@@ -156,7 +156,9 @@ def _decode(path: str, span: ClipSpan) -> np.ndarray:
     import soundfile
 
     try:
-        samples, _ = soundfile.read(_open(path), frames=span.count, start=span.start, dtype='float32', always_2d=True)
+        samples, _ = soundfile.read(
+            open_audio(path), frames=span.count, start=span.start, dtype='float32', always_2d=True
+        )
     except (soundfile.SoundFileError, RuntimeError) as error:
         raise audio_fault('audio_unreadable', field='audio', got=f'{path} ({error})') from error
     except OSError as error:
@@ -172,7 +174,8 @@ def _split(path: str) -> tuple[str, str]:
     return (f'{archive}.tar', member) if mark else (path, '')
 
 
-def _open(path: str) -> str | io.BytesIO:
+def open_audio(path: str) -> str | io.BytesIO:
+    """The path itself, or the bytes of a member of an archive."""
     archive, member = _split(path)
     if not member:
         return path
