@@ -13,9 +13,9 @@
 # limitations under the License.
 """The token budget for anybody's lhotse set-up: the plan behind the face of a lhotse `CutSampler`.
 
-Training here does not use it: plans of rows reach the loader processes as numbers, whereas lhotse's samplers read every
-example in the main process (docs/adr/0012). It serves code that has a lhotse dataset of its own, NeMo's `SALMDataset`
-among them.
+Training here does not use it: plans of rows reach the loader processes as numbers, whereas lhotse's samplers read
+every example in the main process (docs/adr/0012). It serves code that has a lhotse dataset of its own, NeMo's
+`SALMDataset` among them.
 """
 
 import copy
@@ -106,7 +106,8 @@ class TokenBudgetCutSampler(CutSampler):
     Args:
         sampler: The rows of this rank.
         sources: In the order of its plan.
-        convert: Makes an item of the `CutSet` from a conversation and its unique name; for example `partial(nemo_conversation, audio_locator_tag='<|audio|>')`.
+        convert: Makes an item of the `CutSet` from a conversation and its unique name; for example
+            `partial(nemo_conversation, audio_locator_tag='<|audio|>')`.
     """
 
     def __init__(

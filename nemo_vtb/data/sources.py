@@ -22,17 +22,13 @@ from typing import Any
 
 from nemo_vtb.data.conversation import KINDS, Audio, Conversation, Text, Turn, conversation_from_dict, parse_line
 from nemo_vtb.data.faults import data_fault
+from nemo_vtb.data.unpacked import shar_shards, unpack_gzip, unpack_shar
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 
 __all__ = ['SOURCE_TYPES', 'SourceSpec', 'expand_paths', 'parse_input_cfg']
 
 _PATTERN = re.compile(r'[{}]|_OP_|_CL_|[\[(<][^/]*\.\.')
 _BRACES = {'(': '{', '[': '{', '<': '{', '_OP_': '{', ')': '}', ']': '}', '>': '}', '_CL_': '}'}
-# its manifests are compressed and its recordings lie in archives by number, so that no line can be read at its place
-_SHAR = (
-    "unpack it once: CutSet.from_shar(in_dir=...).save_audios(FOLDER).to_file('cuts.jsonl'), then type "
-    'lhotse_as_conversation with cuts_path'
-)
 _LANGUAGES = {
     'ar': 'Arabic',
     'de': 'German',
@@ -63,6 +59,8 @@ class SourceSpec:
     weight: float = 1.0
     max_repeats: int | None = None
     tars: tuple[str, ...] = ()
+    bases: tuple[str, ...] = ()
+    "Folders that relative paths of recordings count from, where the files are unpacked copies."
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def read(self, line: Mapping[str, Any], file: int, where: str) -> Conversation | None:
@@ -77,13 +75,15 @@ class SourceSpec:
         if self.tars:
             base = f'{self.tars[file]}!'
         else:
-            base = str(self.options.get('audio_root') or Path(self.files[file]).parent)
+            folder = self.bases[file] if self.bases else Path(self.files[file]).parent
+            base = str(self.options.get('audio_root') or folder)
         conversation = SOURCE_TYPES[self.type](self, line, base, where)
         return _with_prompts(conversation, self.options)
 
     def describe(self) -> dict[str, Any]:
         """All that decides what the lines become; part of the fingerprint of an index."""
-        return {'type': self.type, 'kind': self.kind, 'name': self.name, 'options': dict(self.options)}
+        bases = {'bases': list(self.bases)} if self.bases else {}
+        return {'type': self.type, 'kind': self.kind, 'name': self.name, 'options': dict(self.options)} | bases
 
 
 def parse_input_cfg(
@@ -183,11 +183,9 @@ def _parse_entry(entry: dict[str, Any], where: str, temperatures: Sequence[float
             field=f'{where}.type',
             got=kind_of_entry,
             allowed=', '.join([*sorted(SOURCE_TYPES), 'group']),
-            remedy=_SHAR if kind_of_entry == 'lhotse_shar' else 'write the data as one of them',
+            remedy='write the data as one of them',
         )
-    if entry.get('shar_path'):
-        raise VtbConfigError('Shar cannot be read.', field=f'{where}.shar_path', got=entry['shar_path'], remedy=_SHAR)
-    files = _manifests(entry, where)
+    files, bases = _shar(entry, where) if entry.get('shar_path') else _manifests(entry, where)
     tars = tuple(expand_paths(entry['tarred_audio_filepaths'])) if entry.get('tarred_audio_filepaths') else ()
     if tars and len(tars) != len(files):
         raise VtbConfigError(
@@ -199,11 +197,18 @@ def _parse_entry(entry: dict[str, Any], where: str, temperatures: Sequence[float
     kind = entry.get('kind') or _infer_kind(str(kind_of_entry), files, options, where)
     if kind not in KINDS:
         raise VtbConfigError('Unknown kind of data.', field=f'{where}.kind', got=kind, allowed=', '.join(KINDS))
-    name = str(entry.get('source') or Path(files[0]).stem)
-    return [SourceSpec(name, str(kind_of_entry), kind, files, 1.0, entry.get('max_repeats'), tars, options)]
+    shar = entry.get('shar_path')
+    name = str(entry.get('source') or (Path(shar).name if isinstance(shar, str) else Path(files[0]).stem))
+    return [SourceSpec(name, str(kind_of_entry), kind, files, 1.0, entry.get('max_repeats'), tars, bases, options)]
 
 
-def _manifests(entry: Mapping[str, Any], where: str) -> tuple[str, ...]:
+def _shar(entry: Mapping[str, Any], where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    shards = shar_shards(entry['shar_path'], f'{where}.shar_path')
+    return tuple(unpack_shar(cuts, archive) for cuts, archive in shards), ()
+
+
+def _manifests(entry: Mapping[str, Any], where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The files to read, and where they are unpacked copies, the folders of the originals."""
     key = 'cuts_path' if entry.get('cuts_path') and not entry.get('manifest_filepath') else 'manifest_filepath'
     if not entry.get(key):
         raise VtbConfigError(
@@ -218,15 +223,18 @@ def _manifests(entry: Mapping[str, Any], where: str) -> tuple[str, ...]:
             raise VtbDataError(
                 'The manifest does not exist.', field=f'{where}.{key}', got=path, remedy='correct the path'
             )
-        if path.endswith(('.gz', '.tar', '.parquet', '.json')):
+        if path.endswith(('.tar', '.parquet', '.json')):
             raise VtbConfigError(
                 'The lines of a manifest are read one by one, at their place in the file.',
                 field=f'{where}.{key}',
                 got=path,
-                allowed='JSON lines, not compressed',
-                remedy='gunzip the file, or write it as JSONL',
+                allowed='JSON lines: *.jsonl, or *.jsonl.gz',
+                remedy='write it as JSONL, one object per line',
             )
-    return files
+    if not any(path.endswith('.gz') for path in files):
+        return files, ()
+    plain = tuple(unpack_gzip(path) if path.endswith('.gz') else path for path in files)
+    return plain, tuple(str(Path(path).parent) for path in files)
 
 
 def _options(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -238,7 +246,7 @@ def _options(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def _infer_kind(type_: str, files: Sequence[str], options: Mapping[str, Any], where: str) -> str:
     """The kind of the first line that can be read: what it says itself, else what its turns look like."""
-    if type_ in ('nemo', 'nemo_tarred', 'lhotse', 'lhotse_as_conversation'):
+    if type_ in ('nemo', 'nemo_tarred', 'lhotse', 'lhotse_as_conversation', 'lhotse_shar'):
         return 'asr_ast'
     if type_ == 'sqa_as_conversation':
         return 'speech_qa'
@@ -428,6 +436,7 @@ SOURCE_TYPES: dict[str, Reader] = {
     'nemo_tarred': _read_manifest,
     'lhotse': _read_lhotse,
     'lhotse_as_conversation': _read_lhotse,
+    'lhotse_shar': _read_lhotse,
     'sqa_as_conversation': _read_lhotse,
 }
 """Types of `input_cfg` that can be read; add your own reader here (a function that loader processes can import)."""

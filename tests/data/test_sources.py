@@ -165,12 +165,6 @@ def test_a_lhotse_cut_becomes_a_conversation(tmp_path: Path) -> None:
     assert reason_of(caught.value) == 'refused_path'
 
 
-def test_a_compressed_manifest_is_refused(tmp_path: Path) -> None:
-    path = write_jsonl(tmp_path / 'cuts.jsonl.gz', [CHAT])
-    with pytest.raises(VtbConfigError, match='gunzip'):
-        parse_input_cfg([{'type': 'lhotse_as_conversation', 'cuts_path': str(path)}])
-
-
 def test_nemo_text_sft(tmp_path: Path) -> None:
     line = {'system': 'Be good.', 'mask': 'User', 'conversations': [text('User', 'hi'), text('Assistant', 'ho')]}
     assert said(read(tmp_path, line, type='nemo_sft_jsonl'))[0] == ('system', ['Be good.'])
@@ -216,8 +210,7 @@ def test_temperatures_that_fit_no_level_are_refused(tmp_path: Path, temperature:
     ('entry', 'named'),
     [
         ({'type': 'nemo_tared'}, 'multimodal_conversation'),
-        ({'type': 'lhotse_shar', 'shar_path': 'S'}, 'save_audios'),
-        ({'type': 'lhotse_as_conversation', 'shar_path': 'S'}, 'Shar cannot be read'),
+        ({'type': 'parquet', 'manifest_filepath': 'M'}, 'lhotse_shar'),
         ({'type': 'multimodal_conversation'}, 'manifest_filepath'),
         ({'type': 'multimodal_conversation', 'manifest_filepath': 'M', 'kind': 'speech'}, 'Unknown kind'),
         ({'type': 'nemo_tarred', 'manifest_filepath': 'M', 'tarred_audio_filepaths': ['a', 'b']}, '2 archives'),
