@@ -54,7 +54,7 @@ $(find "$OUT" -maxdepth 2 -type f ! -name '.*' | sort | sed 's/^/  /' | head -n 
 
 What to do next:
   $PY examples/speechllm_joint_sft.py --help          every setting
-  $PY examples/speechllm_joint_sft.py name=two trainer.devices=2   the same on two processes
+  $PY examples/speechllm_joint_sft.py name=longer trainer.max_steps=600   a longer run
   .venv/bin/vtb inspect --help                        see how a conversation is rendered
   make demo-long                                      the larger model, up to 2 hours, resumable
 END

@@ -493,7 +493,7 @@ _CORPORA = (
         params={'size': 'quick', 'llm': 'minimind2-small', 'seed': 0},
         size_mb=120,
         build_s=130,
-        revision=4,
+        revision=5,
     ),
     Asset(
         'demo-corpus-smollm2',

@@ -122,9 +122,10 @@ class Ledger:
         }
 
     def short(self) -> str:
-        """One line for a progress bar."""
-        parts = [f'{kind} {got:.1%}' for kind, (_, got) in self.kind_shares().items()]
-        return ' '.join(parts) + (f' skipped {self.skipped}' if self.skipped else '')
+        """A few words for a progress line: how far the kind furthest from its share is off, in proportion."""
+        pairs = [pair for pair in self.kind_shares().values() if pair[0]]
+        off = max((abs(delivered / asked - 1) for asked, delivered in pairs), default=0.0)
+        return f'shares off by {off:.1%}  skipped {self.skipped}'
 
     def metrics(self) -> dict[str, float]:
         """Figures for a logger."""

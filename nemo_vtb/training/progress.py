@@ -64,7 +64,7 @@ class ProgressLine(pl.Callback):
         self._tokens = self._audio_s = self._seconds = 0.0
         self._began = self._mark = time.perf_counter()
         self._val_loss: float | None = None
-        self._skipped = 0
+        self._ledger = ''
         if self._first:
             self._console.print(f'going on at step {self._first}', highlight=False)
         if self._console.is_terminal:
@@ -82,7 +82,7 @@ class ProgressLine(pl.Callback):
             return
         self._step = trainer.global_step
         self._count(self._meter.close(all_ranks=False))
-        self._skipped = _skipped(trainer)
+        self._ledger = _ledger(trainer)
         self._show(self._step % self.every_n_steps == 0 or self._step in (self._first + 1, self._total))
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -156,7 +156,7 @@ class ProgressLine(pl.Callback):
         ]
         if self._val_loss is not None:
             parts.append(f'val_loss {self._val_loss:.3f}')
-        return '  '.join([*parts, f'skipped {self._skipped}'])
+        return '  '.join([*parts, self._ledger] if self._ledger else parts)
 
     def _eta(self) -> str:
         done = self._step - self._first
@@ -179,9 +179,9 @@ def _total_steps(trainer: pl.Trainer) -> int | None:
     return int(steps) if steps != float('inf') else None
 
 
-def _skipped(trainer: pl.Trainer) -> int:
+def _ledger(trainer: pl.Trainer) -> str:
     ledger = getattr(getattr(trainer, 'datamodule', None), 'ledger', None)
-    return int(getattr(ledger, 'skipped', 0))
+    return '' if ledger is None else ledger.short()
 
 
 def _clock(seconds: float) -> str:

@@ -41,6 +41,12 @@ def test_shares_padding_and_epochs() -> None:
     assert book.shares() == {'chats': 0.25, 'asr': 0.75}
     assert book.kind_shares()['asr_ast'] == (0.75, 0.75)
     assert book.padding == pytest.approx(0.04)
+    assert book.short() == 'shares off by 0.0%  skipped 0'
+    book.add('chats', 1, 25, 1, 0.0)
+    # of tokens: (n + 25) / (4 n + 25) in place of a quarter
+    chats = book.accounts['chats'].tokens
+    off = chats / book.tokens / 0.25 - 1
+    assert book.short() == f'shares off by {off:.1%}  skipped 0' and off > 0.01
     assert book.accounts['asr'].epochs == 1.0
     assert book.accounts['asr'].audio_s == 75.0
     assert ledger().padding == 0.0

@@ -17,7 +17,6 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
@@ -29,7 +28,7 @@ from nemo_vtb.model.blender import VoiceTextBlender
 from nemo_vtb.testing import TinyCorpus, tiny_model_cfg
 from nemo_vtb.training import History, ProgressLine, draw_curves, print_summary, read_history
 from nemo_vtb.training.history import _smooth
-from nemo_vtb.training.progress import _clock, _skipped
+from nemo_vtb.training.progress import _clock
 
 Fit = Callable[..., tuple[str, VtbDataModule]]
 
@@ -86,7 +85,7 @@ def test_lines_history_curves_and_summary_of_a_run(fit: Fit, tmp_path: Path) -> 
     shown, data = fit(4)
     lines = [line for line in shown.splitlines() if line.startswith('step')]
     assert lines[0].startswith('step 1/4  25 %') and lines[-1].startswith('step 4/4 100 %')
-    for word in ('text ', 'asr_ast ', 'tokens/s', 's audio/s', 'ETA 0:', 'val_loss ', 'skipped 0'):
+    for word in ('text ', 'asr_ast ', 'tokens/s', 's audio/s', 'ETA 0:', 'val_loss ', 'shares off by ', 'skipped 0'):
         assert word in lines[-1]
     assert 'val_loss' not in lines[0], 'the sanity check is no validation'
 
@@ -168,5 +167,3 @@ def test_names_of_sets_beside_the_kinds_are_drawn(tmp_path: Path) -> None:
 
 def test_helpers() -> None:
     assert [_clock(s) for s in (5, 65, 3700)] == ['0:05', '1:05', '1:01:40']
-    assert _skipped(SimpleNamespace()) == 0
-    assert _skipped(SimpleNamespace(datamodule=SimpleNamespace(ledger=SimpleNamespace(skipped=7)))) == 7
