@@ -63,6 +63,7 @@ EXTRAS_REQUIRE = {
     # these three come with NeMo and transformers already
     'factory': ['httpx>=0.27', 'tenacity>=8.2', 'xxhash>=3.4'],
     'dev': [
+        'megatron-core==0.16.1',
         'mypy>=1.15',
         'pytest>=8.3',
         'pytest-timeout>=2.3',

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-__all__ = ['IMPLEMENTATION', 'attention', 'register']
+__all__ = ['IMPLEMENTATION', 'attend', 'attention', 'register', 'window_mask']
 
 IMPLEMENTATION = 'nemo_vtb_packed'
 
@@ -61,19 +61,19 @@ def attention(
     """
     if cu_seqlens is None:
         causal = attention_mask is None and query.shape[2] > 1
-        out = _attend(query, key, value, attention_mask, causal, scaling, dropout, softcap)
+        out = attend(query, key, value, attention_mask, causal, scaling, dropout, softcap)
         return out.transpose(1, 2).contiguous(), None
     parts = []
     for begin, end in zip(cu_seqlens[:-1], cu_seqlens[1:], strict=True):
         mask = None
         if sliding_window is not None and end - begin > sliding_window:
-            mask = _window_mask(end - begin, sliding_window, query.device)
+            mask = window_mask(end - begin, sliding_window, query.device)
         q, k, v = (x[:, :, begin:end] for x in (query, key, value))
-        parts.append(_attend(q, k, v, mask, mask is None, scaling, dropout, softcap))
+        parts.append(attend(q, k, v, mask, mask is None, scaling, dropout, softcap))
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None  # (1, T, heads, D)
 
 
-def _attend(
+def attend(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -83,12 +83,24 @@ def _attend(
     dropout: float,
     softcap: float | None,
 ) -> Tensor:
+    """Attention of one block: (B, heads, T, D) on (B, KV heads, S, D) to (B, heads, T, D).
+
+    Args:
+        q: Queries.
+        k: Keys.
+        v: Values; like the keys, repeated where several heads share them.
+        mask: Boolean, true where attended, broadcast to (B, heads, T, S); None for none.
+        causal: Whether position t sees positions up to t alone; T = S then.
+        scaling: Factor on the scores; None is 1/sqrt(D).
+        dropout: Probability of dropping an attention weight.
+        softcap: Gemma 2's bound on the scores.
+    """
     if (groups := q.shape[1] // k.shape[1]) > 1:
         k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
     if softcap is None:
         return scaled_dot_product_attention(q, k, v, mask, dropout, causal, scale=scaling)
     if causal:
-        mask = _window_mask(q.shape[2], q.shape[2], q.device)
+        mask = window_mask(q.shape[2], q.shape[2], q.device)
     scores = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
     scores = torch.tanh(scores / softcap) * softcap
     if mask is not None:
@@ -97,7 +109,8 @@ def _attend(
     return torch.nn.functional.dropout(weights, dropout) @ v
 
 
-def _window_mask(length: int, window: int, device: torch.device) -> Tensor:
+def window_mask(length: int, window: int, device: torch.device) -> Tensor:
+    """(length, length) boolean: causal, and no further back than `window` positions."""
     position = torch.arange(length, device=device)
     distance = position[:, None] - position[None, :]
     return (distance >= 0) & (distance < window)  # (L, L)

@@ -1,0 +1,280 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The layers of a Megatron decoder: megatron's own parallel linears, our attention and norm, chosen kernels.
+
+Letters: T row length, B batch (1 for packed rows), D width of a head, H hidden width. Megatron's order is (T, B, H).
+"""
+
+import importlib.util
+import logging
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from megatron.core import tensor_parallel
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from torch import Tensor, nn
+
+from nemo_vtb.backbone.megatron.families import Family
+from nemo_vtb.backbone.packed_attention import attend, window_mask
+
+__all__ = ['Kernels', 'KeyValueCache', 'PackedSelfAttention', 'RMSNorm', 'choose_kernels', 'layer_spec']
+
+logger = logging.getLogger(__name__)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm in megatron's manner, with the order of operations that the Hugging Face model has.
+
+    Args:
+        config: Of the decoder; `layernorm_zero_centered_gamma` is Gemma's.
+        hidden_size: Width that is normalised.
+        eps: Added to the mean square.
+    """
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **_: Any) -> None:
+        super().__init__()
+        self.eps, self.zero_centred = eps, config.layernorm_zero_centered_gamma
+        fill = torch.zeros if self.zero_centred else torch.ones
+        self.weight = nn.Parameter(fill(hidden_size, dtype=config.params_dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., hidden_size) to the same."""
+        h = x.float()
+        h = h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + self.eps)
+        if self.zero_centred:
+            return (h * (1.0 + self.weight.float())).type_as(x)
+        return self.weight * h.type_as(x)
+
+
+class PostNormLinear(nn.Module):
+    """A row-parallel linear whose output is normalised (Gemma 2 and 3)."""
+
+    def __init__(self, *args: Any, row: type, norm: type, config: TransformerConfig, **options: Any) -> None:
+        super().__init__()
+        self.row = row(*args, config=config, **options)
+        self.norm = norm(config, args[1], config.layernorm_epsilon)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(T, B, shard) to (T, B, H), and no bias."""
+        y, bias = self.row(x)
+        return self.norm(y), bias
+
+
+class KeyValueCache:
+    """Keys and values of what was read so far, for one layer: (T, B, KV heads, D) each."""
+
+    def __init__(self) -> None:
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+
+    def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Append, and return all."""
+        if self.keys is not None and self.values is not None:
+            key, value = torch.cat([self.keys, key]), torch.cat([self.values, value])
+        self.keys, self.values = key, value
+        return key, value
+
+
+class PackedSelfAttention(SelfAttention):
+    """Megatron's projections around attention on packed rows, with rotary tables for any positions.
+
+    `rotary_pos_emb` is (2 x kinds of tables, T, B, D): cosines and sines of each kind in turn.
+    """
+
+    def __init__(self, config: TransformerConfig, *args: Any, **options: Any) -> None:
+        super().__init__(config, *args, **options)
+        family: Family = config.vtb_family
+        kinds = list(dict.fromkeys(family.rope_kinds))
+        self.table = kinds.index(family.rope_kinds[self.layer_number - 1])
+        self.cache: KeyValueCache | None = None
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        rotary_pos_emb: Tensor | None = None,
+        packed_seq_params: PackedSeqParams | None = None,
+        **_: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """(T or T/ranks, B, H) to the same; `attention_mask` (B, 1, T, S): how far back a key lies, -1 where
+        unseen."""
+        query, key, value = self.get_query_key_value_tensors(hidden_states, None)  # (T, B, heads, D)
+        assert rotary_pos_emb is not None
+        cos, sin = (rotary_pos_emb[2 * self.table + n].unsqueeze(2).to(query.dtype) for n in (0, 1))  # (T, B, 1, D)
+        query, key = _rotate(query, cos, sin), _rotate(key, cos, sin)
+        if self.cache is not None:
+            key, value = self.cache.extend(key, value)
+        if self.checkpoint_core_attention and self.training:
+            out = tensor_parallel.checkpoint(
+                partial(self.core_attention, packed_seq_params=packed_seq_params),
+                False, query, key, value, attention_mask,
+            )  # fmt: skip
+        else:
+            out = self.core_attention(query, key, value, attention_mask, packed_seq_params=packed_seq_params)
+        return self.linear_proj(out)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+class SDPACore(nn.Module):
+    """Attention by torch's scaled_dot_product_attention (flash and cuDNN kernels on GPUs), a call per conversation.
+
+    Args:
+        config: Of the decoder, with `vtb_family`.
+        layer_number: From 1; decides the window.
+        softmax_scale: Factor on the scores.
+    """
+
+    def __init__(
+        self, config: TransformerConfig, layer_number: int, softmax_scale: float | None = None, **_: Any
+    ) -> None:
+        super().__init__()
+        family: Family = config.vtb_family
+        self.window, self.softcap = family.windows[layer_number - 1], family.attention_softcap
+        self.scale, self.dropout = softmax_scale, config.attention_dropout
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None = None,
+        packed_seq_params: PackedSeqParams | None = None,
+    ) -> Tensor:
+        """(T, B, heads, D) on (S, B, KV heads, D) to (T, B, heads x D); the mask is that of `PackedSelfAttention`."""
+        q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))  # (B, heads, T, D)
+        length = q.shape[2]
+        if packed_seq_params is not None:
+            borders = packed_seq_params.cu_seqlens_q.tolist()
+            spans = list(zip(borders[:-1], borders[1:], strict=True))
+            out = torch.cat([self._block(q[:, :, b:e], k[:, :, b:e], v[:, :, b:e], None) for b, e in spans], dim=2)
+        else:
+            out = self._block(q, k, v, attention_mask)
+        return out.permute(2, 0, 1, 3).reshape(length, q.shape[0], -1)
+
+    def _block(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        length, seen = q.shape[2], k.shape[2]
+        dropout = self.dropout if self.training else 0.0
+        if mask is not None:
+            mask = (mask >= 0) if self.window is None else (mask >= 0) & (mask < self.window)
+        elif self.window is not None and length == seen > self.window:
+            mask = window_mask(length, self.window, q.device)
+        causal = mask is None and length > 1
+        with tensor_parallel.get_cuda_rng_tracker().fork() if dropout else nullcontext():
+            return attend(q, k, v, mask, causal, self.scale, dropout, self.softcap)
+
+
+class TECore(nn.Module):
+    """Attention by Transformer Engine's variable-length kernels; packed rows alone, everything else by `SDPACore`."""
+
+    def __init__(self, config: TransformerConfig, layer_number: int, **options: Any) -> None:
+        super().__init__()
+        from megatron.core.extensions.transformer_engine import TEDotProductAttention
+
+        self.sdpa = SDPACore(config, layer_number, **options)
+        self.te = TEDotProductAttention(
+            config=config, layer_number=layer_number, attn_mask_type=AttnMaskType.padding_causal,
+            attention_type='self', softmax_scale=options.get('softmax_scale'),
+        )  # fmt: skip
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None = None,
+        packed_seq_params: PackedSeqParams | None = None,
+    ) -> Tensor:
+        """See `SDPACore.forward`."""
+        if packed_seq_params is None or self.sdpa.window is not None or self.sdpa.softcap is not None:
+            return self.sdpa(query, key, value, attention_mask, packed_seq_params)
+        q, k, v = (x.squeeze(1) for x in (query, key, value))  # (T, heads, D)
+        out = self.te(q, k, v, None, attn_mask_type=AttnMaskType.padding_causal, packed_seq_params=packed_seq_params)
+        return out.reshape(query.shape[0], 1, -1)
+
+
+@dataclass(frozen=True, slots=True)
+class Kernels:
+    """The modules that a decoder is built of, and their names for the log."""
+
+    column: type
+    row: type
+    norm: type
+    core: type
+    names: str
+
+
+def choose_kernels(family: Family) -> Kernels:
+    """Take the fastest modules that are there: Transformer Engine, Liger's Triton kernels, or torch's own."""
+    from megatron.core.models.gpt.gpt_layer_specs import HAVE_TE
+
+    cuda = torch.cuda.is_available()
+    if cuda and HAVE_TE:
+        from megatron.core.extensions.transformer_engine import TEColumnParallelLinear, TENorm, TERowParallelLinear
+
+        names = 'Transformer Engine: linears, norm, variable-length attention'
+        return Kernels(TEColumnParallelLinear, TERowParallelLinear, TENorm, TECore, names)
+    if cuda and importlib.util.find_spec('liger_kernel') is not None:
+        from liger_kernel.megatron import LigerMegatronRMSNorm
+
+        names = "Liger: norm; megatron-core's linears; torch's attention"
+        return Kernels(ColumnParallelLinear, RowParallelLinear, LigerMegatronRMSNorm, SDPACore, names)
+    names = "megatron-core's linears; torch's attention; our norm"
+    return Kernels(ColumnParallelLinear, RowParallelLinear, RMSNorm, SDPACore, names)
+
+
+def layer_spec(family: Family, kernels: Kernels) -> ModuleSpec:
+    """Megatron's description of one decoder layer."""
+
+    def row() -> Any:
+        if not family.post_norms:
+            return kernels.row
+        return ModuleSpec(module=PostNormLinear, params={'row': kernels.row, 'norm': kernels.norm})
+
+    head_norm = kernels.norm if family.qk_norm else IdentityOp
+    attention = SelfAttentionSubmodules(
+        linear_qkv=kernels.column,
+        core_attention=kernels.core,
+        linear_proj=row(),
+        q_layernorm=head_norm,
+        k_layernorm=head_norm,
+    )
+    return ModuleSpec(
+        module=TransformerLayer,
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=kernels.norm,
+            self_attention=ModuleSpec(
+                module=PackedSelfAttention, params={'attn_mask_type': AttnMaskType.causal}, submodules=attention
+            ),
+            self_attn_bda=get_bias_dropout_add,
+            pre_mlp_layernorm=kernels.norm,
+            mlp=ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=kernels.column, linear_fc2=row())),
+            mlp_bda=get_bias_dropout_add,
+        ),
+    )

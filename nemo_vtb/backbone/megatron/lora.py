@@ -1,0 +1,321 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""LoRA on Megatron's fused and sharded linears, canonical: one pair of factors per Hugging Face projection, as PEFT.
+
+Column-parallel linears (qkv, gate and up): A is whole on each rank, B is cut by rows. Row-parallel ones (o, down): A
+is cut by columns, B is whole. What is reduced over the ranks has the width of LoRA's rank, so that whole factors have
+whole gradients, except under sequence parallelism, where each rank saw a part of the row: `sum_partial_gradients`.
+"""
+
+import math
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+
+import torch
+import torch.distributed as dist
+from megatron.core import tensor_parallel
+from megatron.core.tensor_parallel import mappings
+from torch import Tensor, nn
+from torch.nn.functional import dropout, linear
+
+from nemo_vtb.backbone.megatron.convert import pad_rows
+from nemo_vtb.backbone.megatron.families import Geometry
+from nemo_vtb.backbone.megatron.parallel import gather, tp_group
+from nemo_vtb.errors import VtbCheckpointError, VtbModelError
+
+__all__ = ['PROJECTIONS', 'add_lora', 'load_lora', 'lora_layers', 'lora_state', 'shard_of', 'sum_partial_gradients']
+
+PROJECTIONS = {
+    'q_proj': 'self_attn',
+    'k_proj': 'self_attn',
+    'v_proj': 'self_attn',
+    'o_proj': 'self_attn',
+    'gate_proj': 'mlp',
+    'up_proj': 'mlp',
+    'down_proj': 'mlp',
+}
+_COLUMN = ('q_proj', 'k_proj', 'v_proj', 'gate_proj', 'up_proj')
+
+
+class Pair(nn.Module):
+    """The two factors of one projection: A (r, inputs), B (outputs, r), in the shapes of this rank."""
+
+    def __init__(self, inputs: int, outputs: int, r: int, like: Tensor) -> None:
+        super().__init__()
+        self.A = nn.Parameter(like.new_empty(r, inputs))
+        self.B = nn.Parameter(like.new_zeros(outputs, r))
+
+
+class _Lora(nn.Module):
+    """A linear with LoRA beside it; `enabled` switches LoRA off for the untouched LLM."""
+
+    def __init__(self, base: nn.Module, outputs: Mapping[str, int], r: int, alpha: float, p: float, sp: bool) -> None:
+        super().__init__()
+        self.base, self.scale, self.p, self.sequence_parallel, self.enabled = base, alpha / r, p, sp, True
+        weight = base.weight
+        self.lora = nn.ModuleDict({n: Pair(weight.shape[1], out, r, weight) for n, out in outputs.items()})
+
+
+class LoraColumn(_Lora):
+    """On a column-parallel linear; `g` says how queries, keys and values are interleaved (None: gate and up)."""
+
+    def __init__(
+        self, base: nn.Module, outputs: Mapping[str, int], r: int, alpha: float, p: float, sp: bool, g: Geometry | None
+    ) -> None:
+        super().__init__(base, outputs, r, alpha, p, sp)
+        self.g = g
+        for name, pair in self.lora.items():
+            pair.A.partial_gradient = sp
+            # keys and values that several ranks hold: B is whole everywhere, each rank uses its head of it
+            pair.B.partial_gradient = bool(g and g.copies > 1 and name in ('k_proj', 'v_proj'))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(T or T/ranks, B, inputs) to (T, B, outputs of this rank)."""
+        y, bias = self.base(x)
+        if not self.enabled:
+            return y, bias
+        group, names = tp_group(), list(self.lora)
+        if self.p and self.training:
+            # a part of the row: a mask of its own; the whole row: the mask that all ranks draw alike
+            with tensor_parallel.get_cuda_rng_tracker().fork() if self.sequence_parallel else nullcontext():
+                x = dropout(x, self.p, True)
+        h = linear(x, torch.cat([self.lora[name].A for name in names]))  # one product for all parts
+        if self.sequence_parallel:
+            h = mappings.gather_from_sequence_parallel_region(h, group=group)
+        else:
+            h = mappings.copy_to_tensor_model_parallel_region(h, group=group)
+        parts = dict(zip(names, h.chunk(len(names), -1), strict=True))
+        deltas = {name: linear(parts[name], self._own_rows(name, group)) for name in names}
+        return y + self._laid_out(deltas, y) * self.scale, bias
+
+    def _own_rows(self, name: str, group: dist.ProcessGroup) -> Tensor:
+        b = self.lora[name].B
+        if self.g is None or self.g.copies == 1 or name == 'q_proj':
+            return b
+        head = group.rank() // self.g.copies
+        return b[head * self.g.head_dim : (head + 1) * self.g.head_dim]
+
+    def _laid_out(self, deltas: Mapping[str, Tensor], y: Tensor) -> Tensor:
+        shape = y.shape[:-1]
+        if self.g is None:
+            halves = [deltas.get(name) for name in ('gate_proj', 'up_proj')]
+            return torch.cat([y.new_zeros(*shape, y.shape[-1] // 2) if h is None else h for h in halves], -1)
+        kv = self.g.kv_padded // tp_group().size()
+        sizes = {'q_proj': self.g.group * self.g.head_dim, 'k_proj': self.g.head_dim, 'v_proj': self.g.head_dim}
+        blocks = [
+            deltas[name].view(*shape, kv, size) if name in deltas else y.new_zeros(*shape, kv, size)
+            for name, size in sizes.items()
+        ]
+        return torch.cat(blocks, -1).view(*shape, -1)
+
+
+class LoraRow(_Lora):
+    """On a row-parallel linear: A is cut by columns, B is whole."""
+
+    def __init__(self, base: nn.Module, name: str, r: int, alpha: float, p: float, sp: bool) -> None:
+        super().__init__(base, {name: base.weight.shape[0]}, r, alpha, p, sp)
+        self.name = name
+        self.lora[name].A.partial_gradient = False
+        self.lora[name].B.partial_gradient = sp
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(T, B, inputs of this rank) to (T or T/ranks, B, H)."""
+        y, bias = self.base(x)
+        if not self.enabled:
+            return y, bias
+        if self.p and self.training:
+            with tensor_parallel.get_cuda_rng_tracker().fork():  # the ranks hold different columns
+                x = dropout(x, self.p, True)
+        h = linear(x, self.lora[self.name].A)
+        if self.sequence_parallel:
+            h = mappings.reduce_scatter_to_sequence_parallel_region(h, group=tp_group())
+        else:
+            h = mappings.reduce_from_tensor_model_parallel_region(h, group=tp_group())
+        return y + linear(h, self.lora[self.name].B) * self.scale, bias
+
+
+def add_lora(
+    gpt: nn.Module, g: Geometry, *, r: int, alpha: float, p: float = 0.0, targets: str | Sequence[str], seed: int = 42
+) -> None:
+    """Put LoRA on a decoder, freeze everything else; the first A is the same at any number of ranks, B is zero.
+
+    Args:
+        gpt: Megatron's `GPTModel` with its weights.
+        g: Its sizes.
+        r: Rank.
+        alpha: Numerator of the scale alpha / r.
+        p: Dropout before A.
+        targets: Names out of `PROJECTIONS`, or 'all-linear'.
+        seed: Of A.
+
+    Raises:
+        VtbModelError: A target is none of them.
+    """
+    wanted = list(PROJECTIONS) if targets == 'all-linear' else [targets] if isinstance(targets, str) else list(targets)
+    if unknown := [name for name in wanted if name not in PROJECTIONS]:
+        raise VtbModelError(
+            'LoRA cannot be put on this part of the LLM.',
+            field='model.lora.target_modules',
+            got=unknown,
+            allowed=[*PROJECTIONS, 'all-linear'],
+        )
+    gpt.requires_grad_(False)
+    ranks, sp = tp_group().size(), gpt.config.sequence_parallel
+    rows = {
+        'q_proj': g.heads_padded * g.head_dim // ranks,
+        'k_proj': (g.kv if g.copies > 1 else g.kv_padded // ranks) * g.head_dim,
+        'v_proj': (g.kv if g.copies > 1 else g.kv_padded // ranks) * g.head_dim,
+        'gate_proj': g.ffn_padded // ranks,
+        'up_proj': g.ffn_padded // ranks,
+    }
+    for layer in gpt.decoder.layers:
+        attention, mlp = layer.self_attention, layer.mlp
+        if qkv := {n: rows[n] for n in list(rows)[:3] if n in wanted}:
+            attention.linear_qkv = LoraColumn(attention.linear_qkv, qkv, r, alpha, p, sp, g)
+        if fc1 := {n: rows[n] for n in list(rows)[3:] if n in wanted}:
+            mlp.linear_fc1 = LoraColumn(mlp.linear_fc1, fc1, r, alpha, p, sp, None)
+        for parent, attribute, name in ((attention, 'linear_proj', 'o_proj'), (mlp, 'linear_fc2', 'down_proj')):
+            if name in wanted:
+                _wrap_row(parent, attribute, name, r, alpha, p, sp)
+    load_lora(gpt, g, _first(gpt, g, r, seed))
+
+
+def _wrap_row(parent: nn.Module, attribute: str, name: str, r: int, alpha: float, p: float, sp: bool) -> None:
+    module = getattr(parent, attribute)
+    if hasattr(module, 'row'):  # a norm stands behind it
+        module.row = LoraRow(module.row, name, r, alpha, p, sp)
+    else:
+        setattr(parent, attribute, LoraRow(module, name, r, alpha, p, sp))
+
+
+def lora_layers(gpt: nn.Module) -> Iterator[_Lora]:
+    """All linears with LoRA."""
+    return (module for module in gpt.modules() if isinstance(module, _Lora))
+
+
+def _pairs(gpt: nn.Module) -> Iterator[tuple[str, str, Pair]]:
+    """PEFT's key, the name of the projection, its factors."""
+    for number, layer in enumerate(gpt.decoder.layers):
+        for module in lora_layers(layer):
+            for name, pair in module.lora.items():
+                yield f'base_model.model.model.layers.{number}.{PROJECTIONS[name]}.{name}', name, pair
+
+
+@torch.no_grad()
+def lora_state(gpt: nn.Module, g: Geometry, *, gradients: bool = False) -> dict[str, Tensor]:
+    """Whole factors (or their gradients) under PEFT's names, on all ranks; all ranks must take part."""
+    state = {}
+    for key, name, pair in _pairs(gpt):
+        for which, own in (('A', pair.A), ('B', pair.B)):
+            value = own.grad if gradients else own.detach()
+            if value is None:
+                continue
+            state[f'{key}.lora_{which}.weight'] = _whole(name, which, value, g)
+    return state
+
+
+def _whole(name: str, which: str, value: Tensor, g: Geometry) -> Tensor:
+    column = name in _COLUMN
+    held_by_all = g.copies > 1 and name in ('k_proj', 'v_proj')
+    if which == 'B':
+        value = gather(value, 0) if column and not held_by_all else value
+        return value[: _outputs(name, g)].clone()
+    value = value if column else gather(value, 1)
+    return value[:, : _inputs(name, g)].clone()
+
+
+def shard_of(name: str, which: str, whole: Tensor, g: Geometry, *, rank: int, ranks: int) -> Tensor:
+    """This rank's part of a whole factor, or of an optimizer moment in its shape.
+
+    Args:
+        name: Key of `PROJECTIONS`.
+        which: 'A' or 'B'.
+        whole: In PEFT's shape.
+        g: Sizes of the LLM.
+        rank: In the tensor-parallel group.
+        ranks: Size of the group.
+
+    Raises:
+        ValueError: It has another shape.
+    """
+    heads = (g.heads * g.head_dim, g.heads_padded * g.head_dim)
+    kv = (g.kv * g.head_dim, g.kv_padded * g.head_dim)
+    sizes = {'q_proj': heads, 'o_proj': heads, 'k_proj': kv, 'v_proj': kv}.get(name, (g.ffn, g.ffn_padded))
+    if name in _COLUMN:
+        if which == 'A' or (g.copies > 1 and name in ('k_proj', 'v_proj')):
+            return whole
+        return pad_rows(whole, *sizes).chunk(ranks, 0)[rank]
+    if which == 'B':
+        return whole
+    return pad_rows(whole.t(), *sizes).t().chunk(ranks, 1)[rank]
+
+
+@torch.no_grad()
+def load_lora(gpt: nn.Module, g: Geometry, state: Mapping[str, Tensor]) -> None:
+    """Fill this rank's factors from whole ones under PEFT's names.
+
+    Raises:
+        VtbCheckpointError: Keys are missing or left over, or a shape differs.
+    """
+    left, group = dict(state), tp_group()
+    wrong: list[str] = []
+    for key, name, pair in _pairs(gpt):
+        for which, own in (('A', pair.A), ('B', pair.B)):
+            whole = left.pop(full := f'{key}.lora_{which}.weight', None)
+            try:
+                assert whole is not None
+                own.copy_(shard_of(name, which, whole, g, rank=group.rank(), ranks=group.size()))
+            except (AssertionError, RuntimeError, ValueError):
+                wrong.append(full)
+    if wrong or left:
+        raise VtbCheckpointError(
+            'The LoRA weights do not fit this model.',
+            field='lora',
+            got=f'missing or of another shape {wrong[:3]}, left over {sorted(left)[:3]}',
+            allowed='one pair of factors for each target module of each layer',
+            remedy='use the rank and the target modules that the weights were trained with',
+        )
+
+
+def sum_partial_gradients(gpt: nn.Module) -> None:
+    """Sum over the tensor-parallel group the gradients of whole factors that saw a part of the row or of the heads."""
+    group = tp_group()
+    if group.size() == 1:
+        return
+    found = [p.grad for p in gpt.parameters() if p.grad is not None and getattr(p, 'partial_gradient', False)]
+    for gradient in found:
+        dist.all_reduce(gradient, group=group)
+
+
+def _outputs(name: str, g: Geometry) -> int:
+    if name in ('k_proj', 'v_proj'):
+        return g.kv * g.head_dim
+    return {'q_proj': g.heads * g.head_dim, 'gate_proj': g.ffn, 'up_proj': g.ffn}.get(name, g.hidden)
+
+
+def _inputs(name: str, g: Geometry) -> int:
+    return {'o_proj': g.heads * g.head_dim, 'down_proj': g.ffn}.get(name, g.hidden)
+
+
+def _first(gpt: nn.Module, g: Geometry, r: int, seed: int) -> dict[str, Tensor]:
+    """PEFT's first factors: A uniform as by Kaiming, B zero; drawn whole, by name, so that ranks do not matter."""
+    state = {}
+    for key, name, pair in _pairs(gpt):
+        generator = torch.Generator().manual_seed(zlib.crc32(f'{seed}:{key}'.encode()))
+        inputs = _inputs(name, g)
+        a = (torch.rand(r, inputs, generator=generator) * 2 - 1) / math.sqrt(inputs)
+        state[f'{key}.lora_A.weight'] = a.to(pair.A)
+        state[f'{key}.lora_B.weight'] = pair.B.new_zeros(_outputs(name, g), r)
+    return state

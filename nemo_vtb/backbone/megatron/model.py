@@ -1,0 +1,352 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The Megatron backbone: the protocol of `backbone/base.py` on tensor-parallel ranks.
+
+Letters: T row length, H width, V vocabulary, n positions. All peers of a tensor-parallel group call everything
+together, with the same arguments, and get the same results.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.tensor_parallel import mappings
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor, nn
+from torch.nn.functional import linear, pad
+
+from nemo_vtb.backbone.megatron import convert, lora
+from nemo_vtb.backbone.megatron.families import Family, Geometry, family_of, geometry_of
+from nemo_vtb.backbone.megatron.layers import KeyValueCache, choose_kernels, layer_spec
+from nemo_vtb.backbone.megatron.parallel import te_refusal, tp_group, tp_rank, tp_size
+
+__all__ = ['MegatronBackbone', 'build_backbone']
+
+logger = logging.getLogger(__name__)
+
+
+class MegatronBackbone(nn.Module):
+    """A Hugging Face decoder LLM as this rank's part of a Megatron `GPTModel`.
+
+    Args:
+        config: The LLM's Hugging Face configuration.
+        sequence_parallel: Norms and residuals hold a part of the row each; for rows of any length.
+        dtype: Of the weights.
+        overrides: Further fields of megatron's `TransformerConfig`, such as `recompute_granularity`.
+
+    Raises:
+        VtbModelError: The family is not supported.
+    """
+
+    def __init__(
+        self, config: Any, *, sequence_parallel: bool = False, dtype: torch.dtype = torch.float32, **overrides: Any
+    ) -> None:
+        super().__init__()
+        self.hf_config = config.get_text_config()
+        self.family: Family = family_of(config)
+        self.geometry: Geometry = geometry_of(config, tp_size())
+        self.hidden_size = self.geometry.hidden
+        self.tied = bool(self.hf_config.tie_word_embeddings)
+        self.gpt = _build_gpt(self.hf_config, self.family, self.geometry, sequence_parallel, dtype, overrides)
+        self.rotary = _Rotary(self.hf_config, self.family)
+        self.sequence_parallel: bool = self.gpt.config.sequence_parallel
+
+    # ---- the protocol
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """(T,) token ids to (T, H), at the scale at which the LLM reads them."""
+        embeds = self.gpt.embedding.word_embeddings(ids.unsqueeze(0)).squeeze(0)
+        # Hugging Face's Gemma rounds the factor to the type of the weights first
+        scale = torch.tensor(self.family.embed_scale, dtype=embeds.dtype, device=embeds.device)
+        return embeds if self.family.embed_scale == 1.0 else embeds * scale
+
+    def forward(self, embeds: Tensor, position_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+        """(T, H) of a packed row to hidden states (T, H); attention is causal and never crosses `cu_seqlens`."""
+        length = embeds.shape[0]
+        missing = -length % tp_size() if self.sequence_parallel else 0
+        if missing:  # a conversation of padding, so that the ranks get equal parts
+            embeds, position_ids = pad(embeds, (0, 0, 0, missing)), pad(position_ids, (0, missing))
+            cu_seqlens = torch.cat([cu_seqlens, cu_seqlens[-1:] + missing])
+        packed = PackedSeqParams(
+            qkv_format='thd', cu_seqlens_q=cu_seqlens, cu_seqlens_kv=cu_seqlens,
+            max_seqlen_q=max(max_seqlen, missing), max_seqlen_kv=max(max_seqlen, missing),
+        )  # fmt: skip
+        hidden = self._decode(embeds.unsqueeze(1), position_ids.unsqueeze(1), None, packed)  # (T, 1, H)
+        return hidden.squeeze(1)[:length]
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """(n, H) to logits (n, V), with the LLM's own soft-capping."""
+        group = tp_group()
+        hidden = mappings.copy_to_tensor_model_parallel_region(hidden, group=group)
+        weight = self.gpt.shared_embedding_or_output_weight() if self.tied else self.gpt.output_layer.weight
+        logits = mappings.gather_from_tensor_model_parallel_region(linear(hidden, weight), group=group)
+        logits = logits[..., : self.geometry.vocab]  # without the rows that fill up the last rank
+        if cap := self.family.logit_softcap:
+            logits = torch.tanh(logits / cap) * cap
+        return logits
+
+    @contextmanager
+    def without_lora(self) -> Iterator[None]:
+        """The untouched base LLM, as long as the context is open."""
+        layers = list(lora.lora_layers(self.gpt))
+        for layer in layers:
+            layer.enabled = False
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.enabled = True
+
+    def lora_state(self) -> dict[str, Tensor]:
+        """LoRA weights under PEFT's names, whole, on every rank; {} when there is no LoRA."""
+        return lora.lora_state(self.gpt, self.geometry)
+
+    def load_lora(self, state: Mapping[str, Tensor]) -> None:
+        """Load LoRA weights under PEFT's names.
+
+        Raises:
+            VtbCheckpointError: Keys are missing or left over.
+        """
+        lora.load_lora(self.gpt, self.geometry, state)
+
+    # ---- beyond it
+
+    def sum_partial_gradients(self) -> None:
+        """To be called after the backward pass and before the optimizer, see `lora.sum_partial_gradients`."""
+        lora.sum_partial_gradients(self.gpt)
+
+    def base_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The LLM's own weights under Hugging Face's names, one after the other; all ranks take part."""
+        return convert.export_weights(self.gpt, self.family, self.geometry, tied=self.tied)
+
+    @torch.no_grad()
+    def generate(
+        self, embeds: Tensor, attention_mask: Tensor, max_new_tokens: int, eos_ids: set[int]
+    ) -> list[list[int]]:
+        """Greedy answers with a cache of keys and values.
+
+        Args:
+            embeds: (B, T, H) prompts, padded on either side.
+            attention_mask: (B, T) boolean, true at the prompts.
+            max_new_tokens: Longest answer.
+            eos_ids: Tokens that end an answer; they are left out of it.
+
+        Returns:
+            Token ids of each answer.
+        """
+        mask = attention_mask.bool()
+        positions = (mask.cumsum(1) - 1).clamp(min=0)  # (B, T)
+        last = positions.max(1).values  # of each prompt
+        at = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1)  # where it stands
+        places = positions  # of all that was read so far, (B, S)
+        answers: list[list[int]] = [[] for _ in embeds]
+        step, open_ = embeds, set(range(len(embeds)))
+        with self._caching():
+            for _ in range(max_new_tokens):
+                distances = _distances(mask, places, step.shape[1])  # (B, 1, T, S)
+                hidden = self._decode(step.transpose(0, 1), positions.t(), distances, None).transpose(
+                    0, 1
+                )  # (B, T, H)
+                ids = self.head(hidden[torch.arange(len(at)), at]).argmax(-1)  # (B,)
+                for row in sorted(open_):
+                    if int(ids[row]) in eos_ids:
+                        open_.discard(row)
+                    else:
+                        answers[row].append(int(ids[row]))
+                if not open_:
+                    break
+                last = last + 1
+                step, positions, at = self.embed(ids).unsqueeze(1), last.unsqueeze(1), torch.zeros_like(at)
+                mask, places = torch.cat([mask, mask.new_ones(len(mask), 1)], 1), torch.cat([places, positions], 1)
+        return answers
+
+    # ---- parts
+
+    def _decode(
+        self, embeds: Tensor, position_ids: Tensor, mask: Tensor | None, packed: PackedSeqParams | None
+    ) -> Tensor:
+        """(T, B, H) to (T, B, H)."""
+        tables = self.rotary(position_ids, embeds.dtype)
+        if self.sequence_parallel:
+            embeds = mappings.scatter_to_sequence_parallel_region(embeds, group=tp_group())
+        # megatron views tensors as it likes
+        hidden = self.gpt.decoder(embeds.contiguous(), mask, rotary_pos_emb=tables, packed_seq_params=packed)
+        if self.sequence_parallel:
+            hidden = mappings.gather_from_sequence_parallel_region(
+                hidden, tensor_parallel_output_grad=False, group=tp_group()
+            )
+        return hidden
+
+    @contextmanager
+    def _caching(self) -> Iterator[None]:
+        """Keys and values are kept; whole activations on all ranks, since single tokens cannot be cut along the
+        row."""
+        attentions = [layer.self_attention for layer in self.gpt.decoder.layers]
+        parallel = [m for m in self.modules() if getattr(m, 'sequence_parallel', False) is True]
+        was_training = self.training
+        self.eval()
+        for attention in attentions:
+            attention.cache = KeyValueCache()
+        for module in parallel:
+            module.sequence_parallel = False
+        try:
+            yield
+        finally:
+            for attention in attentions:
+                attention.cache = None
+            for module in parallel:
+                module.sequence_parallel = True
+            self.train(was_training)
+
+
+class _Rotary(nn.Module):
+    """Cosines and sines for any positions, from the rotary module of the Hugging Face model itself."""
+
+    def __init__(self, config: Any, family: Family) -> None:
+        super().__init__()
+        from transformers import AutoModelForCausalLM
+
+        with torch.device('meta'):
+            module = AutoModelForCausalLM.from_config(config).model.rotary_emb
+        self.module = type(module)(config)  # again, with values
+        self.kinds = list(dict.fromkeys(family.rope_kinds))
+
+    @torch.no_grad()
+    def forward(self, position_ids: Tensor, dtype: torch.dtype) -> Tensor:
+        """(T, B) positions to (2 x kinds, T, B, D)."""
+        like = torch.empty(0, dtype=dtype, device=position_ids.device)
+        tables = []
+        for kind in self.kinds:
+            extra = () if kind == 'default' else (kind,)
+            tables += [table.transpose(0, 1) for table in self.module(like, position_ids.t(), *extra)]  # (T, B, D)
+        return torch.stack(tables)
+
+
+def build_backbone(
+    source: str | Path,
+    *,
+    lora_config: Mapping[str, Any] | None = None,
+    pretrained: bool = True,
+    sequence_parallel: bool = False,
+    dtype: torch.dtype = torch.float32,
+    **overrides: Any,
+) -> MegatronBackbone:
+    """Build this rank's part of an LLM, after `parallel.initialize`.
+
+    Args:
+        source: Hugging Face folder.
+        lora_config: Fields of PEFT's `LoraConfig`: r, lora_alpha, lora_dropout, target_modules; None for no LoRA.
+        pretrained: Whether to read the weights, or leave them as they are.
+        sequence_parallel: See `MegatronBackbone`.
+        dtype: Of the weights.
+        overrides: See `MegatronBackbone`.
+
+    Raises:
+        VtbModelError: The family is not supported, or weights are missing or do not fit.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(str(source))
+    backbone = MegatronBackbone(config, sequence_parallel=sequence_parallel, dtype=dtype, **overrides)
+    if pretrained:
+        convert.load_weights(
+            backbone.gpt, convert.HFWeights(source), backbone.family, backbone.geometry,
+            rank=tp_rank(), ranks=tp_size(), tied=backbone.tied,
+        )  # fmt: skip
+    backbone.requires_grad_(False)
+    if lora_config:
+        lora.add_lora(
+            backbone.gpt, backbone.geometry, r=int(lora_config['r']), alpha=float(lora_config['lora_alpha']),
+            p=float(lora_config.get('lora_dropout') or 0.0), targets=lora_config['target_modules'],
+        )  # fmt: skip
+    return backbone
+
+
+def _build_gpt(
+    config: Any, family: Family, g: Geometry, sequence_parallel: bool, dtype: torch.dtype, overrides: Mapping[str, Any]
+) -> GPTModel:
+    fields: dict[str, Any] = {
+        'num_layers': config.num_hidden_layers,
+        'hidden_size': g.hidden,
+        'ffn_hidden_size': g.ffn_padded,
+        'num_attention_heads': g.heads_padded,
+        'num_query_groups': g.kv_padded,
+        'kv_channels': g.head_dim,
+        'normalization': 'RMSNorm',
+        'layernorm_epsilon': config.rms_norm_eps,
+        'layernorm_zero_centered_gamma': family.zero_centred,
+        'gated_linear_unit': True,
+        'activation_func': family.activation,
+        'add_bias_linear': False,
+        'add_qkv_bias': family.qkv_bias,
+        'hidden_dropout': 0.0,
+        'attention_dropout': 0.0,
+        'softmax_scale': family.softmax_scale,
+        'tensor_model_parallel_size': tp_size(),
+        'sequence_parallel': sequence_parallel and tp_size() > 1,
+        'use_cpu_initialization': not torch.cuda.is_available(),
+        'perform_initialization': False,
+        'params_dtype': dtype,
+        'pipeline_dtype': dtype,
+        'bf16': dtype == torch.bfloat16,
+        # fusions of megatron's own need apex or CUDA; those of Transformer Engine come with its modules
+        'bias_activation_fusion': False,
+        'bias_dropout_fusion': False,
+        'masked_softmax_fusion': False,
+        'persist_layer_norm': False,
+        'apply_rope_fusion': False,
+        'gradient_accumulation_fusion': False,
+    }
+    megatron = TransformerConfig(**fields | dict(overrides))
+    megatron.vtb_family = family
+    kernels = choose_kernels(family)
+    logger.info('Megatron decoder (%s), %d tensor-parallel ranks: %s', family.name, tp_size(), kernels.names)
+    if te_refusal:
+        logger.info('Transformer Engine is installed, but not used: %s', te_refusal)
+    block = TransformerBlockSubmodules(
+        layer_specs=[layer_spec(family, kernels)] * config.num_hidden_layers, layer_norm=kernels.norm
+    )
+    return GPTModel(
+        megatron,
+        block,
+        vocab_size=g.vocab_padded,
+        max_sequence_length=config.max_position_embeddings,
+        share_embeddings_and_output_weights=bool(config.tie_word_embeddings),
+        position_embedding_type='none',  # the tables come from outside, for any positions
+        parallel_output=True,
+        scatter_embedding_sequence_parallel=False,  # speech is put in at full length, then the row is cut
+    )
+
+
+def _distances(mask: Tensor, places: Tensor, queries: int) -> Tensor:
+    """How far back each key lies for the last positions, in tokens of its own prompt; -1 where it is not seen.
+
+    Args:
+        mask: (B, S), true at what is no padding.
+        places: (B, S), position of each key in its prompt.
+        queries: Number of the last positions that ask.
+
+    Returns:
+        (B, 1, queries, S) int64; padding sees itself, so that its attention is defined.
+    """
+    distance = places[:, -queries:, None] - places[:, None, :]  # (B, queries, S)
+    seen = mask[:, None, :] & mask[:, -queries:, None] & (distance >= 0)
+    itself = torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)[-queries:]
+    return torch.where(seen, distance, torch.where(itself, 0, -1)).unsqueeze(1)

@@ -1,0 +1,262 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Parity of the Megatron backbone with Hugging Face and PEFT, family by family, on tiny random models.
+
+Runs in each process of a tensor-parallel group; used by the tests, by the benchmark, and by whoever adds a family.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+__all__ = ['CASES', 'Parity', 'check', 'tiny_config']
+
+Config = Callable[[], Any]
+_TARGETS = ['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj']
+_SIZES = {
+    'hidden_size': 64,
+    'intermediate_size': 96,
+    'num_hidden_layers': 3,
+    'vocab_size': 131,  # not a multiple of any number of ranks
+    'max_position_embeddings': 512,
+    'bos_token_id': 1,
+    'eos_token_id': 2,
+    'pad_token_id': 0,
+}
+
+# name -> (class of transformers, what differs from _SIZES)
+CASES: Mapping[str, tuple[str, dict[str, Any]]] = {
+    'llama': ('LlamaConfig', {'num_attention_heads': 4, 'num_key_value_heads': 2, 'tie_word_embeddings': False}),
+    'llama3_rope': (
+        'LlamaConfig',
+        {
+            'num_attention_heads': 4,
+            'num_key_value_heads': 4,
+            'tie_word_embeddings': False,
+            'rope_parameters': {
+                'rope_type': 'llama3', 'rope_theta': 500000.0, 'factor': 4.0, 'low_freq_factor': 1.0,
+                'high_freq_factor': 3.0, 'original_max_position_embeddings': 16,
+            },
+        },
+    ),
+    'smollm_uneven': (
+        'LlamaConfig',
+        {'hidden_size': 144, 'num_attention_heads': 9, 'num_key_value_heads': 3, 'tie_word_embeddings': True},
+    ),
+    'mistral': (
+        'MistralConfig',
+        {'num_attention_heads': 4, 'num_key_value_heads': 2, 'sliding_window': 8, 'tie_word_embeddings': False},
+    ),
+    'qwen2': ('Qwen2Config', {'num_attention_heads': 4, 'num_key_value_heads': 2, 'tie_word_embeddings': True}),
+    'qwen3': (
+        'Qwen3Config',
+        {'num_attention_heads': 4, 'num_key_value_heads': 2, 'head_dim': 32, 'tie_word_embeddings': False},
+    ),
+    'gemma_mqa': ('GemmaConfig', {'num_attention_heads': 4, 'num_key_value_heads': 1, 'head_dim': 32}),
+    'gemma2': (
+        'Gemma2Config',
+        {
+            'num_attention_heads': 4, 'num_key_value_heads': 2, 'head_dim': 32, 'sliding_window': 8,
+            'query_pre_attn_scalar': 24, 'attn_logit_softcapping': 5.0, 'final_logit_softcapping': 3.0,
+        },
+    ),
+    'gemma3': (
+        'Gemma3TextConfig',
+        {
+            'num_attention_heads': 4, 'num_key_value_heads': 2, 'head_dim': 32, 'sliding_window': 8,
+            'query_pre_attn_scalar': 24,
+            'layer_types': ['sliding_attention', 'sliding_attention', 'full_attention'],
+        },
+    ),
+}  # fmt: skip
+"""The families, each with what is special about it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """What one family came to; differences are the largest absolute ones."""
+
+    family: str
+    ranks: int
+    sequence_parallel: bool
+    logits: float
+    loss: float
+    lora_gradients: float
+    input_gradients: float
+    weights_exact: bool
+    lora_exact: bool
+    answers_equal: bool
+
+    @property
+    def worst(self) -> float:
+        """The largest difference of all."""
+        return max(self.logits, self.loss, self.lora_gradients, self.input_gradients)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def tiny_config(name: str) -> Any:
+    """The configuration of a case."""
+    import transformers
+
+    cls, changes = CASES[name]
+    return getattr(transformers, cls)(**_SIZES | changes)
+
+
+def _tiny_model(name: str) -> Any:
+    """A random model with weights large enough that every part matters, the same on all ranks."""
+    from transformers import AutoModelForCausalLM
+
+    config = tiny_config(name)
+    config._attn_implementation = 'eager'
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).float().eval()
+    with torch.no_grad():
+        for key, value in model.named_parameters():
+            value.copy_(
+                torch.randn_like(value) * (0.3 if 'norm' in key else 0.1) + (0.0 if 'norm' not in key else 0.2)
+            )
+    return model
+
+
+def _row(hidden: int, vocab: int) -> dict[str, Any]:
+    """A packed row of three conversations, one of a single position, one longer than the sliding windows."""
+    lengths = [7, 1, 15]
+    generator = torch.Generator().manual_seed(1)
+    total = sum(lengths)
+    labels = torch.randint(0, vocab, (total,), generator=generator)
+    labels[torch.rand(total, generator=generator) < 0.4] = -100
+    return {
+        'lengths': lengths,
+        'embeds': torch.randn(total, hidden, generator=generator) * 0.3,
+        'position_ids': torch.cat([torch.arange(n) for n in lengths]),
+        'cu_seqlens': torch.tensor([0, 7, 8, 23], dtype=torch.int32),
+        'max_seqlen': 15,
+        'labels': labels,
+    }
+
+
+def _peft(model: Any) -> tuple[Any, dict[str, Tensor]]:
+    from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+
+    tuned = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=_TARGETS))
+    generator = torch.Generator().manual_seed(2)
+    state = get_peft_model_state_dict(tuned)
+    state = {k: torch.randn(v.shape, generator=generator) * 0.1 for k, v in state.items()}
+    set_peft_model_state_dict(tuned, state)
+    return tuned, state
+
+
+def _reference(tuned: Any, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Hugging Face and PEFT, a conversation at a time."""
+    embeds = row['embeds'].clone().requires_grad_(True)
+    parts = [tuned(inputs_embeds=part[None]).logits[0] for part in embeds.split(row['lengths'])]
+    logits = torch.cat(parts)
+    loss = cross_entropy(logits, row['labels'])
+    loss.backward()
+    gradients = {n.replace('.default', ''): p.grad for n, p in tuned.named_parameters() if p.grad is not None}
+    return {'logits': logits.detach(), 'loss': loss.item(), 'gradients': gradients, 'embeds': embeds.grad}
+
+
+def check(name: str, *, sequence_parallel: bool = False) -> Parity:
+    """Compare one family; every rank of the group calls it and gets the same result.
+
+    Args:
+        name: Key of `CASES`.
+        sequence_parallel: Whether norms and residuals are cut along the row.
+    """
+    from nemo_vtb.backbone.megatron import lora
+    from nemo_vtb.backbone.megatron.model import build_backbone
+
+    model = _tiny_model(name)
+    original = {key: value.clone() for key, value in model.state_dict().items()}
+    with tempfile.TemporaryDirectory() as folder:
+        shared = [folder]
+        dist.broadcast_object_list(shared, src=0)
+        if dist.get_rank() == 0:
+            model.save_pretrained(shared[0])
+        dist.barrier()
+        config = {'r': 4, 'lora_alpha': 8, 'target_modules': _TARGETS}
+        backbone = build_backbone(Path(shared[0]), lora_config=config, sequence_parallel=sequence_parallel)
+        dist.barrier()
+    answers_equal = _answers(model) == _our_answers(backbone, model)
+    tuned, state = _peft(model)
+    backbone.load_lora(state)
+    row = _row(backbone.hidden_size, backbone.geometry.vocab)
+    theirs = _reference(tuned, row)
+    embeds = row['embeds'].clone().requires_grad_(True)
+    logits = backbone.head(backbone(embeds, row['position_ids'], row['cu_seqlens'], row['max_seqlen']))
+    loss = cross_entropy(logits, row['labels'])
+    loss.backward()
+    backbone.sum_partial_gradients()
+    gradients = lora.lora_state(backbone.gpt, backbone.geometry, gradients=True)
+    assert gradients.keys() == theirs['gradients'].keys(), gradients.keys() ^ theirs['gradients'].keys()
+    back = backbone.lora_state()
+    return Parity(
+        family=name,
+        ranks=dist.get_world_size(),
+        sequence_parallel=backbone.sequence_parallel,
+        logits=_largest([(logits.detach(), theirs['logits'])]),
+        loss=abs(loss.item() - theirs['loss']),
+        lora_gradients=_largest([(gradients[key], value) for key, value in theirs['gradients'].items()]),
+        input_gradients=_largest([(embeds.grad, theirs['embeds'])]),
+        weights_exact=all(torch.equal(value, original[key]) for key, value in backbone.base_weights()),
+        lora_exact=back.keys() == state.keys() and all(torch.equal(back[key], state[key]) for key in state),
+        answers_equal=answers_equal,
+    )
+
+
+def _largest(pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
+    return max(float((a - b).abs().max()) for a, b in pairs)
+
+
+def _prompts(hidden: int) -> Iterator[Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    for length in (9, 4, 12):
+        yield torch.randn(length, hidden, generator=generator) * 0.3
+
+
+@torch.no_grad()
+def _answers(model: Any) -> list[list[int]]:
+    """Greedy answers of Hugging Face, a prompt at a time."""
+    found = []
+    for prompt in _prompts(model.config.hidden_size):
+        ids = model.generate(inputs_embeds=prompt[None], max_new_tokens=8, do_sample=False, pad_token_id=0)[0].tolist()
+        found.append(ids[: ids.index(2)] if 2 in ids else ids)
+    return found
+
+
+def _our_answers(backbone: Any, model: Any) -> list[list[int]]:
+    """All prompts at once, padded on the left; padded on the right, the answers must be the same."""
+    prompts = list(_prompts(model.config.hidden_size))
+    width = max(map(len, prompts))
+    sides = []
+    for left in (True, False):
+        batch = torch.zeros(len(prompts), width, prompts[0].shape[1])
+        mask = torch.zeros(len(prompts), width, dtype=torch.bool)
+        for number, prompt in enumerate(prompts):
+            at = slice(width - len(prompt), width) if left else slice(0, len(prompt))
+            batch[number, at], mask[number, at] = prompt, True
+        with backbone.without_lora():
+            sides.append(backbone.generate(batch, mask, 8, {2}))
+    return sides[0] if sides[0] == sides[1] else []
