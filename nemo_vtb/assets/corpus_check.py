@@ -59,7 +59,7 @@ def check_corpus(folder: Path) -> dict:
             or a recording (by name or by content), a message or a command is in two splits.
     """
     seen, files = _Seen(), {}
-    for path in sorted(folder.glob('*.jsonl')):
+    for path in sorted(folder.glob('*.*.jsonl')):
         name, split = path.stem.rsplit('.', 1)
         count: dict[str, float] = defaultdict(int)
         sources: Counter = Counter()
