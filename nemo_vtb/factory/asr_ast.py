@@ -140,13 +140,11 @@ def word_request(
         answer = ' '.join(f'[{begin:.2f} {end:.2f}] {word}' for word, begin, end in row['words'])
     facts: dict[str, Any] = {'form': form, 'position': position}
     facts |= {'target_lang': target} if task == 'ast' else {}
-    if extra and instruction.endswith(':'):
-        parts: list[str | None] = [' '.join(extra), instruction, None]
-    else:
-        asked = ' '.join([instruction, *extra])
-        before, after = [asked, None], [None, asked]
-        parts = {'before': before, 'after': after, 'around': [bank.pick(rng, 'lead'), None, asked]}[position]
-    return answer, parts, facts
+    # a colon points to the recording
+    asked = ' '.join([*extra, instruction] if instruction.endswith(':') else [instruction, *extra])
+    before, after = [asked, None], [None, asked]
+    around = [bank.pick(rng, 'lead'), None, asked]
+    return answer, {'before': before, 'after': after, 'around': around}[position], facts
 
 
 def _bank(rng: Random, source: str, settings: AsrAst) -> Bank:

@@ -202,7 +202,7 @@ def write_tars(lines: Sequence[str], base: Path, folder: Path, shard_size: int) 
 
 
 def _write_tar(lines: list[dict[str, Any]], base: Path, path: Path) -> list[dict[str, Any]]:
-    from lhotse import Recording
+    from lhotse import AudioSource, Recording
     from lhotse.shar.writers import AudioTarWriter
 
     from nemo_vtb.data.audio import read_audio
@@ -216,7 +216,8 @@ def _write_tar(lines: list[dict[str, Any]], base: Path, path: Path) -> list[dict
                 samples = read_audio(source, _FLAC_RATE)
                 # a name of its own for each span: NeMo keys recordings by file stem
                 key = f'{_file_name(line["id"])}-{number}'
-                recording = Recording(key, [], _FLAC_RATE, len(samples), len(samples) / _FLAC_RATE)
+                source_of_shar = [AudioSource('memory', [0], '')]  # what it holds is in the archive
+                recording = Recording(key, source_of_shar, _FLAC_RATE, len(samples), len(samples) / _FLAC_RATE)
                 writer.write(key, samples, _FLAC_RATE, recording)
                 entry.pop('offset', None)
                 entry |= {'value': f'{key}.flac', 'duration': len(samples) / _FLAC_RATE}

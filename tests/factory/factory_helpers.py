@@ -15,6 +15,11 @@
 
 import hashlib
 import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,3 +66,19 @@ def digest(out: Path) -> dict[str, str]:
         for path in sorted(out.rglob('*'))
         if path.is_file() and '.work' not in path.parts
     }
+
+
+@contextmanager
+def openai_server(folder: Path, faults: str = '') -> Iterator[str]:
+    """A server of `openai_server.py` in a process of its own; gives its base address."""
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, str(Path(__file__).with_name('openai_server.py')), str(folder), faults]
+    process = subprocess.Popen(command)
+    try:
+        while not (folder / 'port').exists():
+            assert process.poll() is None, 'the server did not start'
+            time.sleep(0.05)
+        yield f'http://127.0.0.1:{(folder / "port").read_text()}/v1'
+    finally:
+        process.kill()
+        process.wait()
