@@ -35,7 +35,8 @@ PAIR = (('user', 'What do bees make?'), ('assistant', 'Honey.'))
                                {'type': 'text', 'from': 'Assistant', 'value': 'Honey.'}]},
             'sharegpt',
         ),
-        ({'messages': [{'role': 'user', 'content': PAIR[0][1]}, {'role': 'assistant', 'content': 'Honey.'}]}, 'openai'),
+        ({'messages': [{'role': 'user', 'content': PAIR[0][1]},
+                       {'role': 'assistant', 'content': 'Honey.'}]}, 'openai'),
         (
             {'messages': [{'role': 'user', 'content': [{'type': 'text', 'text': PAIR[0][1]}]},
                           {'role': 'assistant', 'content': 'Honey.'}]},
@@ -93,7 +94,7 @@ LONG = 'word ' * 40
         (talk('Code?', '```python\nprint(1)'), 'truncated'),
         (talk('Hello', 'Fine.', finish_reason='length'), 'truncated'),
         (talk(LONG * 3, 'Fine.'), 'too_long'),
-        (talk('Was ist das und wie ist es mit der Katze?', 'Das ist nicht die Katze, es ist der Hund.'), 'wrong_language'),
+        (talk('Was ist das und wie ist es?', 'Das ist nicht die Katze, es ist der Hund.'), 'wrong_language'),
         (talk('你好吗？', '我很好。'), 'wrong_language'),
         (talk('Hello', 'Fine.', category='Math'), 'category'),
     ],

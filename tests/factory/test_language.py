@@ -20,9 +20,9 @@ from nemo_vtb.factory.language import guess_language, is_language, script_of
 TEXTS = {
     'en': 'The leaves turn yellow because the tree takes back what is useful in them before the winter.',
     'de': 'Die Blätter werden gelb, weil der Baum vor dem Winter das aus ihnen zurückholt, was er noch braucht.',
-    'es': 'Las hojas se ponen amarillas porque el árbol recupera lo que es útil en ellas antes de que llegue el frío.',
-    'fr': "Les feuilles deviennent jaunes parce que l'arbre reprend ce qui est utile en elles avant que le froid vienne.",
-    'it': 'Le foglie diventano gialle perché la pianta riprende quello che è utile in loro prima che arrivi il freddo.',
+    'es': 'Las hojas se ponen amarillas porque el árbol recupera lo que es útil en ellas antes del frío.',
+    'fr': "Les feuilles deviennent jaunes parce que l'arbre reprend ce qui est utile en elles avant le froid.",
+    'it': 'Le foglie diventano gialle perché la pianta riprende quello che è utile in loro prima del freddo.',
 }
 
 
