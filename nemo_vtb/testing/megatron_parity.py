@@ -212,6 +212,10 @@ def check(name: str, *, sequence_parallel: bool = False) -> Parity:
     gradients = lora.lora_state(backbone.gpt, backbone.geometry, gradients=True)
     assert gradients.keys() == theirs['gradients'].keys(), gradients.keys() ^ theirs['gradients'].keys()
     back = backbone.lora_state()
+    # moments of an optimizer go the same way
+    parts = {key: backbone.shard_lora(key, value) for key, value in state.items()}
+    assert all(parts[key].shape == own.shape for key, own in backbone.lora_parameters().items())
+    back_moments = {key: backbone.gather_lora(key, part) for key, part in parts.items()}
     return Parity(
         family=name,
         ranks=dist.get_world_size(),
@@ -221,7 +225,10 @@ def check(name: str, *, sequence_parallel: bool = False) -> Parity:
         lora_gradients=_largest([(gradients[key], value) for key, value in theirs['gradients'].items()]),
         input_gradients=_largest([(embeds.grad, theirs['embeds'])]),
         weights_exact=all(torch.equal(value, original[key]) for key, value in backbone.base_weights()),
-        lora_exact=back.keys() == state.keys() and all(torch.equal(back[key], state[key]) for key in state),
+        lora_exact=all(
+            found.keys() == state.keys() and all(torch.equal(found[key], state[key]) for key in state)
+            for found in (back, back_moments)
+        ),
         answers_equal=answers_equal,
     )
 

@@ -35,7 +35,18 @@ from nemo_vtb.backbone.megatron.families import Geometry
 from nemo_vtb.backbone.megatron.parallel import gather, tp_group
 from nemo_vtb.errors import VtbCheckpointError, VtbModelError
 
-__all__ = ['PROJECTIONS', 'add_lora', 'load_lora', 'lora_layers', 'lora_state', 'shard_of', 'sum_partial_gradients']
+__all__ = [
+    'PROJECTIONS',
+    'add_lora',
+    'load_lora',
+    'lora_layers',
+    'lora_parameters',
+    'lora_state',
+    'place_of',
+    'shard_of',
+    'sum_partial_gradients',
+    'whole_of',
+]
 
 PROJECTIONS = {
     'q_proj': 'self_attn',
@@ -189,6 +200,8 @@ def add_lora(
         for parent, attribute, name in ((attention, 'linear_proj', 'o_proj'), (mlp, 'linear_fc2', 'down_proj')):
             if name in wanted:
                 _wrap_row(parent, attribute, name, r, alpha, p, sp)
+    for key, own in lora_parameters(gpt).items():
+        own.tensor_model_parallel = _is_cut(*place_of(key), g)  # megatron's word for it
     load_lora(gpt, g, _first(gpt, g, r, seed))
 
 
@@ -213,27 +226,45 @@ def _pairs(gpt: nn.Module) -> Iterator[tuple[str, str, Pair]]:
                 yield f'base_model.model.model.layers.{number}.{PROJECTIONS[name]}.{name}', name, pair
 
 
+def lora_parameters(gpt: nn.Module) -> dict[str, nn.Parameter]:
+    """This rank's factors under PEFT's names."""
+    return {
+        f'{key}.lora_{which}.weight': own
+        for key, _, pair in _pairs(gpt)
+        for which, own in (('A', pair.A), ('B', pair.B))
+    }
+
+
 @torch.no_grad()
 def lora_state(gpt: nn.Module, g: Geometry, *, gradients: bool = False) -> dict[str, Tensor]:
     """Whole factors (or their gradients) under PEFT's names, on all ranks; all ranks must take part."""
     state = {}
-    for key, name, pair in _pairs(gpt):
-        for which, own in (('A', pair.A), ('B', pair.B)):
-            value = own.grad if gradients else own.detach()
-            if value is None:
-                continue
-            state[f'{key}.lora_{which}.weight'] = _whole(name, which, value, g)
+    for key, own in lora_parameters(gpt).items():
+        value = own.grad if gradients else own.detach()
+        if value is not None:
+            state[key] = whole_of(*place_of(key), value, g)
     return state
 
 
-def _whole(name: str, which: str, value: Tensor, g: Geometry) -> Tensor:
-    column = name in _COLUMN
-    held_by_all = g.copies > 1 and name in ('k_proj', 'v_proj')
+def place_of(key: str) -> tuple[str, str]:
+    """Projection and factor ('A' or 'B') of one of PEFT's names."""
+    *_, name, factor, _ = key.split('.')
+    return name, factor[-1]
+
+
+def whole_of(name: str, which: str, value: Tensor, g: Geometry) -> Tensor:
+    """The inverse of `shard_of`: a whole factor, or a moment in its shape, from the parts of all ranks together."""
+    cut = _is_cut(name, which, g)
     if which == 'B':
-        value = gather(value, 0) if column and not held_by_all else value
-        return value[: _outputs(name, g)].clone()
-    value = value if column else gather(value, 1)
-    return value[:, : _inputs(name, g)].clone()
+        return (gather(value, 0) if cut else value)[: _outputs(name, g)].clone()
+    return (gather(value, 1) if cut else value)[:, : _inputs(name, g)].clone()
+
+
+def _is_cut(name: str, which: str, g: Geometry) -> bool:
+    """Whether the ranks hold parts of a factor, not copies of it."""
+    if g.copies > 1 and name in ('k_proj', 'v_proj'):
+        return False
+    return which == ('B' if name in _COLUMN else 'A')
 
 
 def shard_of(name: str, which: str, whole: Tensor, g: Geometry, *, rank: int, ranks: int) -> Tensor:
@@ -250,15 +281,13 @@ def shard_of(name: str, which: str, whole: Tensor, g: Geometry, *, rank: int, ra
     Raises:
         ValueError: It has another shape.
     """
+    if not _is_cut(name, which, g):
+        return whole
     heads = (g.heads * g.head_dim, g.heads_padded * g.head_dim)
     kv = (g.kv * g.head_dim, g.kv_padded * g.head_dim)
     sizes = {'q_proj': heads, 'o_proj': heads, 'k_proj': kv, 'v_proj': kv}.get(name, (g.ffn, g.ffn_padded))
-    if name in _COLUMN:
-        if which == 'A' or (g.copies > 1 and name in ('k_proj', 'v_proj')):
-            return whole
-        return pad_rows(whole, *sizes).chunk(ranks, 0)[rank]
     if which == 'B':
-        return whole
+        return pad_rows(whole, *sizes).chunk(ranks, 0)[rank]
     return pad_rows(whole.t(), *sizes).t().chunk(ranks, 1)[rank]
 
 

@@ -128,6 +128,23 @@ class MegatronBackbone(nn.Module):
 
     # ---- beyond it
 
+    def lora_parameters(self) -> dict[str, nn.Parameter]:
+        """This rank's LoRA factors under PEFT's names; those that the ranks share have `tensor_model_parallel` set,
+        and whole ones whose gradient is a part have `partial_gradient` set."""
+        return lora.lora_parameters(self.gpt)
+
+    def gather_lora(self, name: str, part: Tensor) -> Tensor:
+        """The whole of a factor, or of an optimizer's moment in its shape, by PEFT's name; all ranks take part."""
+        return lora.whole_of(*lora.place_of(name), part, self.geometry)
+
+    def shard_lora(self, name: str, whole: Tensor) -> Tensor:
+        """This rank's part, the inverse of `gather_lora`.
+
+        Raises:
+            ValueError: It has another shape than the factor.
+        """
+        return lora.shard_of(*lora.place_of(name), whole, self.geometry, rank=tp_rank(), ranks=tp_size())
+
     def sum_partial_gradients(self) -> None:
         """To be called after the backward pass and before the optimizer, see `lora.sum_partial_gradients`."""
         lora.sum_partial_gradients(self.gpt)
