@@ -19,6 +19,7 @@ Runs in each process of a tensor-parallel group; used by the tests, by the bench
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-__all__ = ['CASES', 'Parity', 'check', 'tiny_config']
+__all__ = ['CASES', 'Parity', 'check', 'check_answers', 'tiny_config']
 
 Config = Callable[[], Any]
 _TARGETS = ['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj']
@@ -235,6 +236,48 @@ def check(name: str, *, sequence_parallel: bool = False) -> Parity:
 
 def _largest(pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
     return max(float((a - b).abs().max()) for a, b in pairs)
+
+
+@torch.no_grad()
+def check_answers(folder: str | Path, questions: Sequence[str], *, max_new_tokens: int = 24) -> dict[str, Any]:
+    """Greedy answers of a chat model with real weights, all questions at once, beside those of `generate`.
+
+    Args:
+        folder: Hugging Face folder with weights, tokenizer and chat template.
+        questions: One user turn each.
+        max_new_tokens: Longest answer.
+
+    Returns:
+        `ranks`, `answers` (texts) and `equal`, the number of those whose tokens are the same; alike on all ranks.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from nemo_vtb.backbone.megatron import parallel
+    from nemo_vtb.backbone.megatron.model import build_backbone
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side='left')
+    chats = [[{'role': 'user', 'content': question}] for question in questions]
+    batch = tokenizer.apply_chat_template(
+        chats, add_generation_prompt=True, padding=True, return_tensors='pt', return_dict=True
+    )
+    width = batch['input_ids'].shape[1]
+    shared: list[Any] = [None, None]  # the expected tokens, and those that end an answer
+    if parallel.tp_rank() == 0:  # the reference once, and gone before ours is read
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        found = model.generate(**batch, do_sample=False, max_new_tokens=max_new_tokens)[:, width:].tolist()
+        eos = model.generation_config.eos_token_id
+        stops = set(eos if isinstance(eos, list) else [eos])
+        shared = [[list(takewhile(lambda token: token not in stops, ids)) for ids in found], stops]
+        del model
+    dist.broadcast_object_list(shared, src=0)
+    backbone = build_backbone(folder).eval()
+    embeds = backbone.embed(batch['input_ids'].flatten()).view(*batch['input_ids'].shape, -1)  # (B, T, H)
+    ours = backbone.generate(embeds, batch['attention_mask'], max_new_tokens, shared[1])
+    return {
+        'ranks': parallel.tp_size(),
+        'equal': sum(a == b for a, b in zip(ours, shared[0], strict=True)),
+        'answers': tokenizer.batch_decode(ours, skip_special_tokens=True),
+    }
 
 
 def _prompts(hidden: int) -> Iterator[Tensor]:
