@@ -12,3 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """The LLM on Megatron-core: tensor parallel, with fused kernels where there is a GPU. See docs/megatron.md."""
+
+from nemo_vtb.backbone.megatron.parallel import hide_unusable_te
+
+# before any module of this package imports megatron, which would end with it
+hide_unusable_te()

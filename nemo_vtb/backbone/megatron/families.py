@@ -86,6 +86,11 @@ class Family:
     windows: tuple[int | None, ...]
     rope_kinds: tuple[str, ...]
 
+    @property
+    def fused_activation(self) -> Callable[[Tensor], Tensor]:
+        """By which megatron knows its fused kernel; that of `F.gelu` is the tanh form."""
+        return gelu if self.activation is _gelu_tanh else self.activation
+
 
 @dataclass(frozen=True, slots=True)
 class Geometry:

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from megatron.core import tensor_parallel
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.models.gpt.gpt_layer_specs import HAVE_TE
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
@@ -37,8 +38,10 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor, nn
 
+from nemo_vtb.backbone.megatron import parallel
 from nemo_vtb.backbone.megatron.families import Family
 from nemo_vtb.backbone.packed_attention import attend, window_mask
+from nemo_vtb.errors import VtbConfigError
 
 __all__ = ['Kernels', 'KeyValueCache', 'PackedSelfAttention', 'RMSNorm', 'choose_kernels', 'layer_spec']
 
@@ -227,26 +230,46 @@ class Kernels:
     row: type
     norm: type
     core: type
+    fused_activation: bool
+    """Gate, activation and product in one kernel, compiled by torch."""
     names: str
 
 
-def choose_kernels(family: Family) -> Kernels:
-    """Take the fastest modules that are there: Transformer Engine, Liger's Triton kernels, or torch's own."""
-    from megatron.core.models.gpt.gpt_layer_specs import HAVE_TE
+def choose_kernels(wanted: str = 'auto') -> Kernels:
+    """Take the fastest modules that are there: Transformer Engine, Liger's Triton kernels, or torch's own.
 
-    cuda = torch.cuda.is_available()
-    if cuda and HAVE_TE:
+    Args:
+        wanted: 'auto', or one of 'te', 'liger' and 'torch' to compare them.
+
+    Raises:
+        VtbConfigError: What is wanted is unknown or cannot run here.
+    """
+    cuda, liger = torch.cuda.is_available(), importlib.util.find_spec('liger_kernel') is not None
+    there = [name for name, usable in (('te', cuda and HAVE_TE), ('liger', cuda and liger), ('torch', True)) if usable]
+    if wanted not in ('auto', *there):
+        raise VtbConfigError(
+            'These kernels cannot be used here.',
+            field='kernels',
+            got=wanted,
+            allowed=['auto', *there],
+            remedy=parallel.te_refusal if wanted == 'te' else None,
+        )
+    chosen = there[0] if wanted == 'auto' else wanted
+    if chosen == 'te':
         from megatron.core.extensions.transformer_engine import TEColumnParallelLinear, TENorm, TERowParallelLinear
 
-        names = 'Transformer Engine: linears, norm, variable-length attention'
-        return Kernels(TEColumnParallelLinear, TERowParallelLinear, TENorm, TECore, names)
-    if cuda and importlib.util.find_spec('liger_kernel') is not None:
+        names = 'Transformer Engine: linears, norm, variable-length attention; fused activation'
+        return Kernels(TEColumnParallelLinear, TERowParallelLinear, TENorm, TECore, True, names)
+    if chosen == 'liger':
         from liger_kernel.megatron import LigerMegatronRMSNorm
 
-        names = "Liger: norm; megatron-core's linears; torch's attention"
-        return Kernels(ColumnParallelLinear, RowParallelLinear, LigerMegatronRMSNorm, SDPACore, names)
+        names = "Liger: norm; megatron-core's linears; torch's attention; fused activation"
+        return Kernels(ColumnParallelLinear, RowParallelLinear, LigerMegatronRMSNorm, SDPACore, True, names)
+    # on a CPU the compiler costs more than it saves, and beside others this is the plain reference
     names = "megatron-core's linears; torch's attention; our norm"
-    return Kernels(ColumnParallelLinear, RowParallelLinear, RMSNorm, SDPACore, names)
+    fused = cuda and wanted == 'auto'
+    names += '; fused activation' if fused else ''
+    return Kernels(ColumnParallelLinear, RowParallelLinear, RMSNorm, SDPACore, fused, names)
 
 
 def layer_spec(family: Family, kernels: Kernels) -> ModuleSpec:

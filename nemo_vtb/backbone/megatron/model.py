@@ -32,10 +32,10 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
-from nemo_vtb.backbone.megatron import convert, lora
+from nemo_vtb.backbone.megatron import convert, lora, parallel
 from nemo_vtb.backbone.megatron.families import Family, Geometry, family_of, geometry_of
-from nemo_vtb.backbone.megatron.layers import KeyValueCache, choose_kernels, layer_spec
-from nemo_vtb.backbone.megatron.parallel import te_refusal, tp_group, tp_rank, tp_size
+from nemo_vtb.backbone.megatron.layers import Kernels, KeyValueCache, choose_kernels, layer_spec
+from nemo_vtb.backbone.megatron.parallel import tp_group, tp_rank, tp_size
 
 __all__ = ['MegatronBackbone', 'build_backbone']
 
@@ -49,6 +49,7 @@ class MegatronBackbone(nn.Module):
         config: The LLM's Hugging Face configuration.
         sequence_parallel: Norms and residuals hold a part of the row each; for rows of any length.
         dtype: Of the weights.
+        kernels: See `choose_kernels`.
         overrides: Further fields of megatron's `TransformerConfig`, such as `recompute_granularity`.
 
     Raises:
@@ -56,7 +57,13 @@ class MegatronBackbone(nn.Module):
     """
 
     def __init__(
-        self, config: Any, *, sequence_parallel: bool = False, dtype: torch.dtype = torch.float32, **overrides: Any
+        self,
+        config: Any,
+        *,
+        sequence_parallel: bool = False,
+        dtype: torch.dtype = torch.float32,
+        kernels: str | Kernels = 'auto',
+        **overrides: Any,
     ) -> None:
         super().__init__()
         self.hf_config = config.get_text_config()
@@ -64,7 +71,12 @@ class MegatronBackbone(nn.Module):
         self.geometry: Geometry = geometry_of(config, tp_size())
         self.hidden_size = self.geometry.hidden
         self.tied = bool(self.hf_config.tie_word_embeddings)
-        self.gpt = _build_gpt(self.hf_config, self.family, self.geometry, sequence_parallel, dtype, overrides)
+        kernels = choose_kernels(kernels) if isinstance(kernels, str) else kernels
+        logger.info('Megatron decoder (%s), %d tensor-parallel ranks: %s', self.family.name, tp_size(), kernels.names)
+        if parallel.te_refusal:
+            logger.info('Transformer Engine is installed, but not used: %s', parallel.te_refusal)
+        overrides = {'sequence_parallel': sequence_parallel and tp_size() > 1} | overrides
+        self.gpt = _build_gpt(self.hf_config, self.family, self.geometry, kernels, dtype, overrides)
         self.rotary = _Rotary(self.hf_config, self.family)
         self.sequence_parallel: bool = self.gpt.config.sequence_parallel
 
@@ -297,7 +309,7 @@ def build_backbone(
 
 
 def _build_gpt(
-    config: Any, family: Family, g: Geometry, sequence_parallel: bool, dtype: torch.dtype, overrides: Mapping[str, Any]
+    config: Any, family: Family, g: Geometry, kernels: Kernels, dtype: torch.dtype, overrides: Mapping[str, Any]
 ) -> GPTModel:
     fields: dict[str, Any] = {
         'num_layers': config.num_hidden_layers,
@@ -310,21 +322,20 @@ def _build_gpt(
         'layernorm_epsilon': config.rms_norm_eps,
         'layernorm_zero_centered_gamma': family.zero_centred,
         'gated_linear_unit': True,
-        'activation_func': family.activation,
+        'activation_func': family.fused_activation if kernels.fused_activation else family.activation,
         'add_bias_linear': False,
         'add_qkv_bias': family.qkv_bias,
         'hidden_dropout': 0.0,
         'attention_dropout': 0.0,
         'softmax_scale': family.softmax_scale,
         'tensor_model_parallel_size': tp_size(),
-        'sequence_parallel': sequence_parallel and tp_size() > 1,
         'use_cpu_initialization': not torch.cuda.is_available(),
         'perform_initialization': False,
         'params_dtype': dtype,
         'pipeline_dtype': dtype,
         'bf16': dtype == torch.bfloat16,
-        # fusions of megatron's own need apex or CUDA; those of Transformer Engine come with its modules
-        'bias_activation_fusion': False,
+        # other fusions of megatron's own need apex; those of Transformer Engine come with its modules
+        'bias_activation_fusion': kernels.fused_activation,
         'bias_dropout_fusion': False,
         'masked_softmax_fusion': False,
         'persist_layer_norm': False,
@@ -333,10 +344,6 @@ def _build_gpt(
     }
     megatron = TransformerConfig(**fields | dict(overrides))
     megatron.vtb_family = family
-    kernels = choose_kernels(family)
-    logger.info('Megatron decoder (%s), %d tensor-parallel ranks: %s', family.name, tp_size(), kernels.names)
-    if te_refusal:
-        logger.info('Transformer Engine is installed, but not used: %s', te_refusal)
     block = TransformerBlockSubmodules(
         layer_specs=[layer_spec(family, kernels)] * config.num_hidden_layers, layer_norm=kernels.norm
     )

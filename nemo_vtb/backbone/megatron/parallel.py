@@ -81,7 +81,6 @@ def initialize(tensor_parallel: int = 1, *, seed: int = 42) -> None:
     Raises:
         VtbConfigError: The ranks cannot be dealt, or the groups exist with another size.
     """
-    hide_unusable_te()
     if not dist.is_initialized():
         backend = 'nccl' if torch.cuda.is_available() else 'gloo'
         if dist.is_torchelastic_launched():

@@ -16,6 +16,7 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,31 @@ def test_activations_made_again_change_nothing(alone: None, recompute: str) -> N
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize('name', ['llama', 'gemma_mqa'])
+def test_the_fused_activation_is_the_same(alone: None, name: str) -> None:
+    """Chosen on GPUs; torch compiles it for the CPU, too."""
+    from nemo_vtb.backbone.megatron.layers import choose_kernels
+
+    plain = choose_kernels('torch')
+    results = []
+    for kernels in (plain, replace(plain, fused_activation=True)):
+        backbone = build(name, kernels=kernels)
+        embeds = torch.linspace(-1, 1, 6 * 64).view(6, 64).requires_grad_(True)
+        out = run(backbone, embeds)
+        out.square().mean().backward()
+        results.append((out.detach(), embeds.grad))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='is about machines without CUDA')
+@pytest.mark.parametrize('wanted', ['te', 'liger', 'apex'])
+def test_kernels_that_cannot_run_are_refused(alone: None, wanted: str) -> None:
+    with pytest.raises(VtbConfigError, match=wanted) as caught:
+        build(kernels=wanted)
+    assert "['auto', 'torch']" in str(caught.value)
+
+
 def test_weights_that_are_missing_or_misshapen_are_named(alone: None) -> None:
     from nemo_vtb.backbone.megatron.convert import HFWeights, load_weights
 
@@ -211,9 +237,8 @@ def test_an_unusable_transformer_engine_is_hidden(tmp_path: Path) -> None:
     (package / 'pytorch' / '__init__.py').write_text('')
     code = (
         f'import sys; sys.path.insert(0, {str(tmp_path)!r})\n'
+        'import nemo_vtb.backbone.megatron.model\n'  # megatron before anything else
         'from nemo_vtb.backbone.megatron import parallel\n'
-        'parallel.initialize(1)\n'
-        'import nemo_vtb.backbone.megatron.model\n'
         'print(parallel.te_refusal)'
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
