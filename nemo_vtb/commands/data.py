@@ -39,7 +39,7 @@ examples:
   vtb data index CONFIG.yaml [FILE.jsonl ...] [KEY=VALUE ...] [--workers N]
   vtb data preview CONFIG.yaml [KEY=VALUE ...] [-n ROWS] [--png FILE]
   vtb data ledger RUN [--json] [--png FILE]
-  vtb data make KIND OUT [INPUT ...] [KEY=VALUE ...] [--workers N] [--shard I/N]
+  vtb data make KIND OUT [INPUT ...] [KEY=VALUE ...] [--config FILE] [--workers N] [--shard I/N]
 """
 _YAML = ('.yaml', '.yml')
 

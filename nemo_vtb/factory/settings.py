@@ -234,7 +234,9 @@ def read_settings(cls: type[T], *layers: Mapping[str, Any]) -> T:
     from omegaconf import OmegaConf
 
     section = _section(cls)
-    given = OmegaConf.to_container(OmegaConf.merge(*(OmegaConf.create(dict(layer)) for layer in layers)), resolve=True)
+    given = OmegaConf.to_container(
+        OmegaConf.merge({}, *(OmegaConf.create(dict(layer)) for layer in layers)), resolve=True
+    )
     check_keys(given, section)  # type: ignore[arg-type]
     merged = OmegaConf.to_container(OmegaConf.merge(settings_dict(cls()), given))
     assert isinstance(merged, dict)

@@ -217,7 +217,7 @@ def question_ask(row: Mapping[str, Any], type_: str, seed: int) -> Ask:
 
 def pair_reason(question: str, answer: str, row: Mapping[str, Any], settings: SpeechQa) -> str | None:
     """Why a pair is left out before anyone judges whether it is true; None if it is not."""
-    text = row['text']
+    text, question, answer = row['text'], question.strip(), answer.strip()
     if not question or _NO_QUESTION.match(question):
         return 'no_question'
     if not answer or _NO_QUESTION.match(answer) or answer.endswith(':'):

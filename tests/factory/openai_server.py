@@ -33,26 +33,30 @@ HANG_S = 60.0
 
 
 class Model:
-    """MiniMind2-Small, held to the schema of the request as a serving engine holds its models."""
+    """MiniMind2-Small, held to the schema of the request, as a serving engine holds its models; a question is one."""
 
     def __init__(self) -> None:
         from nemo_vtb.factory.settings import Llm
         from nemo_vtb.factory.writers import LocalWriter
 
-        self._writer = LocalWriter(Llm(model='asset:minimind2-small', max_tokens=24))
+        self._writer = LocalWriter(Llm(model='asset:minimind2-small', max_tokens=24, temperature=0))
         self._lock = threading.Lock()
 
     def answer(self, body: dict[str, Any]) -> tuple[str, int, int]:
-        from nemo_vtb.factory.writers import Ask
-
-        system, user = (message['content'] for message in body['messages'])
-        schema = body['response_format']['json_schema']['schema']
+        # a model of this size loses its way in long instructions
+        transcript = body['messages'][-1]['content'].partition('recording: ')[2].partition('\n')[0]
+        turns = [{'role': 'user', 'content': f'Write a question and its answer about: {transcript}'}]
+        text = self._writer._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True) + '{'
+        values, read, written = {}, 0, 0
         with self._lock:
-            (reply,) = self._writer.write([Ask(system, user, tuple(schema['required']), body['seed'])])
-        values = dict(reply.values or {})
-        if 'question' in values:  # the grammar of a question: it ends with its mark
-            values['question'] = values['question'].rstrip('?.,!') + '?'
-        return json.dumps(values), reply.prompt_tokens, reply.completion_tokens
+            for name in body['response_format']['json_schema']['schema']['required']:
+                begin, end = ('What ', '?') if name == 'question' else ('', '')
+                text += f'"{name}": "{begin}'
+                (value,), (count_in,), (count_out,) = self._writer._complete([text], body['seed'])
+                values[name] = begin + value.rstrip('?.!,') + end
+                read, written = read or count_in, written + count_out
+                text += f'{values[name][len(begin) :]}", '
+        return json.dumps(values), read, written
 
 
 class Server:
