@@ -178,14 +178,14 @@ class Evaluation:
     def examples(self) -> list[Sample]:
         """Samples to look at, the first of each sort and none chosen by its quality.
 
-        One question about a recording, one turn that is partly typed and partly spoken, a transcript of each source,
+        Two questions about recordings, two turns that are partly typed and partly spoken, a transcript of each source,
         one typed chat.
         """
-        chosen = [self._first(lambda s: s.task == 'speech_qa')]
-        chosen.append(
-            self._first(lambda s: s.task == 'mixed_modal' and s.typed_and_spoken)
-            or self._first(lambda s: s.task == 'mixed_modal')
-        )
+        mixed = [s for s in self.samples if s.task == 'mixed_modal']
+        chosen: list[Sample | None] = [
+            *[s for s in self.samples if s.task == 'speech_qa'][:2],
+            *([s for s in mixed if s.typed_and_spoken] or mixed)[:2],
+        ]
         for source in dict.fromkeys(s.source for s in self.samples if s.task == 'asr'):
             chosen.append(self._first(lambda s, source=source: s.task == 'asr' and s.source == source))
         # written by a person where there is one: what a small LLM samples for itself is no answer to be shown beside

@@ -38,6 +38,8 @@ SAMPLES = (
     Sample('m#1', 'mixed_modal', 'mixed', 'user: only typed', 'x', 'not the first choice'),
     Sample('m#2', 'mixed_modal', 'mixed', 'user: typed and ▶', 'x', 'mixed answer', typed_and_spoken=True),
     Sample('q#1', 'speech_qa', 'qa', 'user: which room?', 'The office.', 'The garage.'),
+    Sample('q#2', 'speech_qa', 'qa', 'user: when?', 'Now.', 'At noon.'),
+    Sample('q#3', 'speech_qa', 'qa', 'user: what?', 'Now.', 'never shown'),
     Sample('t#1', 'text', 'typed-chat', 'user: hi', 'Hello!', 'Hey!', base='Good day!'),
 )
 RESULT = Evaluation(ROWS, SAMPLES, {'model': 'm'})
@@ -64,9 +66,9 @@ def test_table_says_what_a_number_means() -> None:
     assert 'BLEU:' not in text
 
 
-def test_examples_are_one_of_each_sort_and_free_of_control_codes() -> None:
+def test_examples_are_the_first_of_each_sort_and_free_of_control_codes() -> None:
     text = shown('show_examples')
-    assert [s.id for s in RESULT.examples()] == ['q#1', 'm#2', 'a#1', 'b#1', 't#1']
+    assert [s.id for s in RESULT.examples()] == ['q#1', 'q#2', 'm#2', 'a#1', 'b#1', 't#1']
     for expected in ('open [red]door', 'mixed answer', 'Good day!', 'yellow', 'said: "open"'):
         assert expected in text
     assert 'never shown' not in text and '\x1b' not in text
