@@ -43,7 +43,15 @@ from nemo_vtb.backbone.megatron.families import Family
 from nemo_vtb.backbone.packed_attention import attend, window_mask
 from nemo_vtb.errors import VtbConfigError
 
-__all__ = ['Kernels', 'KeyValueCache', 'PackedSelfAttention', 'RMSNorm', 'choose_kernels', 'layer_spec']
+__all__ = [
+    'Kernels',
+    'KeyValueCache',
+    'PackedSelfAttention',
+    'RMSNorm',
+    'choose_kernels',
+    'layer_spec',
+    'usable_kernels',
+]
 
 logger = logging.getLogger(__name__)
 
@@ -235,6 +243,14 @@ class Kernels:
     names: str
 
 
+def usable_kernels() -> list[str]:
+    """Names for `choose_kernels` of what can run here, the fastest first."""
+    if not torch.cuda.is_available():
+        return ['torch']
+    liger = importlib.util.find_spec('liger_kernel') is not None
+    return [*(['te'] if HAVE_TE else []), *(['liger'] if liger else []), 'torch']
+
+
 def choose_kernels(wanted: str = 'auto') -> Kernels:
     """Take the fastest modules that are there: Transformer Engine, Liger's Triton kernels, or torch's own.
 
@@ -244,8 +260,7 @@ def choose_kernels(wanted: str = 'auto') -> Kernels:
     Raises:
         VtbConfigError: What is wanted is unknown or cannot run here.
     """
-    cuda, liger = torch.cuda.is_available(), importlib.util.find_spec('liger_kernel') is not None
-    there = [name for name, usable in (('te', cuda and HAVE_TE), ('liger', cuda and liger), ('torch', True)) if usable]
+    there = usable_kernels()
     if wanted not in ('auto', *there):
         raise VtbConfigError(
             'These kernels cannot be used here.',
@@ -267,7 +282,7 @@ def choose_kernels(wanted: str = 'auto') -> Kernels:
         return Kernels(ColumnParallelLinear, RowParallelLinear, LigerMegatronRMSNorm, SDPACore, True, names)
     # on a CPU the compiler costs more than it saves, and beside others this is the plain reference
     names = "megatron-core's linears; torch's attention; our norm"
-    fused = cuda and wanted == 'auto'
+    fused = torch.cuda.is_available() and wanted == 'auto'
     names += '; fused activation' if fused else ''
     return Kernels(ColumnParallelLinear, RowParallelLinear, RMSNorm, SDPACore, fused, names)
 
