@@ -15,6 +15,7 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 import tempfile
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemo_vtb.data.conversation import Conversation, Text, conversation_from_dict, conversation_to_dict
-from nemo_vtb.errors import VtbCheckpointError, VtbModelError
+from nemo_vtb.errors import VtbCheckpointError, VtbError, VtbModelError
 
 if TYPE_CHECKING:
     from nemo_vtb.model.blender import VoiceTextBlender
@@ -46,15 +47,24 @@ class Proof:
         return self.live == self.fresh
 
 
-def load(path: str | Path, device: str = 'auto') -> 'VoiceTextBlender':
+def load(
+    path: str | Path,
+    device: str = 'auto',
+    *,
+    trust_remote_code: bool = False,
+    base_llm: str | Path | None = None,
+) -> 'VoiceTextBlender':
     """Restore a model from a `.nemo` file for answering.
 
     Args:
         path: The file.
         device: 'auto' (CUDA where there is one), or what torch accepts.
+        trust_remote_code: Run code that came with the LLM, if the file asks for it.
+        base_llm: Folder of the base LLM, for a file without it.
 
     Raises:
         VtbModelError: There is no such file, or it is not a `.nemo` of ours.
+        VtbCheckpointError: The file is cut off, changed or hostile, or belongs to another LLM.
     """
     path = Path(path)
     if not path.is_file():
@@ -66,17 +76,20 @@ def load(path: str | Path, device: str = 'auto') -> 'VoiceTextBlender':
             allowed=near or 'a .nemo file',
             remedy='train one with `python examples/speechllm_joint_sft.py`, or correct the path',
         )
-    import tarfile
-
     import torch
+    from nemo.core.classes.common import UnsafeTargetError
 
     from nemo_vtb.model.blender import VoiceTextBlender
 
     if device == 'auto':
         device = 'cuda' if torch.cuda.is_available() else 'cpu'
     try:
-        model = VoiceTextBlender.restore_from(str(path), map_location=torch.device(device))
-    except (OSError, tarfile.TarError, KeyError, RuntimeError) as error:
+        model = VoiceTextBlender.restore_from(
+            str(path), map_location=torch.device(device), trust_remote_code=trust_remote_code, base_llm=base_llm
+        )
+    except VtbError:
+        raise
+    except (OSError, KeyError, RuntimeError, UnsafeTargetError, pickle.UnpicklingError) as error:
         raise VtbModelError(
             'The model cannot be restored.',
             field='model',

@@ -15,18 +15,14 @@
 
 import argparse
 import json
-import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from nemo_vtb.errors import VtbCheckpointError
+from nemo_vtb.model.archive import CONFIG, broken, check_digest, open_plain, read_members, read_passport
 
 __all__ = ['NemoInfo', 'main', 'read_info']
-
-_CONFIG = 'model_config.yaml'
-_MAX_TEXT_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,28 +42,34 @@ class NemoInfo:
     passport: Mapping[str, Any]
 
 
-def read_info(path: str | Path) -> NemoInfo:
+def read_info(path: str | Path, *, check: bool = False) -> NemoInfo:
     """Read names, configuration and passport of a `.nemo` file; nothing is unpacked or executed.
 
+    Args:
+        path: The file.
+        check: Read every byte and compare each member with its SHA-256.
+
     Raises:
-        VtbCheckpointError: The file is missing, no archive, cut off, or without a configuration.
+        VtbCheckpointError: The file is missing, no archive, cut off, changed, or without a configuration.
     """
     import yaml
 
     path = Path(path)
-    try:
-        with tarfile.open(path) as archive:
-            members = {PurePosixPath(m.name).name: m for m in archive.getmembers() if m.isfile()}
-            if _CONFIG not in members:
-                raise _broken(path, f'no {_CONFIG} among {sorted(members)[:8]}')
-            config = yaml.safe_load(_text(archive, members[_CONFIG], path))
-            passports = [m for name, m in members.items() if 'passport' in name and name.endswith(('.json', '.yaml'))]
-            passport = yaml.safe_load(_text(archive, passports[0], path)) if passports else {}
-    except (OSError, EOFError, tarfile.TarError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise _broken(path, f'{type(error).__name__}: {error}') from error
-    if not isinstance(config, dict) or not isinstance(passport, dict):
-        raise _broken(path, 'its configuration is no mapping')
-    return NemoInfo(path, {name: m.size for name, m in members.items()}, config, passport)
+    with open_plain(path) as plain:
+        members = read_members(plain)
+        passport = read_passport(plain, members) or {}
+        if CONFIG not in members:
+            raise broken(path, f'no {CONFIG} among {sorted(members)[:8]}')
+        try:
+            config = yaml.safe_load(members[CONFIG].text())
+        except yaml.YAMLError as error:
+            raise broken(path, f'{type(error).__name__}: {error}') from error
+        if check and passport:
+            for name in passport['members']:
+                check_digest(path, name, members[name].digest(), passport)
+        if not isinstance(config, dict):
+            raise broken(path, 'its configuration is no mapping')
+        return NemoInfo(path, {name: m.size for name, m in members.items()}, config, passport)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,21 +77,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog='vtb info', description='Show what is in a .nemo file.')
     parser.add_argument('file', metavar='FILE.nemo')
     parser.add_argument('--config', action='store_true', help='print the whole configuration as YAML')
+    parser.add_argument('--check', action='store_true', help='read every byte and compare with the SHA-256 in it')
     parser.add_argument('--json', action='store_true', help='print everything as one JSON object')
     arguments = parser.parse_args(argv)
     from rich.console import Console
 
-    info = read_info(arguments.file)
+    info = read_info(arguments.file, check=arguments.check)
     console = Console()
     if arguments.json:
         value = {'path': str(info.path), 'files': dict(info.files), 'config': info.config, 'passport': info.passport}
         console.out(json.dumps(value, ensure_ascii=False, default=str), highlight=False)
         return 0
     console.print(_table(info))
-    if info.passport:
-        console.print_json(json.dumps(info.passport, ensure_ascii=False, default=str))
-    else:
-        console.print('passport: none in this file', style='dim')
+    for table in _passport_tables(info.passport):
+        console.print(table)
+    if not info.passport:
+        console.print('passport: none in this file, so nothing in it can be checked', style='dim')
+    elif arguments.check:
+        console.print(f'every byte is as it was written: {len(info.passport["members"])} members', style='green')
     if arguments.config:
         import yaml
         from rich.syntax import Syntax
@@ -122,6 +127,37 @@ def _table(info: NemoInfo) -> Any:
     return table
 
 
+def _passport_tables(passport: Mapping[str, Any]) -> list[Any]:
+    from rich.table import Table
+    from rich.text import Text
+
+    if not passport:
+        return []
+    base, counts = passport['base_llm'], passport['values']
+    rows = {
+        'saved by': ', '.join(f'{name} {number}' for name, number in passport['versions'].items()),
+        'git revision': passport['git_revision'] or 'not known: the package was installed',
+        'values': ', '.join(f'{part} {count:,}' for part, count in counts.items()),
+        'base LLM': ('in the file' if base['included'] else 'NOT in the file')
+        + (', trained itself' if base['trained'] else f', weights with SHA-256 {base["weights_sha256"]}'),
+        'chat template': f'SHA-256 {passport["template_sha256"]}',
+        'template and tokenizer': f'SHA-256 {passport["renderer_sha256"]}',
+    }
+    table = Table(show_header=False, title='Passport', title_justify='left')
+    for name, value in rows.items():
+        table.add_row(name, Text(str(value)))
+    for name in ('run_config', 'ledger', 'evaluation', 'retention', 'parity'):
+        table.add_row(name, 'in the file (`--json` prints it)' if passport.get(name) else Text('none', style='dim'))
+    tables = [table]
+    if ledger := passport.get('ledger'):
+        columns = ('name', 'kind', 'conversations', 'tokens')
+        trained = Table('source', *columns[1:], title='Trained on', title_justify='left')
+        for one in ledger['sources']:
+            trained.add_row(*(Text(str(one.get(key))) for key in columns))
+        tables.append(trained)
+    return tables
+
+
 def _short(section: Mapping[str, Any] | None) -> str:
     if not section:
         return 'none'
@@ -132,22 +168,5 @@ def _short(section: Mapping[str, Any] | None) -> str:
     return f'{name} ({", ".join(sizes)})' if sizes else name
 
 
-def _text(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> str:
-    stream = archive.extractfile(member)
-    if stream is None or member.size > _MAX_TEXT_BYTES:
-        raise _broken(path, f'{member.name} cannot be read as text')
-    return stream.read().decode('utf-8')
-
-
 def _size(count: int) -> str:
     return f'{count / 1e9:.2f} GB' if count >= 1e9 else f'{count / 1e6:.1f} MB' if count >= 1e5 else f'{count} bytes'
-
-
-def _broken(path: Path, got: str) -> VtbCheckpointError:
-    return VtbCheckpointError(
-        'This is no complete .nemo file.',
-        field=str(path),
-        got=got,
-        allowed='an archive with model_config.yaml, model_weights.ckpt and the files that the configuration names',
-        remedy='correct the path, or copy the file again: it may have been cut off',
-    )

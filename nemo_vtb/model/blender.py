@@ -20,7 +20,6 @@ S samples, H LLM width, N targets.
 import re
 from collections import defaultdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,7 +30,6 @@ from nemo.collections.speechlm2.parts.optim_setup import freeze_and_subset, is_f
 from nemo.collections.speechlm2.parts.pretrained import maybe_load_pretrained_models, move_embedding
 from nemo.core import ModelPT
 from nemo.core.classes.common import safe_instantiate
-from nemo.utils.get_rank import is_global_rank_zero
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
@@ -40,12 +38,14 @@ from nemo_vtb.data.conversation import KINDS
 from nemo_vtb.data.template import AUDIO_SLOT, ChatRenderer
 from nemo_vtb.errors import VtbCheckpointError, VtbConfigError, VtbModelError
 from nemo_vtb.model.anchor import anchored_loss, base_hidden, text_divergence
-from nemo_vtb.model.checkpointing import atomic_path, base_fingerprint, frozen_base
+from nemo_vtb.model.checkpointing import base_fingerprint, frozen_base
 from nemo_vtb.model.frames import frame_counter
 from nemo_vtb.model.generation import Generation
 from nemo_vtb.model.llm_files import llm_files
 from nemo_vtb.model.loss import IGNORE, kind_sums, target_nll
+from nemo_vtb.model.nemo_parts import check_restored_config, read_parts
 from nemo_vtb.model.perception import encode, setup_perception, silent_forward
+from nemo_vtb.model.saving import Saving, base_folder
 from nemo_vtb.model.splice import splice
 from nemo_vtb.registry import register
 
@@ -55,7 +55,7 @@ _LOSS_UNIT = 100.0
 """Sums of token losses are divided by this before the backward pass: gradients stay near one until rescaled."""
 
 
-class VoiceTextBlender(Generation, SALM, ModelPT):
+class VoiceTextBlender(Saving, Generation, SALM, ModelPT):
     """A text LLM that hears: SALM in its config and its state dict, ModelPT in how it is saved and restored.
 
     Args:
@@ -75,17 +75,24 @@ class VoiceTextBlender(Generation, SALM, ModelPT):
         ModelPT.__init__(self, own_cfg, trainer)
         OmegaConf.set_struct(self.cfg, False)
         restoring = ModelPT._is_model_being_restored()
+        if restoring:
+            check_restored_config(self.cfg)
+        restored = read_parts()
         pretrained = bool(self.cfg.get('pretrained_weights', True)) and not restoring
         folder = llm_files(self, restoring=restoring)
         self.audio_locator_tag: str | None = self.cfg.get('audio_locator_tag')
         self.tokenizer = AutoTokenizer(str(folder), use_fast=True)
         self.renderer = ChatRenderer(self.tokenizer.tokenizer)
-        self._build_llm(str(self.cfg.pretrained_llm) if pretrained else str(folder), pretrained)
+        base = base_folder(self, restored)
+        source = str(self.cfg.pretrained_llm) if pretrained else base or str(folder)
+        self._build_llm(source, pretrained or base is not None)
         std = float(self.embed_tokens(torch.arange(min(1000, self.embed_tokens.num_embeddings))).detach().std())
         self.perception = setup_perception(self.cfg, self.backbone.hidden_size, std, pretrained=pretrained)
         self.frames = frame_counter(self.cfg.perception, chunk_s=self.cfg.get('encoder_chunk_size_seconds'))
-        maybe_load_pretrained_models(self)
+        if not restoring:
+            maybe_load_pretrained_models(self)
         self._freeze()
+        self._adopt(restored)
         self._use_fsdp = self._use_tp = False
         self._window_targets = 0.0
         self._window_rows, self._window_buffers = 0, dict[str, Tensor]()
@@ -330,16 +337,6 @@ class VoiceTextBlender(Generation, SALM, ModelPT):
                 )
         for name, value in base.items():
             checkpoint['state_dict'].setdefault(name, value)
-
-    def save_to(self, save_path: str | Path) -> None:
-        """Write the self-contained `.nemo` file, whole or not at all.
-
-        Raises:
-            VtbCheckpointError: The disk is full or the folder cannot be written to.
-        """
-        if is_global_rank_zero():
-            with atomic_path(Path(save_path).expanduser().resolve()) as temporary:
-                super().save_to(str(temporary))
 
     # ---- optimizer
 

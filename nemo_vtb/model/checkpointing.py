@@ -24,11 +24,12 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from safetensors import SafetensorError
 from torch import Tensor
 
 from nemo_vtb.errors import VtbCheckpointError
 
-__all__ = ['AtomicCheckpointIO', 'atomic_path', 'base_fingerprint', 'frozen_base', 'is_base_weight']
+__all__ = ['AtomicCheckpointIO', 'atomic_path', 'base_fingerprint', 'frozen_base', 'is_base_weight', 'plain_name']
 
 _SAMPLE = 256
 
@@ -36,6 +37,11 @@ _SAMPLE = 256
 def is_base_weight(name: str) -> bool:
     """Whether a key of the state dict belongs to the LLM as it was published, LoRA apart."""
     return (name.startswith('llm.') and '.lora_' not in name) or name.startswith('embed_tokens.')
+
+
+def plain_name(name: str) -> str:
+    """A key as it is without LoRA: PEFT wraps layers, which changes their names but not their weights."""
+    return name.replace('base_model.model.', '').replace('.base_layer.', '.')
 
 
 def frozen_base(model: torch.nn.Module) -> dict[str, Tensor]:
@@ -51,9 +57,7 @@ def base_fingerprint(state: Mapping[str, Tensor]) -> str:
         flat = state[name].detach().flatten()
         step = max(1, flat.numel() // _SAMPLE)
         sample = flat[::step][:_SAMPLE].float().cpu().contiguous()
-        # PEFT wraps layers, which changes their names but not their weights
-        plain = name.replace('base_model.model.', '').replace('.base_layer.', '.')
-        digest.update(f'{plain}{tuple(state[name].shape)}'.encode() + sample.numpy().tobytes())
+        digest.update(f'{plain_name(name)}{tuple(state[name].shape)}'.encode() + sample.numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -78,8 +82,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             os.fsync(stream.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        # torch's writer reports a full disk as a RuntimeError
+    except VtbCheckpointError:
+        raise
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # torch's writer reports a full disk as a RuntimeError, that of safetensors by a class of its own
         raise _cannot_write(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)

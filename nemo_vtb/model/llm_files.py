@@ -13,15 +13,18 @@
 # limitations under the License.
 """The tokenizer and the shape of the LLM as files of our own, so that a model outlives the folder it came from."""
 
+import re
 import shutil
 import tempfile
 import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nemo.utils.app_state import AppState
+from nemo.utils.model_utils import ArtifactPathType
 from omegaconf import open_dict
 
-from nemo_vtb.errors import VtbModelError, first_line
+from nemo_vtb.errors import VtbCheckpointError, VtbModelError, first_line
 
 if TYPE_CHECKING:
     from nemo.core import ModelPT
@@ -40,6 +43,7 @@ def llm_files(model: 'ModelPT', *, restoring: bool) -> Path:
 
     Raises:
         VtbModelError: The source has no readable config or tokenizer.
+        VtbCheckpointError: The archive's configuration names files outside of it.
     """
     folder = Path(tempfile.mkdtemp(prefix='nemo_vtb_llm_'))
     weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
@@ -50,11 +54,34 @@ def llm_files(model: 'ModelPT', *, restoring: bool) -> Path:
             # OmegaConf reads a dot in a key as a path
             model.cfg[_KEY] = {f.name.replace('.', '__'): str(f) for f in sorted(folder.iterdir())}
     for key, stored in list(model.cfg[_KEY].items()):
+        name = key.replace('__', '.')
+        if restoring:
+            _check_stored(name, stored)
         real = Path(model.register_artifact(f'{_KEY}.{key}', stored))
-        target = folder / key.replace('__', '.')
-        if real != target:
-            shutil.copy(real, target)
+        if real != folder / name:
+            shutil.copy(real, folder / name)
+            # saved from here next time, whatever becomes of the file that it was restored from
+            artifact = model.artifacts[f'{_KEY}.{key}']
+            artifact.path, artifact.path_type = str(folder / name), ArtifactPathType.LOCAL_PATH
     return folder
+
+
+def _check_stored(name: str, stored: str) -> None:
+    # the configuration of a stranger's file must neither read nor write elsewhere
+    if not re.fullmatch(r'[A-Za-z0-9_-][\w.-]*', name) or not re.fullmatch(r'(nemo:)?[\w.-]+', Path(stored).name):
+        raise _bad_name(name, stored)
+    if AppState().nemo_file_folder is not None and stored != f'nemo:{Path(stored).name.removeprefix("nemo:")}':
+        raise _bad_name(name, stored)
+
+
+def _bad_name(name: str, stored: str) -> VtbCheckpointError:
+    return VtbCheckpointError(
+        'The configuration names a file outside of the archive; nothing of it is used.',
+        field=f'{_KEY}.{name}',
+        got=stored,
+        allowed='nemo:NAME, a plain name',
+        remedy='do not use the file, and ask its author what it was meant to do',
+    )
 
 
 def _save_description(llm: str, tokenizer: str, folder: Path, trust_remote_code: bool) -> None:

@@ -35,6 +35,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from nemo_vtb.errors import VtbConfigError, VtbModelError
 from nemo_vtb.model.frames import SAMPLE_RATE_HZ, FrameCounter, frame_counter
+from nemo_vtb.model.nemo_parts import SafeConnector
 from nemo_vtb.model.whisper import is_whisper_folder, load_whisper_encoder, whisper_sections
 
 __all__ = ['StackedMLPAdapter', 'encode', 'setup_perception', 'silent_forward']
@@ -134,6 +135,8 @@ def _restore_asr(source: str) -> ASRModel:
             remedy='check the path, or fetch the embedded Whisper with `vtb assets`',
         )
     try:
+        if path.is_file():
+            return ASRModel.restore_from(source, map_location='cpu', save_restore_connector=SafeConnector()).eval()
         return load_pretrained_nemo(ASRModel, source).eval()
     except Exception as error:  # NeMo, tar, torch and the hub raise a dozen types here
         raise VtbModelError(
