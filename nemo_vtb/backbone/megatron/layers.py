@@ -18,9 +18,11 @@ Letters: T row length, B batch (1 for packed rows), D width of a head, H hidden 
 
 import importlib.util
 import logging
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -46,10 +48,12 @@ from nemo_vtb.errors import VtbConfigError
 __all__ = [
     'Kernels',
     'KeyValueCache',
+    'PackedRow',
     'PackedSelfAttention',
     'RMSNorm',
     'choose_kernels',
     'layer_spec',
+    'packed_row',
     'usable_kernels',
 ]
 
@@ -94,6 +98,27 @@ class PostNormLinear(nn.Module):
         return self.norm(y), bias
 
 
+@dataclass
+class PackedRow(PackedSeqParams):
+    """Borders of the conversations in a row, for kernels (on the device) and for loops (`borders`, asked for once)."""
+
+    borders: Sequence[int] = ()
+
+
+def packed_row(cu_seqlens: Tensor, max_seqlen: int) -> PackedRow:
+    """Describe a row to the layers.
+
+    Args:
+        cu_seqlens: (N+1,) int32, first 0, last T.
+        max_seqlen: Length of the longest conversation.
+    """
+    # waits for the device here, not in every layer
+    return PackedRow(
+        qkv_format='thd', cu_seqlens_q=cu_seqlens, cu_seqlens_kv=cu_seqlens,
+        max_seqlen_q=max_seqlen, max_seqlen_kv=max_seqlen, borders=cu_seqlens.tolist(),
+    )  # fmt: skip
+
+
 class KeyValueCache:
     """Keys and values of what was read so far, for one layer: (T, B, KV heads, D) each."""
 
@@ -127,7 +152,7 @@ class PackedSelfAttention(SelfAttention):
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
         rotary_pos_emb: Tensor | None = None,
-        packed_seq_params: PackedSeqParams | None = None,
+        packed_seq_params: PackedRow | None = None,
         **_: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """(T or T/ranks, B, H) to the same; `attention_mask` (B, 1, T, S): how far back a key lies, -1 where
@@ -176,14 +201,13 @@ class SDPACore(nn.Module):
         key: Tensor,
         value: Tensor,
         attention_mask: Tensor | None = None,
-        packed_seq_params: PackedSeqParams | None = None,
+        packed_seq_params: PackedRow | None = None,
     ) -> Tensor:
         """(T, B, heads, D) on (S, B, KV heads, D) to (T, B, heads x D); the mask is that of `PackedSelfAttention`."""
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))  # (B, heads, T, D)
         length = q.shape[2]
         if packed_seq_params is not None:
-            borders = packed_seq_params.cu_seqlens_q.tolist()
-            spans = list(zip(borders[:-1], borders[1:], strict=True))
+            spans = pairwise(packed_seq_params.borders)
             out = torch.cat([self._block(q[:, :, b:e], k[:, :, b:e], v[:, :, b:e], None) for b, e in spans], dim=2)
         else:
             out = self._block(q, k, v, attention_mask)
@@ -220,7 +244,7 @@ class TECore(nn.Module):
         key: Tensor,
         value: Tensor,
         attention_mask: Tensor | None = None,
-        packed_seq_params: PackedSeqParams | None = None,
+        packed_seq_params: PackedRow | None = None,
     ) -> Tensor:
         """See `SDPACore.forward`."""
         if packed_seq_params is None or self.sdpa.window is not None or self.sdpa.softcap is not None:

@@ -25,7 +25,6 @@ from typing import Any
 
 import torch
 from megatron.core.models.gpt.gpt_model import GPTModel
-from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel import mappings
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -34,7 +33,7 @@ from torch.nn.functional import linear, pad
 
 from nemo_vtb.backbone.megatron import convert, lora, parallel
 from nemo_vtb.backbone.megatron.families import Family, Geometry, family_of, geometry_of
-from nemo_vtb.backbone.megatron.layers import Kernels, KeyValueCache, choose_kernels, layer_spec
+from nemo_vtb.backbone.megatron.layers import Kernels, KeyValueCache, PackedRow, choose_kernels, layer_spec, packed_row
 from nemo_vtb.backbone.megatron.parallel import tp_group, tp_rank, tp_size
 
 __all__ = ['MegatronBackbone', 'build_backbone']
@@ -96,10 +95,7 @@ class MegatronBackbone(nn.Module):
         if missing:  # a conversation of padding, so that the ranks get equal parts
             embeds, position_ids = pad(embeds, (0, 0, 0, missing)), pad(position_ids, (0, missing))
             cu_seqlens = torch.cat([cu_seqlens, cu_seqlens[-1:] + missing])
-        packed = PackedSeqParams(
-            qkv_format='thd', cu_seqlens_q=cu_seqlens, cu_seqlens_kv=cu_seqlens,
-            max_seqlen_q=max(max_seqlen, missing), max_seqlen_kv=max(max_seqlen, missing),
-        )  # fmt: skip
+        packed = packed_row(cu_seqlens, max(max_seqlen, missing))
         hidden = self._decode(embeds.unsqueeze(1), position_ids.unsqueeze(1), None, packed)  # (T, 1, H)
         return hidden.squeeze(1)[:length]
 
@@ -208,9 +204,7 @@ class MegatronBackbone(nn.Module):
 
     # ---- parts
 
-    def _decode(
-        self, embeds: Tensor, position_ids: Tensor, mask: Tensor | None, packed: PackedSeqParams | None
-    ) -> Tensor:
+    def _decode(self, embeds: Tensor, position_ids: Tensor, mask: Tensor | None, packed: PackedRow | None) -> Tensor:
         """(T, B, H) to (T, B, H)."""
         tables = self.rotary(position_ids, embeds.dtype)
         if self.sequence_parallel:

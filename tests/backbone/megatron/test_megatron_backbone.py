@@ -15,7 +15,6 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,17 +30,6 @@ from nemo_vtb.errors import VtbCheckpointError, VtbConfigError, VtbModelError
 from nemo_vtb.testing.megatron_parity import CASES, tiny_config
 
 pytestmark = pytest.mark.unit
-
-
-@pytest.fixture(scope='module')
-def alone() -> Iterator[None]:
-    """A group of this process alone; taken down again, since other tests make groups of their own."""
-    parallel.initialize(1)
-    yield
-    from megatron.core import parallel_state
-
-    parallel_state.destroy_model_parallel()
-    torch.distributed.destroy_process_group()
 
 
 def build(name: str = 'llama', **options: Any) -> Any:
