@@ -25,7 +25,7 @@ from transformers import GenerationConfig
 from nemo_vtb.data.audio import read_audio
 from nemo_vtb.data.conversation import Audio, Conversation, conversation_from_messages
 from nemo_vtb.data.template import AUDIO_SLOT
-from nemo_vtb.errors import VtbDataError
+from nemo_vtb.errors import VtbConfigError, VtbDataError
 from nemo_vtb.model.perception import encode
 
 if TYPE_CHECKING:
@@ -127,6 +127,9 @@ class Generation(_Salm):
         self.eval()
         try:
             embeds, mask = _left_pad(self._embed_prompts(rows, clips))  # (B, T, H), (B, T)
+            if hasattr(self.backbone, 'generate'):  # Megatron's decodes by itself
+                options = config.to_diff_dict() if config else self._generation_defaults()
+                return self.backbone.generate(embeds, mask, **_greedy(options | kw))
             with _embedding_in_llm(self):
                 return self.llm.generate(
                     inputs_embeds=embeds,
@@ -209,6 +212,32 @@ class Generation(_Salm):
     def _load(self, audio: Audio) -> Tensor:
         samples = read_audio(audio, sample_rate=self.sampling_rate)
         return torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32))
+
+
+def _greedy(options: dict[str, Any]) -> dict[str, Any]:
+    """What a backbone that decodes by itself needs of the options of transformers' `generate`.
+
+    Raises:
+        VtbConfigError: They ask for more than greedy answers.
+    """
+    plain = {'do_sample': False, 'num_beams': 1, 'use_cache': True, 'repetition_penalty': 1.0}
+    read = ('max_new_tokens', 'eos_token_id', 'pad_token_id')
+    silent = ('bos_token_id', 'transformers_version', '_from_model_config', *read)
+    if beyond := {k: v for k, v in options.items() if k not in silent and v is not None and v != plain.get(k)}:
+        raise VtbConfigError(
+            'The Megatron backbone answers greedily.',
+            field='generation',
+            got=beyond,
+            allowed=[*read, *(f'{key}={value}' for key, value in plain.items())],
+            remedy='leave it out, or generate with the Hugging Face backbone, which loads the same checkpoint',
+        )
+    eos, pad = options.get('eos_token_id'), options.get('pad_token_id')
+    stops = list(eos) if isinstance(eos, list | tuple) else [] if eos is None else [eos]
+    return {
+        'max_new_tokens': options.get('max_new_tokens') or 20,  # the default of transformers
+        'eos_ids': stops,
+        'pad_id': pad if pad is not None else [*stops, 0][0],
+    }
 
 
 def _rows_of(audios: Tensor | None, audio_lens: Tensor | None) -> list[Tensor]:

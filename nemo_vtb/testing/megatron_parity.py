@@ -19,13 +19,12 @@ Runs in each process of a tensor-parallel group; used by the tests, by the bench
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 __all__ = ['CASES', 'Parity', 'check', 'check_answers', 'tiny_config']
@@ -264,18 +263,18 @@ def check_answers(folder: str | Path, questions: Sequence[str], *, max_new_token
     shared: list[Any] = [None, None]  # the expected tokens, and those that end an answer
     if parallel.tp_rank() == 0:  # the reference once, and gone before ours is read
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        found = model.generate(**batch, do_sample=False, max_new_tokens=max_new_tokens)[:, width:].tolist()
+        found = model.generate(**batch, do_sample=False, max_new_tokens=max_new_tokens)[:, width:]
         eos = model.generation_config.eos_token_id
-        stops = set(eos if isinstance(eos, list) else [eos])
-        shared = [[list(takewhile(lambda token: token not in stops, ids)) for ids in found], stops]
+        shared = [found, eos if isinstance(eos, list) else [eos]]
         del model
     dist.broadcast_object_list(shared, src=0)
     backbone = build_backbone(folder).eval()
     embeds = backbone.embed(batch['input_ids'].flatten()).view(*batch['input_ids'].shape, -1)  # (B, T, H)
-    ours = backbone.generate(embeds, batch['attention_mask'], max_new_tokens, shared[1])
+    pad_id = tokenizer.pad_token_id
+    ours = backbone.generate(embeds, batch['attention_mask'], max_new_tokens, shared[1], pad_id)
     return {
         'ranks': parallel.tp_size(),
-        'equal': sum(a == b for a, b in zip(ours, shared[0], strict=True)),
+        'equal': sum(torch.equal(a, b) for a, b in zip(ours, shared[0], strict=True)),
         'answers': tokenizer.batch_decode(ours, skip_special_tokens=True),
     }
 
@@ -291,8 +290,8 @@ def _answers(model: Any) -> list[list[int]]:
     """Greedy answers of Hugging Face, a prompt at a time."""
     found = []
     for prompt in _prompts(model.config.hidden_size):
-        ids = model.generate(inputs_embeds=prompt[None], max_new_tokens=8, do_sample=False, pad_token_id=0)[0].tolist()
-        found.append(ids[: ids.index(2)] if 2 in ids else ids)
+        ids = model.generate(inputs_embeds=prompt[None], max_new_tokens=8, do_sample=False, pad_token_id=0)[0]
+        found.append(nn.functional.pad(ids, (0, 8 - len(ids))).tolist())
     return found
 
 
@@ -308,5 +307,6 @@ def _our_answers(backbone: Any, model: Any) -> list[list[int]]:
             at = slice(width - len(prompt), width) if left else slice(0, len(prompt))
             batch[number, at], mask[number, at] = prompt, True
         with backbone.without_lora():
-            sides.append(backbone.generate(batch, mask, 8, {2}))
+            ids = backbone.generate(batch, mask, 8, {2}, 0)
+        sides.append(nn.functional.pad(ids, (0, 8 - ids.shape[1])).tolist())
     return sides[0] if sides[0] == sides[1] else []

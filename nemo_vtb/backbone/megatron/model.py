@@ -18,7 +18,7 @@ together, with the same arguments, and get the same results.
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -163,44 +163,38 @@ class MegatronBackbone(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self, embeds: Tensor, attention_mask: Tensor, max_new_tokens: int, eos_ids: set[int]
-    ) -> list[list[int]]:
-        """Greedy answers with a cache of keys and values.
+        self, embeds: Tensor, attention_mask: Tensor, max_new_tokens: int, eos_ids: Collection[int], pad_id: int
+    ) -> Tensor:
+        """Greedy answers with a cache of keys and values; what `generate` of transformers returns.
 
         Args:
             embeds: (B, T, H) prompts, padded on either side.
-            attention_mask: (B, T) boolean, true at the prompts.
+            attention_mask: (B, T), true or 1 at the prompts.
             max_new_tokens: Longest answer.
-            eos_ids: Tokens that end an answer; they are left out of it.
+            eos_ids: Tokens that end an answer.
+            pad_id: Stands behind the end of an answer.
 
         Returns:
-            Token ids of each answer.
+            (B, N) int64, each answer with the token that ended it.
         """
-        mask = attention_mask.bool()
+        mask, rows = attention_mask.bool(), torch.arange(len(embeds), device=embeds.device)
         positions = (mask.cumsum(1) - 1).clamp(min=0)  # (B, T)
         last = positions.max(1).values  # of each prompt
         at = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1)  # where it stands
         places = positions  # of all that was read so far, (B, S)
-        answers: list[list[int]] = [[] for _ in embeds]
-        step, open_ = embeds, set(range(len(embeds)))
+        stops = torch.tensor(sorted(eos_ids), device=embeds.device)
+        step, answers, is_open = embeds, list[Tensor](), torch.ones_like(rows, dtype=torch.bool)
         with self._caching():
-            for _ in range(max_new_tokens):
+            while len(answers) < max_new_tokens and bool(is_open.any()):
                 distances = _distances(mask, places, step.shape[1])  # (B, 1, T, S)
-                hidden = self._decode(step.transpose(0, 1), positions.t(), distances, None).transpose(
-                    0, 1
-                )  # (B, T, H)
-                ids = self.head(hidden[torch.arange(len(at)), at]).argmax(-1)  # (B,)
-                for row in sorted(open_):
-                    if int(ids[row]) in eos_ids:
-                        open_.discard(row)
-                    else:
-                        answers[row].append(int(ids[row]))
-                if not open_:
-                    break
+                hidden = self._decode(step.transpose(0, 1), positions.t(), distances, None)  # (T, B, H)
+                ids = self.head(hidden[at, rows]).argmax(-1).where(is_open, pad_id)  # (B,)
+                answers.append(ids)
+                is_open = is_open & ~torch.isin(ids, stops)
                 last = last + 1
                 step, positions, at = self.embed(ids).unsqueeze(1), last.unsqueeze(1), torch.zeros_like(at)
                 mask, places = torch.cat([mask, mask.new_ones(len(mask), 1)], 1), torch.cat([places, positions], 1)
-        return answers
+        return torch.stack(answers, 1)
 
     # ---- parts
 
