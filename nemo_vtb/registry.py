@@ -26,11 +26,13 @@ from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
 
-__all__ = ['NEMO_MODULE', 'PREFIX', 'is_registered', 'register']
+__all__ = ['NEMO_MODULE', 'PREFIX', 'STRATEGY', 'is_registered', 'register']
 
 NEMO_MODULE = 'nemo.core.classes.common'
 # with the dot, so that a stranger's `nemo_vtb_evil.X` is not admitted
 PREFIX = 'nemo_vtb.'
+# NeMo also looks at the base class, and knows strategies of Lightning's and its own alone
+STRATEGY = 'nemo_vtb.backbone.megatron.strategy.MegatronStrategy'
 
 
 def register() -> None:
@@ -53,6 +55,9 @@ def _add_prefix(module: ModuleType) -> None:
     # a NeMo without the list (before 3.0) checks nothing by prefix, so there is nothing to add
     if isinstance(prefixes, list) and PREFIX not in prefixes:
         prefixes.append(PREFIX)
+    exact = getattr(module, 'ALLOWED_EXACT_CLASS_TARGETS', None)
+    if isinstance(exact, set):
+        exact.add(STRATEGY)
 
 
 class _NemoFinder(MetaPathFinder):

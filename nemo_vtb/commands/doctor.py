@@ -25,6 +25,10 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 __all__ = ['TESTED', 'Finding', 'examine', 'main']
 
@@ -79,10 +83,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog='vtb doctor', description='Check this installation.')
     parser.add_argument('--json', action='store_true', help='print the findings as one JSON list')
     parser.add_argument('--fast', action='store_true', help='do not import torch and NeMo, which takes seconds')
+    parser.add_argument('--config', type=Path, help='forecast the parameters and the memory of this training instead')
+    parser.add_argument('overrides', nargs='*', help='with --config: key=value, as for the training')
     arguments = parser.parse_args(argv)
     from rich.console import Console
 
     console = Console()
+    if arguments.config is not None:
+        return _forecast(arguments.config, arguments.overrides, console)
+    if arguments.overrides:
+        parser.error('key=value needs --config FILE')
     findings = list(examine(fast=arguments.fast))
     problems = sum(f.state == 'problem' for f in findings)
     if arguments.json:
@@ -101,6 +111,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         'All is well.' if not problems else f'{problems} problem(s): see the remedies above.', highlight=False
     )
     return int(problems > 0)
+
+
+def _forecast(path: Path, overrides: Sequence[str], console: 'Console') -> int:
+    from nemo_vtb.commands.reading import compose_config
+    from nemo_vtb.scripts import quiet_logs
+
+    cfg = compose_config(path, overrides)
+    from nemo_vtb.training.forecast import forecast, forecast_table
+
+    quiet_logs()
+    console.print(forecast_table(' '.join([path.stem, *overrides]), forecast(cfg)))
+    console.print('On top: activations of the encoder, and what the allocator holds back.', highlight=False)
+    return 0
 
 
 def examine(*, fast: bool = False) -> Iterator[Finding]:

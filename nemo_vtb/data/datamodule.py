@@ -281,6 +281,11 @@ class VtbDataModule(pl.LightningDataModule):
         return self._parallel()[1]
 
     @property
+    def writes(self) -> bool:
+        """Whether this process writes files: data-parallel rank 0 may be several tensor-parallel processes."""
+        return self.trainer is None or self.trainer.is_global_zero
+
+    @property
     def run_dir(self) -> Path:
         """Where ledger and quarantine file go."""
         folder = self._run_dir or (self.trainer.log_dir or self.trainer.default_root_dir if self.trainer else None)
@@ -333,7 +338,7 @@ class VtbDataModule(pl.LightningDataModule):
             self.setup('fit')
         progress = self.progress
         assert progress is not None  # setup raises otherwise
-        if self._state is not None and self.rank == 0:
+        if self._state is not None and self.writes:
             bring_back(self.quarantine_path)
         self._attach(progress)
         if self._state is not None:
@@ -367,7 +372,7 @@ class VtbDataModule(pl.LightningDataModule):
     def restore_random(self) -> None:
         """Set the random generators of a resumed run, once, right before its first row."""
         if self._random_to_restore and self.trainer is not None:
-            restore_rank_state(self._random_to_restore, self.trainer.global_rank)
+            restore_rank_state(self._random_to_restore, self.rank)
             self._random_to_restore = ()
         if self._random_at_batch is None:
             self._random_at_batch = random_state()
@@ -419,7 +424,9 @@ class VtbDataModule(pl.LightningDataModule):
             return state | {'random': list(self._random_to_restore)}
         # within a global batch the plan counts from its beginning, and so do the random generators
         own = (self._random_at_batch if self.progress.inside_batch else None) or random_state()
-        return state | {'random': gather_random_states(own)}
+        # tensor-parallel peers are neighbours and draw the same numbers: one of them speaks for all
+        peers = self.trainer.world_size // self.world_size
+        return state | {'random': gather_random_states(own)[::peers]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue a run; checked against the data when the loader is made.
@@ -431,7 +438,7 @@ class VtbDataModule(pl.LightningDataModule):
 
     def save_ledger(self, *, plot: bool = False) -> None:
         """Write `ledger.json` (and `ledger.png`) into the folder of the run; rank 0 alone."""
-        if self.progress is None or self.rank != 0:
+        if self.progress is None or not self.writes:
             return
         self.ledger.save(self.run_dir / 'ledger.json')
         if plot and self.ledger.batches:
@@ -449,11 +456,11 @@ class VtbDataModule(pl.LightningDataModule):
     def _report(self, faults: Sequence[Mapping[str, Any]], what: str) -> None:
         reasons = Counter(str(fault['reason']) for fault in faults)
         logger.warning('Left out of %s, see %s:\n%s', what, self.quarantine_path, skip_table({what: reasons}))
-        if self.rank == 0:
+        if self.writes:
             Quarantine(self.quarantine_path).add(faults)
 
     def _open(self, spec: SourceSpec, *, check: bool = True) -> SourceIndex:
-        return open_source(spec, self.settings, self.meter, check=check, quiet=self.rank != 0)
+        return open_source(spec, self.settings, self.meter, check=check, quiet=not self.writes)
 
     def _fitted(self, specs: Sequence[SourceSpec]) -> list[FittedSource]:
         s = self.settings
@@ -484,7 +491,7 @@ class VtbDataModule(pl.LightningDataModule):
                 )
             if not any(isinstance(c, LedgerCallback) for c in self.trainer.callbacks):
                 self.trainer.callbacks.insert(0, LedgerCallback())  # before anything that saves
-        progress.attach(rows, self.rank, self.world_size, batches, self.quarantine_path)
+        progress.attach(rows, self.rank, self.world_size, batches, self.quarantine_path, self.writes)
 
     def _rows_per_batch(self, trainer: pl.Trainer) -> int:
         """Rows of a global batch; where they are given, the accumulation follows, whatever the number of ranks."""

@@ -68,7 +68,7 @@ class NemoProgress:
         self.batches = self._rows = 0
         self.attached = False
 
-    def attach(self, rows_per_batch: int, rank: int, world_size: int, num_batches: int | None, _: Any = None) -> None:
+    def attach(self, rows_per_batch: int, rank: int, world_size: int, num_batches: int | None, *_: Any) -> None:
         """Fix ranks and size of the global batch."""
         self._each, self.rank, self.world_size, self.attached = rows_per_batch // world_size, rank, world_size, True
 

@@ -96,7 +96,13 @@ class Progress:
         self.attached = False
 
     def attach(
-        self, rows_per_batch: int, rank: int, world_size: int, num_batches: int | None, quarantine: str | Path
+        self,
+        rows_per_batch: int,
+        rank: int,
+        world_size: int,
+        num_batches: int | None,
+        quarantine: str | Path,
+        writes: bool = True,
     ) -> None:
         """Fix ranks, size of the global batch and length of the run; list what the indexes left out."""
         if self.attached:
@@ -107,7 +113,7 @@ class Progress:
         self.rank, self.world_size, self.attached = rank, world_size, True
         self._consumed: PlanState = self.sampler.state_after(self.batches)
         self._each = rows_per_batch // world_size
-        self._quarantine = Quarantine(quarantine) if rank == 0 else None
+        self._quarantine = Quarantine(quarantine) if rank == 0 and writes else None
         if self._quarantine is not None:
             for source in self.sources:
                 self._quarantine.add([*source.index.quarantined(), *source.dropped])

@@ -33,20 +33,25 @@ from nemo.core.classes.common import safe_instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from nemo_vtb.backbone.base import Backbone
 from nemo_vtb.backbone.hf import HFBackbone, load_llm
+from nemo_vtb.backbone.megatron.strategy import MegatronStrategy
 from nemo_vtb.data.conversation import KINDS
 from nemo_vtb.data.template import AUDIO_SLOT, ChatRenderer
 from nemo_vtb.errors import VtbCheckpointError, VtbConfigError, VtbModelError
 from nemo_vtb.model.anchor import anchored_loss, base_hidden, text_divergence
-from nemo_vtb.model.checkpointing import base_fingerprint, frozen_base
+from nemo_vtb.model.checkpointing import base_fingerprint
 from nemo_vtb.model.frames import frame_counter
 from nemo_vtb.model.generation import Generation
 from nemo_vtb.model.llm_files import llm_files
 from nemo_vtb.model.loss import IGNORE, kind_sums, target_nll
 from nemo_vtb.model.nemo_parts import check_restored_config, read_parts
 from nemo_vtb.model.perception import encode, setup_perception, silent_forward
+from nemo_vtb.model.portable import Portable
 from nemo_vtb.model.saving import Saving, base_folder
 from nemo_vtb.model.splice import splice
+from nemo_vtb.model.split import SplitLLM
+from nemo_vtb.model.spread import spread_encode
 from nemo_vtb.registry import register
 
 __all__ = ['VoiceTextBlender', 'plain_dict']
@@ -55,7 +60,7 @@ _LOSS_UNIT = 100.0
 """Sums of token losses are divided by this before the backward pass: gradients stay near one until rescaled."""
 
 
-class VoiceTextBlender(Saving, Generation, SALM, ModelPT):
+class VoiceTextBlender(Portable, Saving, Generation, SplitLLM, SALM, ModelPT):
     """A text LLM that hears: SALM in its config and its state dict, ModelPT in how it is saved and restored.
 
     Args:
@@ -83,11 +88,20 @@ class VoiceTextBlender(Saving, Generation, SALM, ModelPT):
         self.audio_locator_tag: str | None = self.cfg.get('audio_locator_tag')
         self.tokenizer = AutoTokenizer(str(folder), use_fast=True)
         self.renderer = ChatRenderer(self.tokenizer.tokenizer)
+        if self.cfg.get('text_anchor') and not self.cfg.get('lora'):
+            raise VtbConfigError(
+                'Without LoRA there is no untouched LLM to hold typed chats to.',
+                field='model.text_anchor',
+                got=self.cfg.text_anchor,
+                allowed='0, or any weight together with model.lora',
+                remedy='model.text_anchor=0, or add model.lora',
+            )
+        # tensor parallelism: the LLM is built in `configure_model`, when the ranks know one another
+        self.is_split = trainer is not None and isinstance(trainer.strategy, MegatronStrategy)
         base = base_folder(self, restored)
         source = str(self.cfg.pretrained_llm) if pretrained else base or str(folder)
-        self._build_llm(source, pretrained or base is not None)
-        std = float(self.embed_tokens(torch.arange(min(1000, self.embed_tokens.num_embeddings))).detach().std())
-        self.perception = setup_perception(self.cfg, self.backbone.hidden_size, std, pretrained=pretrained)
+        (self._plan_llm if self.is_split else self._build_llm)(source, pretrained or base is not None)
+        self.perception = setup_perception(self.cfg, *self._llm_scale, pretrained=pretrained)
         self.frames = frame_counter(self.cfg.perception, chunk_s=self.cfg.get('encoder_chunk_size_seconds'))
         if not restoring:
             maybe_load_pretrained_models(self)
@@ -104,24 +118,18 @@ class VoiceTextBlender(Saving, Generation, SALM, ModelPT):
         self.embed_tokens = self.llm.model.embed_tokens
         del self.llm.model.embed_tokens
         if self.cfg.get('lora'):
-            self._install_lora()
-        elif self.cfg.get('text_anchor'):
-            raise VtbConfigError(
-                'Without LoRA there is no untouched LLM to hold typed chats to.',
-                field='model.text_anchor',
-                got=self.cfg.text_anchor,
-                allowed='0, or any weight together with model.lora',
-                remedy='model.text_anchor=0, or add model.lora',
-            )
-        self.backbone = HFBackbone(self.llm, self.embed_tokens)
+            with move_embedding(self):
+                self.llm = self._with_lora(self.llm)
+        self.backbone: Backbone = HFBackbone(self.llm, self.embed_tokens)
+        sample = self.embed_tokens(torch.arange(min(1000, self.embed_tokens.num_embeddings))).detach()
+        self._llm_scale = (self.backbone.hidden_size, float(sample.std()))
 
-    def _install_lora(self) -> None:
+    def _with_lora(self, llm: torch.nn.Module) -> torch.nn.Module:
         from peft import LoraConfig, get_peft_model
 
         try:
             self.lora_config = LoraConfig(**plain_dict(self.cfg.lora))
-            with move_embedding(self):
-                self.llm = get_peft_model(self.llm, self.lora_config)
+            llm = get_peft_model(llm, self.lora_config)
         except (TypeError, ValueError) as error:
             raise VtbModelError(
                 'LoRA cannot be put on this LLM.',
@@ -133,6 +141,7 @@ class VoiceTextBlender(Saving, Generation, SALM, ModelPT):
         patterns = list(self.cfg.get('prevent_freeze_params') or [])
         # NeMo 3.0 appends at every construction, so that the list grows by one with each save and load
         self.cfg.prevent_freeze_params = patterns if keep in patterns else [*patterns, keep]
+        return llm
 
     def _freeze(self) -> None:
         # before DDP wraps the model: it waits for the gradient of every parameter that it saw as trainable
@@ -161,13 +170,18 @@ class VoiceTextBlender(Saving, Generation, SALM, ModelPT):
         """Run one packed row through perception, splice and LLM; returns (T, H)."""
         embeds = self.backbone.embed(batch['input_ids'])  # (T, H)
         if batch['audios'].shape[0]:
-            chunk_s = self.cfg.get('encoder_chunk_size_seconds')
-            frames, _ = encode(self.perception, batch['audios'], batch['audio_lens'], chunk_s=chunk_s)  # (F, H)
-            embeds = splice(embeds, frames, batch['audio_positions'])
+            embeds = splice(embeds, self._frames_of(batch), batch['audio_positions'])
         elif self.training and not is_frozen(self.perception):
             # every rank must take part in the reduction of the perception's gradients (NeMo 3.0 fails here)
             embeds = embeds + silent_forward(self.perception)
         return self.backbone.forward(embeds, batch['position_ids'], batch['cu_seqlens'], batch['max_seqlen'])
+
+    def _frames_of(self, batch: dict[str, Any]) -> Tensor:
+        chunk_s = self.cfg.get('encoder_chunk_size_seconds')
+        clips = (self.perception, batch['audios'], batch['audio_lens'])
+        if (group := self.spread_group) is not None:
+            return spread_encode(*clips, batch['frame_lens'], group, chunk_s=chunk_s)
+        return encode(*clips, chunk_s=chunk_s)[0]  # (F, H)
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Remember the running statistics at the beginning of a global batch, see `on_save_checkpoint`."""
@@ -310,7 +324,7 @@ class VoiceTextBlender(Saving, Generation, SALM, ModelPT):
         checkpoint.pop(self.CHECKPOINT_HYPER_PARAMS_TYPE, None)
         if isinstance(stored := checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY), DictConfig):
             checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = plain_dict(stored)
-        base = frozen_base(self)
+        base = self.base_weights()
         checkpoint['base_fingerprint'] = base_fingerprint(base)
         checkpoint['template_fingerprint'] = self.renderer.fingerprint
         for name in base:
@@ -322,7 +336,7 @@ class VoiceTextBlender(Saving, Generation, SALM, ModelPT):
         Raises:
             VtbCheckpointError: The checkpoint belongs to another LLM or to another chat template.
         """
-        base = frozen_base(self)
+        base = self.base_weights()
         for key, what, now in (
             ('base_fingerprint', 'LLM', base_fingerprint(base)),
             ('template_fingerprint', 'tokenizer or chat template', self.renderer.fingerprint),
@@ -335,6 +349,8 @@ class VoiceTextBlender(Saving, Generation, SALM, ModelPT):
                     allowed=f'the {what} with fingerprint {checkpoint[key][:12]}; this one has {now[:12]}',
                     remedy='name the LLM of that run, or start in another folder (exp_manager.explicit_log_dir=...)',
                 )
+        if self.is_split:
+            return  # has read it already, each rank its part
         for name, value in base.items():
             checkpoint['state_dict'].setdefault(name, value)
 
@@ -346,11 +362,11 @@ class VoiceTextBlender(Saving, Generation, SALM, ModelPT):
         Raises:
             VtbConfigError: A pattern of `lr_factors` matches no trained parameter.
         """
-        if not self.cfg.get('lr_factors'):
+        if not self.cfg.get('lr_factors') and not self.is_split:
             return super().configure_optimizers()
-        trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
-        groups = []
-        for number, entry in enumerate(self.cfg.lr_factors):
+        trained = self.trained_parameters()
+        groups: list[dict[str, Any]] = []
+        for number, entry in enumerate(self.cfg.get('lr_factors') or ()):
             names = [name for name in trained if re.match(entry.match, name)]
             if not names:
                 raise VtbConfigError(
@@ -368,9 +384,6 @@ class VoiceTextBlender(Saving, Generation, SALM, ModelPT):
         return {'optimizer': optimizer, 'lr_scheduler': {'scheduler': scheduler, 'interval': 'step', 'frequency': 1}}
 
     # ---- what ModelPT asks for
-
-    def configure_model(self) -> None:
-        """Nothing to shard here: SALM's tensor parallelism fails with current transformers (docs/adr/0001)."""
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Plain backward pass: SALM wraps it for its tensor-parallel loss, which is not used here."""

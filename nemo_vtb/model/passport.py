@@ -44,6 +44,8 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(state, key=plain_name):
         value = state[name].detach().cpu().contiguous()
+        if value.is_floating_point():  # an LLM in bfloat16 is the same LLM when it is read in float32
+            value = value.float()
         digest.update(f'{plain_name(name)} {value.dtype} {tuple(value.shape)}\n'.encode())
         digest.update(value.flatten().view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -24,7 +24,7 @@ import lightning.pytorch as pl
 
 from nemo_vtb.data.conversation import KINDS
 from nemo_vtb.data.files import bring_back, write_atomically
-from nemo_vtb.training.meter import StepMeter
+from nemo_vtb.training.meter import StepMeter, data_parallel_size
 
 __all__ = ['History', 'draw_curves', 'read_history']
 
@@ -78,7 +78,7 @@ class History(pl.Callback):
         if trainer.global_step == self._step:
             return
         self._step = trainer.global_step
-        totals = self._meter.close(all_ranks=True)
+        totals = self._meter.close(all_ranks=True, peers=trainer.world_size // data_parallel_size(trainer))
         optimizers = trainer.optimizers
         self._write(
             {

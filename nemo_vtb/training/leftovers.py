@@ -14,12 +14,14 @@
 """What a kill leaves in a folder of checkpoints: NeMo's resume stops at it, though every file there is complete."""
 
 import logging
+import shutil
 from pathlib import Path
 
 import lightning.pytorch as pl
 
 from nemo_vtb.data.datamodule import VtbDataModule
 from nemo_vtb.data.files import bring_back
+from nemo_vtb.model.sharded import shards_of
 from nemo_vtb.training.history import draw_curves, read_history
 
 __all__ = ['CompleteRun', 'clear_leftovers']
@@ -42,6 +44,9 @@ def clear_leftovers(folder: str | Path) -> Path | None:
     for path in (*folder.glob(f'*{_MARKER}'), *folder.glob('.*.ckpt'), *folder.glob('.*.nemo')):
         logger.info('Removed what a kill left: %s', path)
         path.unlink(missing_ok=True)
+    for shards in shards_of(folder / 'any').parent.glob('*.ckpt'):
+        if not (folder / shards.name).exists():  # the file comes last, so these were never whole
+            shutil.rmtree(shards, ignore_errors=True)
     found = []
     for path in folder.glob('*last.ckpt'):
         try:
@@ -51,6 +56,7 @@ def clear_leftovers(folder: str | Path) -> Path | None:
     newest = [path for *_, path in sorted(found)]
     for path in newest[:-1]:
         path.unlink(missing_ok=True)
+        shutil.rmtree(shards_of(path), ignore_errors=True)
     return newest[-1] if newest else None
 
 

@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 
 from nemo_vtb.data.conversation import KINDS
 
-__all__ = ['StepMeter', 'StepTotals']
+__all__ = ['StepMeter', 'StepTotals', 'data_parallel_size']
 
 SAMPLE_RATE_HZ = 16000
 _NUM_KINDS = len(KINDS)
@@ -55,6 +56,12 @@ class StepTotals:
         return {kind: int(count) for kind, count in zip(KINDS, self.counts, strict=True) if count}
 
 
+def data_parallel_size(trainer: Trainer) -> int:
+    """Number of ranks that see different rows: all of them, unless the strategy has tensor parallelism."""
+    group = getattr(trainer.strategy, 'distributed_sampler_kwargs', None)
+    return int(group['num_replicas']) if group else trainer.world_size
+
+
 class StepMeter:
     """Adds up rows until the step is closed. Sums stay on the device, so that no row waits for the last one."""
 
@@ -72,11 +79,12 @@ class StepMeter:
         self._tokens += float(batch['num_tokens'])
         self._samples += float(batch['audio_lens'].sum())
 
-    def close(self, *, all_ranks: bool) -> StepTotals:
+    def close(self, *, all_ranks: bool, peers: int = 1) -> StepTotals:
         """Return the totals and begin anew.
 
         Args:
             all_ranks: Add up over all ranks; every rank must then close at the same step.
+            peers: Ranks that see the same rows (tensor parallelism), so that each row is counted once.
         """
         zero = torch.zeros(2 * _NUM_KINDS)
         losses = torch.stack(self._parts).sum(0) if self._parts else zero  # (8,)
@@ -86,6 +94,7 @@ class StepMeter:
             if torch.distributed.get_backend() == 'nccl':
                 totals = totals.cuda()
             torch.distributed.all_reduce(totals)
+            totals /= peers
         values = totals.tolist()
         self._reset()
         return StepTotals(tuple(values[:_NUM_KINDS]), tuple(values[_NUM_KINDS : 2 * _NUM_KINDS]), *values[-2:])

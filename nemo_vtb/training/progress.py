@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 
 from nemo_vtb.data.conversation import KINDS
-from nemo_vtb.training.meter import StepMeter, StepTotals
+from nemo_vtb.training.meter import StepMeter, StepTotals, data_parallel_size
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -59,7 +59,7 @@ class ProgressLine(pl.Callback):
 
         self._console = self._given or Console()
         self._total, self._first = _total_steps(trainer), trainer.global_step
-        self._step, self._world = trainer.global_step, trainer.world_size
+        self._step, self._world = trainer.global_step, data_parallel_size(trainer)
         self._sums, self._counts = [0.0] * len(KINDS), [0.0] * len(KINDS)
         self._tokens = self._audio_s = self._seconds = 0.0
         self._began = self._mark = time.perf_counter()

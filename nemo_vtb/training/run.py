@@ -21,9 +21,10 @@ from lightning.pytorch import Callback, Trainer
 from nemo.utils.trainer_utils import resolve_trainer_cfg
 from omegaconf import DictConfig
 
+from nemo_vtb.backbone.megatron.strategy import register_strategy, tensor_parallel_of
 from nemo_vtb.errors import VtbConfigError
 from nemo_vtb.model.blender import VoiceTextBlender, plain_dict
-from nemo_vtb.model.checkpointing import AtomicCheckpointIO
+from nemo_vtb.model.sharded import ShardedCheckpointIO
 from nemo_vtb.training.leftovers import CompleteRun, clear_leftovers
 
 __all__ = ['build_model', 'build_trainer']
@@ -44,17 +45,19 @@ def build_trainer(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> Traine
     interval = options.get('val_check_interval')
     counted = isinstance(interval, int)
     options['callbacks'] = [*(options.get('callbacks') or []), *callbacks, CompleteRun()]
-    options['plugins'] = [*(options.get('plugins') or []), AtomicCheckpointIO()]
+    options['plugins'] = [*(options.get('plugins') or []), ShardedCheckpointIO()]
     options.setdefault('use_distributed_sampler', False)
     if counted:  # the data has one long epoch: validation is counted in batches, across epochs
         options['check_val_every_n_epoch'] = None
+    register_strategy()
     trainer = Trainer(**options)
-    rows, world = int(cfg.data.get('rows_per_batch') or trainer.world_size), trainer.world_size
+    world = trainer.world_size // tensor_parallel_of(trainer)  # the ranks of one LLM see the same rows
+    rows = int(cfg.data.get('rows_per_batch') or world)
     if rows % world:
         raise VtbConfigError(
             'The rows of a global batch cannot be shared equally among the ranks.',
             field='data.rows_per_batch',
-            got=f'{rows} rows for {world} ranks',
+            got=f'{rows} rows for {world} data-parallel ranks',
             allowed=f'a multiple of {world}',
             remedy=f'data.rows_per_batch={world * max(1, round(rows / world))}',
         )

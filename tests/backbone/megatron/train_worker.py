@@ -1,0 +1,105 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Trains a tiny model by the library's own functions, on any strategy; every rank runs it.
+
+Usage: torchrun --nproc-per-node=N train_worker.py FOLDER JOB [JOB ...]     (as `write_jobs` has written them)
+"""
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault('HF_HUB_OFFLINE', '1')
+import torch
+from omegaconf import OmegaConf
+
+KINDS = ('text', 'asr_ast', 'speech_qa', 'mixed_modal')
+TRAINER = {
+    'accelerator': 'cpu', 'devices': 1, 'num_nodes': 1, 'precision': '32-true', 'strategy': 'auto', 'max_steps': 6,
+    'gradient_clip_val': 0.5, 'logger': False, 'enable_checkpointing': False, 'enable_progress_bar': False,
+    'enable_model_summary': False, 'use_distributed_sampler': False, 'limit_val_batches': 0,
+    'num_sanity_val_steps': 0,
+}  # fmt: skip
+
+
+def write_config(folder: Path, family: str = 'llama', adapter: Mapping[str, Any] | None = None) -> None:
+    """`cfg.yaml`: a tiny LLM with saved weights, a tiny Whisper, all four kinds of data, two learning rates."""
+    from nemo_vtb.testing import tiny_corpus, tiny_model_cfg
+
+    corpus = tiny_corpus(folder / 'corpus', 8)
+    model = tiny_model_cfg(folder / 'models', family=family, encoder='whisper')
+    model['lr_factors'] = [{'match': r'^llm\..+\.lora_.+$', 'factor': 0.5}]
+    model['optimizer']['weight_decay'] = 0.01
+    if adapter is not None:
+        model['perception']['modality_adapter'] = dict(adapter)
+    data = {
+        'train_ds': {'sample_rate': 16000, 'seed': 1, 'input_cfg': corpus.input_cfg('train')},
+        'budget': dict.fromkeys(KINDS, 0.25),
+        'max_tokens': 192,
+        'rows_per_batch': 2,
+        'num_workers': 0,
+        'index_dir': str(folder / 'index'),
+    }
+    OmegaConf.save({'name': 'x', 'seed': 7, 'model': model, 'trainer': TRAINER, 'data': data}, folder / 'cfg.yaml')
+
+
+def run_job(folder: Path, job: Mapping[str, Any]) -> None:
+    """Train; leaves `history.jsonl`, `end.ckpt`, `state.pt` and (asked for) `model.nemo` in a folder of its name."""
+    from lightning.pytorch import seed_everything
+
+    from nemo_vtb.data.datamodule import VtbDataModule
+    from nemo_vtb.training.history import History
+    from nemo_vtb.training.run import build_model, build_trainer
+
+    cfg = OmegaConf.load(folder / 'cfg.yaml')
+    for key, value in job.get('set', {}).items():
+        OmegaConf.update(cfg, key, value, merge=False)
+    out = folder / job['name']
+    seed_everything(cfg.seed, workers=True, verbose=False)
+    trainer = build_trainer(cfg, [History(out)])
+    model = build_model(cfg, trainer)
+    data = VtbDataModule(cfg.data, model.renderer, model.frames, run_dir=out)
+    trainer.fit(model, data, ckpt_path=job.get('resume') and folder / job['resume'] / 'end.ckpt')
+    trainer.save_checkpoint(out / 'end.ckpt')
+    if job.get('nemo'):
+        model.save_to(out / 'model.nemo')
+    trainer.strategy.checkpoint_io.teardown()
+    if trainer.world_size > 1:
+        check_copies(model, trainer)
+
+
+def check_copies(model: Any, trainer: Any) -> None:
+    """What every rank holds whole must be the same on all of them, to the bit."""
+    import torch.distributed as dist
+
+    for name, value in model.state_dict().items():
+        if not name.startswith('llm.') and value.is_floating_point():
+            first = value.detach().clone()
+            dist.broadcast(first, 0)
+            assert torch.equal(first, value), f'{name} differs on rank {trainer.global_rank}'
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    torch.set_num_threads(1)
+    jobs = json.loads((folder / 'jobs.json').read_text(encoding='utf-8'))
+    for name in sys.argv[2:]:
+        run_job(folder, {'name': name, **jobs[name]})
+
+
+if __name__ == '__main__':
+    main()
