@@ -17,6 +17,7 @@ Letters in mesh names are Lightning's: `data_parallel`, `tensor_parallel`. Ranks
 """
 
 import importlib.util
+import inspect
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -231,8 +232,11 @@ class MegatronStrategy(ModelParallelStrategy):
 
         assert self.lightning_module is not None
         plain = self.optimizers[0]  # type: ignore[has-type]
+        # some defaults are set by a class itself and are no arguments of it
+        known = inspect.signature(type(plain)).parameters
+        options = {name: value for name, value in plain.defaults.items() if name in known}
         optimizer = ZeroRedundancyOptimizer(
-            plain.param_groups, optimizer_class=type(plain), process_group=self.data_group, **plain.defaults
+            plain.param_groups, optimizer_class=type(plain), process_group=self.data_group, **options
         )
         self.optimizers = [optimizer]
         for config in self.lr_scheduler_configs:
