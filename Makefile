@@ -57,7 +57,7 @@ format: ## rewrite the code as lint wants it
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-demo-long: ## the larger demonstration (up to 2 hours on 2 cores); stopped with Ctrl-C, it goes on where it was
+demo-long: ## the larger demonstration (about an hour on 2 cores, 12 GB of memory); stopped with Ctrl-C, it goes on where it was
 	@sh tools/bootstrap.sh assets $(LONG_ASSETS)
 	@$(PY) examples/speechllm_joint_sft.py --config-name demo_long
 

@@ -56,5 +56,5 @@ What to do next:
   $PY examples/speechllm_joint_sft.py --help          every setting
   $PY examples/speechllm_joint_sft.py name=longer trainer.max_steps=600   a longer run
   .venv/bin/vtb inspect --help                        see how a conversation is rendered
-  make demo-long                                      the larger model, up to 2 hours, resumable
+  make demo-long                                      the larger model, about an hour, resumable
 END
