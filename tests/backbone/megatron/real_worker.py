@@ -56,7 +56,9 @@ def main() -> None:
     mask = pad_sequence([torch.ones(len(row)) for row in rows], batch_first=True, padding_side='left').bool()
     with torch.no_grad():
         embeds = torch.stack([backbone.embed(row) for row in ids])  # (B, T, H)
-        answers = backbone.generate(embeds, mask, NEW_TOKENS, {tokenizer.eos_token_id})
+        end = tokenizer.eos_token_id
+        answers = backbone.generate(embeds, mask, NEW_TOKENS, [end], end).tolist()
+        answers = [answer[: answer.index(end)] if end in answer else answer for answer in answers]
     if parallel.tp_rank() == 0:
         out.write_text(json.dumps(answers), encoding='utf-8')
 
