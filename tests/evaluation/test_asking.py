@@ -24,7 +24,7 @@ from hydra import compose, initialize_config_dir
 from rich.console import Console
 
 from nemo_vtb.data.conversation import Audio, Text
-from nemo_vtb.errors import VtbConfigError, VtbDataError, VtbModelError
+from nemo_vtb.errors import VtbCheckpointError, VtbConfigError, VtbDataError, VtbModelError
 from nemo_vtb.evaluation.asking import (
     EVAL_SCHEMA,
     GENERATE_SCHEMA,
@@ -63,8 +63,9 @@ def test_missing_and_broken_models_are_named(tmp_path: Path) -> None:
     with pytest.raises(VtbModelError, match='no model at this path'):
         load_model(tmp_path / 'absent.nemo')
     (tmp_path / 'cut.nemo').write_bytes(b'not an archive')
-    with pytest.raises(VtbModelError, match='cannot be restored'):
+    with pytest.raises(VtbCheckpointError, match='no complete .nemo file') as caught:
         load_model(tmp_path / 'cut.nemo', 'cpu')
+    assert 'cut.nemo' in str(caught.value)
 
 
 def test_recording_stands_at_the_mark_or_at_the_end(corpus: TinyCorpus) -> None:
