@@ -134,9 +134,11 @@ def finish(stage: Stage, settings: Form, out: Path) -> Card:
         write_atomically(out / 'rejected.jsonl', ''.join(rejected))
         for split, path in parts.items():
             _publish(path, out, f'{stage.kind}.{split}', settings)
-        for leftover in (out / 'wav').glob('**/.*.part'):
-            leftover.unlink(missing_ok=True)
         card.write(out)
+        # what a kill left half written, here or in the folder of recordings
+        beside = (path for name in (stage.kind, 'rejected', 'card') for path in out.glob(f'.{name}.*'))
+        for leftover in (*beside, *(out / 'wav').glob('**/.*.part')):
+            leftover.unlink(missing_ok=True)
     return card
 
 

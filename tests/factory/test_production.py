@@ -68,6 +68,7 @@ def test_a_complete_production_is_left_alone(chats, whole, tmp_path):
     out = tmp_path / 'out'
     made(chats, out)
     stage = make_stage('mixed_modal', [str(chats)], FAST)
+    (out / '.mixed_modal.train.jsonl.k1ll3d').write_text('half a li')  # as a kill inside the last step leaves it
     assert produce(stage, out).made == 0
     finish(stage, stage.settings, out)
     assert digest(out) == whole
