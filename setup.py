@@ -63,6 +63,7 @@ EXTRAS_REQUIRE = {
     # these three come with NeMo and transformers already
     'factory': ['httpx>=0.27', 'tenacity>=8.2', 'xxhash>=3.4'],
     'dev': [
+        'lm-eval==0.4.13',
         'megatron-core==0.16.1',
         'mypy>=1.15',
         'pytest>=8.3',
@@ -84,7 +85,7 @@ setup(
     license=INFO['__license__'],
     license_files=['LICENSE', 'NOTICE'],
     packages=find_packages(include=['nemo_vtb', 'nemo_vtb.*']),
-    package_data={'nemo_vtb': ['py.typed', 'factory/banks/*.yaml']},
+    package_data={'nemo_vtb': ['py.typed', 'factory/banks/*.yaml', 'evaluation/suites/*']},
     include_package_data=True,
     python_requires='>=3.11,<3.13',
     install_requires=INSTALL_REQUIRES,

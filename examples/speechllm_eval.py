@@ -27,8 +27,8 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from nemo_vtb.errors import report_errors
-from nemo_vtb.evaluation import evaluate
 from nemo_vtb.evaluation.asking import EVAL_SCHEMA, check_settings, find_datasets, load_model
+from nemo_vtb.evaluation.suite import Plan, journal_beside, run_suites, suites_of
 
 
 @hydra_runner(config_path='../conf/eval', config_name='speechllm_eval')
@@ -38,20 +38,17 @@ def main(cfg: DictConfig) -> None:
     console = Console()
     quiet_logs()
     check_settings(cfg, EVAL_SCHEMA)
-    datasets = find_datasets(cfg.data)
+    suites = suites_of(cfg.suite)
+    datasets = find_datasets(cfg.data) if 'speech' in suites else {}
+    keys = ('limit', 'batch_size', 'max_new_tokens', 'tasks', 'include', 'chat_template')
+    plan = Plan(suites, datasets, **{key: cfg[key] for key in keys})
     model = load_model(cfg.model, cfg.device)
-    result = evaluate(
-        model,
-        datasets,
-        limit=cfg.limit,
-        batch_size=cfg.batch_size,
-        max_new_tokens=cfg.max_new_tokens,
-        console=console,
-    )
-    result.table(console)
-    if cfg.examples:
-        result.show_examples(console)
-    path = result.to_json(cfg.output or Path(cfg.model).with_suffix('.eval.json'))
+    output = Path(cfg.output or Path(cfg.model).with_suffix('.eval.json'))
+    journal = journal_beside(output, cfg.model)
+    result = run_suites(model, plan, journal=journal, console=console)
+    result.show(console, examples=cfg.examples)
+    path = result.to_json(output)
+    journal.finish()
     console.print(f'All {len(result.samples)} answers: {path}', highlight=False)
 
 

@@ -28,25 +28,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     # after the parsing, so that --help is instant
     from rich.console import Console
 
-    from nemo_vtb.evaluation import evaluate
     from nemo_vtb.evaluation.asking import find_datasets, load_model
+    from nemo_vtb.evaluation.suite import Plan, journal_beside, run_suites, suites_of
     from nemo_vtb.scripts import quiet_logs
 
     console = Console()
     quiet_logs()
-    datasets = find_datasets(arguments.data or [f'asset:demo-corpus/{name}.test.jsonl' for name in _DEMO_SETS])
-    model = load_model(arguments.model, arguments.device)
-    result = evaluate(
-        model,
-        datasets,
+    suites = suites_of(arguments.suite)
+    demo = [f'asset:demo-corpus/{name}.test.jsonl' for name in _DEMO_SETS]
+    plan = Plan(
+        suites=suites,
+        datasets=find_datasets(arguments.data or demo) if 'speech' in suites else {},
         limit=arguments.limit,
         batch_size=arguments.batch_size,
         max_new_tokens=arguments.max_new_tokens,
-        console=console,
+        tasks=arguments.tasks,
+        include=arguments.include,
+        chat_template=not arguments.no_chat_template,
     )
-    result.table(console)
-    result.show_examples(console)
-    path = result.to_json(arguments.output or Path(arguments.model).with_suffix('.eval.json'))
+    model = load_model(arguments.model, arguments.device)
+    output = Path(arguments.output or Path(arguments.model).with_suffix('.eval.json'))
+    journal = journal_beside(output, arguments.model)
+    result = run_suites(model, plan, journal=journal, console=console)
+    result.show(console)
+    path = result.to_json(output)
+    journal.finish()
     console.print(f'All {len(result.samples)} answers: {path}', highlight=False, markup=False, soft_wrap=True)
     return 0
 
@@ -59,7 +65,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--data', nargs='+', metavar='PATH', help='JSONL files, folders, asset:NAME[/FILE] (default: the demo corpus)'
     )
-    parser.add_argument('--limit', type=int, help='conversations of each source at most (default: all)')
+    parser.add_argument(
+        '--suite', default='speech', help='speech (with perplexity), text (lm-eval) or all (default: speech)'
+    )
+    parser.add_argument('--tasks', nargs='+', default=(), metavar='NAME', help='tasks of lm-eval (default: our own)')
+    parser.add_argument('--include', nargs='+', default=(), metavar='DIR', help='folders with YAML tasks of lm-eval')
+    parser.add_argument('--no-chat-template', action='store_true', help="ask lm-eval's questions as plain text")
+    parser.add_argument('--limit', type=int, help='conversations of each source, items of each task at most')
     parser.add_argument('--batch-size', type=int, default=8, help='prompts answered at once (default: 8)')
     parser.add_argument('--max-new-tokens', type=int, default=64, help='longest answer (default: 64)')
     parser.add_argument('--output', help='JSON file for numbers and answers (default: beside the model)')

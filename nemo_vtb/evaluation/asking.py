@@ -54,7 +54,16 @@ _SHARED = {
     'output': Key((str,)),
 }
 EVAL_SCHEMA = Section(
-    {**_SHARED, 'data': ListOf(_PATH), 'limit': Key((int,), low=1), 'examples': Key((bool,), null=False)}
+    {
+        **_SHARED,
+        'data': ListOf(_PATH),
+        'limit': Key((int,), low=1),
+        'examples': Key((bool,), null=False),
+        'suite': Key((str,), choices=('speech', 'text', 'all'), null=False),
+        'tasks': ListOf(_PATH),
+        'include': ListOf(_PATH),
+        'chat_template': Key((bool,), null=False),
+    }
 )
 """Keys of `conf/eval/speechllm_eval.yaml`."""
 

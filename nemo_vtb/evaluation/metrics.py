@@ -38,6 +38,8 @@ __all__ = [
     'get_normalizer',
     'normalize_answer',
     'normalizer_for',
+    'paired_interval',
+    'paired_p_value',
     'perplexity',
     'wer',
 ]
@@ -303,6 +305,37 @@ def bootstrap_interval(
     # 'nearest' returns a value that occurred, so infinities stay infinities instead of becoming NaN
     low, high = np.percentile(values, [edge, 100 - edge], method='nearest')
     return float(low), float(high)
+
+
+def paired_interval(ours: Sequence[float], base: Sequence[float]) -> tuple[float | None, float | None]:
+    """95 % interval of the mean difference of two models on the same items, which are drawn together."""
+    difference = np.asarray(ours, dtype=float) - np.asarray(base, dtype=float)
+    return bootstrap_interval(lambda chosen: float(difference[chosen].mean()), len(difference))
+
+
+def paired_p_value(ours: Sequence[float], base: Sequence[float], *, draws: int = 10_000, seed: int = 0) -> float:
+    """How often chance alone makes two models differ as much on the same items: a two-sided sign-flip test.
+
+    Args:
+        ours: A number for each item.
+        base: Those of the other model, in the same order.
+        draws: Flips of all signs; up to 12 items that differ are enumerated instead.
+        seed: Of the flips.
+
+    Raises:
+        VtbDataError: Lists of different lengths, or none.
+    """
+    _check_pairs('p-value', base, ours)
+    difference = np.asarray(ours, dtype=float) - np.asarray(base, dtype=float)
+    difference = difference[difference != 0]
+    if not difference.size:
+        return 1.0
+    seen = abs(difference.sum()) - 1e-12
+    if difference.size <= 12:
+        signs = 1 - 2 * ((np.arange(2**difference.size)[:, None] >> np.arange(difference.size)) & 1)
+        return float((np.abs(signs @ difference) >= seen).mean())
+    signs = np.random.default_rng(seed).choice((-1.0, 1.0), (draws, difference.size))
+    return float(((np.abs(signs @ difference) >= seen).sum() + 1) / (draws + 1))
 
 
 def _ratio(parts: Sequence[float], wholes: Sequence[float]) -> tuple[float, float | None, float | None]:

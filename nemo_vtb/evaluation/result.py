@@ -28,7 +28,10 @@ from nemo_vtb.errors import VtbCheckpointError, VtbDataError
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ['FORMAT_VERSION', 'Evaluation', 'Row', 'Sample', 'plain', 'readable', 'write_json']
+__all__ = ['FORMAT_VERSION', 'SUITE_KEYS', 'Evaluation', 'Row', 'Sample', 'plain', 'readable', 'write_json']
+
+SUITE_KEYS = ('text_suite', 'instruct', 'emergent')
+"""Keys of a result that a suite of its own fills: `tasks` by name, each with value, interval and base."""
 
 FORMAT_VERSION = 1
 """Written into every JSON file; raised when a field changes its meaning."""
@@ -39,6 +42,11 @@ _TASK_NAMES = {
     'speech_qa': 'Answer about speech',
     'mixed_modal': 'Typed + spoken chat',
     'text': 'Typed chat',
+}
+_SUITE_TITLES = {
+    'text_suite': 'Text ability (percent): this model beside its base LLM',
+    'instruct': 'Instructions that a program checks (percent), spoken and typed',
+    'emergent': 'What was never taught (percent)',
 }
 _PERCENT = ('WER', 'CER', 'exact match', 'F1')
 _EXPLANATIONS = {
@@ -114,11 +122,12 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Rows, samples, and `info`: model, data, settings, seconds."""
+    """Rows, samples, `info` (model, data, settings, seconds), and `suites`: `text_suite`, `instruct`, `emergent`."""
 
     rows: tuple[Row, ...]
     samples: tuple[Sample, ...] = ()
     info: Mapping[str, Any] = field(default_factory=dict)
+    suites: Mapping[str, Any] = field(default_factory=dict)
 
     def row(self, task: str, metric: str, source: str | None = None) -> Row:
         """The first row of a task and metric (and source).
@@ -144,6 +153,7 @@ class Evaluation:
                 'info': dict(self.info),
                 'rows': [asdict(r) | {'change_percent': r.change_percent} for r in self.rows],
                 'samples': [asdict(s) for s in self.samples],
+                **self.suites,
             }
         )
 
@@ -173,7 +183,7 @@ class Evaluation:
                 got=f'{path}: {error}',
                 allowed='a JSON file of eval',
             ) from error
-        return cls(tuple(rows), tuple(samples), data['info'])
+        return cls(tuple(rows), tuple(samples), data['info'], {k: data[k] for k in SUITE_KEYS if k in data})
 
     def examples(self) -> list[Sample]:
         """Samples to look at, the first of each sort and none chosen by its quality.
@@ -195,6 +205,14 @@ class Evaluation:
 
     def _first(self, wanted: Any) -> Sample | None:
         return next((s for s in self.samples if wanted(s)), None)
+
+    def show(self, console: 'Console', *, examples: bool = True) -> None:
+        """Print all that there is: table, examples, suites."""
+        if self.rows:
+            self.table(console)
+            if examples:
+                self.show_examples(console)
+        self.show_suites(console)
 
     def table(self, console: 'Console') -> None:
         """Print the numbers so that a newcomer understands them."""
@@ -229,6 +247,33 @@ class Evaluation:
         if any(row.base is None for row in self.rows):
             lines.append('-: the base LLM cannot hear, so there is nothing to compare with.')
         console.print('\n'.join(lines), style='dim', highlight=False)
+
+    def show_suites(self, console: 'Console') -> None:
+        """Print the suites: one line for each task, the base LLM beside it where it can be asked."""
+        from rich.table import Table
+
+        for name, suite in self.suites.items():
+            table = Table(title=_SUITE_TITLES.get(name, name), title_justify='left', header_style='bold')
+            table.add_column('Task', overflow='fold')
+            table.add_column('Measure')
+            for column in ('n', 'Base LLM', 'This model', '95 % interval', 'p'):
+                table.add_column(column, justify='right', no_wrap=True)
+            for task, entry in suite['tasks'].items():
+                base, p = entry.get('base'), entry.get('p_value')
+                table.add_row(
+                    task,
+                    entry['metric'],
+                    str(entry['n']),
+                    _percent(base['value']) if base else '-',
+                    f'[bold]{_percent(entry["value"])}[/bold]',
+                    ' to '.join(_percent(end) for end in entry['interval']),
+                    '-' if p is None else f'{p:.3f}',
+                )
+            console.print(table)
+            if suite.get('retention') is not None:
+                low, high = suite.get('retention_interval') or (None, None)
+                text = f'retention (mean of this model / base LLM over the tasks): {_percent(suite["retention"])} %'
+                console.print(f'{text} ({_percent(low)} to {_percent(high)})', style='dim', highlight=False)
 
     def show_examples(self, console: 'Console') -> None:
         """Print what was asked and answered, with the base LLM's answer where it can be asked."""
@@ -307,6 +352,10 @@ def _number(value: float, row: Row) -> str:
         return f'{value:.3g}'
     # percents are small integers at heart; a perplexity of 3.21 against 3.24 is a difference
     return f'{value:.1f}' if row.metric in _PERCENT or row.metric in ('BLEU', 'chrF') else f'{value:.2f}'
+
+
+def _percent(value: float | None) -> str:
+    return '-' if value is None else f'{100 * value:.1f}'
 
 
 def _change(row: Row) -> str:

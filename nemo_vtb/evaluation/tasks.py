@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from nemo_vtb.data.conversation import KINDS, Audio, Conversation, Text, conversation_from_dict, read_jsonl
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 from nemo_vtb.evaluation import metrics
+from nemo_vtb.evaluation.journal import Journal
 from nemo_vtb.evaluation.metrics import Score
 from nemo_vtb.evaluation.result import Evaluation, Row, Sample, readable
 
@@ -32,7 +33,16 @@ if TYPE_CHECKING:
     from nemo_vtb.data.collate import PackItem
     from nemo_vtb.model.blender import VoiceTextBlender
 
-__all__ = ['TASKS', 'Question', 'evaluate', 'load_conversations', 'questions_of', 'task_of']
+__all__ = [
+    'TASKS',
+    'Question',
+    'answer_all',
+    'evaluate',
+    'evaluating',
+    'load_conversations',
+    'questions_of',
+    'task_of',
+]
 
 TASKS = ('asr', 'ast', 'speech_qa', 'mixed_modal', 'text')
 """Tasks in the order in which they are reported."""
@@ -73,12 +83,6 @@ class Question:
     prompt: Conversation
     reference: str
 
-    @property
-    def cost(self) -> float:
-        """Rough length of the prompt in tokens: like goes with like in one batch."""
-        seconds = sum(a.duration_s or 0.0 for a in self.prompt.audios)
-        return 12.5 * seconds + sum(len(turn.text) for turn in self.prompt.turns) / 4
-
 
 def evaluate(
     model: 'VoiceTextBlender',
@@ -87,6 +91,7 @@ def evaluate(
     limit: int | None = None,
     batch_size: int = 8,
     max_new_tokens: int = 128,
+    journal: Journal | None = None,
     console: 'Console | None' = None,
 ) -> Evaluation:
     """Measure a model on held-out conversations.
@@ -98,6 +103,7 @@ def evaluate(
         limit: At most so many conversations of each source; None for all.
         batch_size: Prompts answered at once.
         max_new_tokens: Longest answer.
+        journal: Remembers answers, so that a killed evaluation goes on behind them.
         console: Where progress is shown; None for silence.
 
     Returns:
@@ -118,8 +124,15 @@ def evaluate(
         raise VtbDataError(
             'There is nothing to evaluate.', field='datasets', got={k: str(v) for k, v in datasets.items()}
         )
-    with _evaluating(model), _progress(console) as progress:
-        answers = _answer(model, questions, batch_size, max_new_tokens, progress)
+    with evaluating(model), _progress(console) as progress:
+        answers = answer_all(
+            model,
+            [(q.id, q.prompt) for q in questions],
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            journal=Journal(None) if journal is None else journal,
+            progress=progress,
+        )
         text_rows = _text_rows(model, chats, progress)
         text_samples = _text_samples(model, chats, max_new_tokens)
     rows = sorted(
@@ -226,20 +239,49 @@ def _sort(conversations: Iterable[Conversation], limit: int | None) -> tuple[lis
 # ---- answers
 
 
-def _answer(
-    model: 'VoiceTextBlender', questions: Sequence[Question], batch_size: int, max_new_tokens: int, progress: '_Steps'
+def answer_all(
+    model: 'VoiceTextBlender',
+    prompts: Sequence[tuple[str, Conversation]],
+    *,
+    batch_size: int,
+    max_new_tokens: int,
+    journal: Journal,
+    use_lora: bool = True,
+    progress: '_Steps | None' = None,
+    label: str = 'answering',
 ) -> list[str]:
-    answers = [''] * len(questions)
-    order = sorted(range(len(questions)), key=lambda i: -questions[i].cost)
-    starts = range(0, len(order), batch_size)
-    for begin in progress('answering', starts):
-        chosen = order[begin : begin + batch_size]
-        prompts = [questions[i].prompt for i in chosen]
-        for i, text in zip(
-            chosen, model.answer(prompts, max_new_tokens=max_new_tokens, batch_size=batch_size), strict=True
-        ):
-            answers[i] = text
-    return answers
+    """Answer prompts in batches of like length; what the journal has is not asked again.
+
+    Args:
+        model: Who is asked.
+        prompts: Id and conversation of each.
+        batch_size: Prompts answered at once.
+        max_new_tokens: Longest answer.
+        journal: Remembers each batch once it is answered.
+        use_lora: False asks the base LLM.
+        progress: Shows how far it is.
+        label: What is shown.
+    """
+    keys = [Journal.key(label, id, readable(p), max_new_tokens, use_lora) for id, p in prompts]
+    todo = sorted((i for i, key in enumerate(keys) if key not in journal), key=lambda i: -_cost(prompts[i][1]))
+    starts = range(0, len(todo), batch_size)
+    for begin in progress(label, starts) if progress else starts:
+        chosen = todo[begin : begin + batch_size]
+        texts = model.answer(
+            [prompts[i][1] for i in chosen],
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            use_lora=use_lora,
+        )
+        for i, text in zip(chosen, texts, strict=True):
+            journal.add(keys[i], text)
+    return [journal[key] for key in keys]
+
+
+def _cost(prompt: Conversation) -> float:
+    """Rough length of a prompt in tokens: like goes with like in one batch."""
+    seconds = sum(a.duration_s or 0.0 for a in prompt.audios)
+    return 12.5 * seconds + sum(len(turn.text) for turn in prompt.turns) / 4
 
 
 def _answer_rows(questions: Sequence[Question], answers: Sequence[str]) -> list[Row]:
@@ -349,7 +391,8 @@ _Steps = Callable[[str, Sequence], Iterator]
 
 
 @contextmanager
-def _evaluating(model: 'VoiceTextBlender') -> Iterator[None]:
+def evaluating(model: 'VoiceTextBlender') -> Iterator[None]:
+    """Evaluation mode without gradients, and the mode that it had before afterwards."""
     import torch
 
     was_training = model.training

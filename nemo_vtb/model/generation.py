@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 else:
     _Salm = object  # a mixin at run time: the class that it is mixed into comes from SALM
 
-__all__ = ['Generation']
+__all__ = ['Generation', 'embedding_in_llm']
 
 _TENSOR = 'tensor:'
 
@@ -130,7 +130,7 @@ class Generation(_Salm):
             if hasattr(self.backbone, 'generate'):  # Megatron's decodes by itself
                 options = config.to_diff_dict() if config else self._generation_defaults()
                 return self.backbone.generate(embeds, mask, **_greedy(options | kw))
-            with _embedding_in_llm(self):
+            with embedding_in_llm(self):
                 return self.llm.generate(
                     inputs_embeds=embeds,
                     attention_mask=mask,
@@ -259,7 +259,7 @@ def _left_pad(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 @contextmanager
-def _embedding_in_llm(model: Any) -> Iterator[None]:
+def embedding_in_llm(model: Any) -> Iterator[None]:
     """Put the token embedding back into the LLM, which looks up each generated token itself."""
     decoder = model.backbone.decoder
     decoder.embed_tokens = model.embed_tokens

@@ -1,0 +1,137 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""An evaluation as a whole: the suites that were asked for, one result, and answers that survive a kill."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nemo_vtb.errors import VtbConfigError
+from nemo_vtb.evaluation.journal import Journal
+from nemo_vtb.evaluation.result import Evaluation
+from nemo_vtb.evaluation.tasks import evaluate
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from nemo_vtb.model.blender import VoiceTextBlender
+
+__all__ = ['SUITE_NAMES', 'Plan', 'journal_beside', 'run_suites', 'suites_of']
+
+SUITE_NAMES = ('speech', 'text')
+"""What `vtb eval --suite` takes beside `all`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is measured, and how.
+
+    Args:
+        suites: Out of `SUITE_NAMES`.
+        datasets: Name -> JSONL file, for the suite `speech`.
+        limit: At most so many conversations of each source, and items of each task; None for all.
+        batch_size: Prompts answered at once.
+        max_new_tokens: Longest answer of the suite `speech`.
+        tasks: Tasks of lm-eval for the suite `text`; none are those of the package.
+        include: Folders with YAML tasks of lm-eval.
+        chat_template: Whether typed questions of lm-eval become user turns.
+    """
+
+    suites: Sequence[str] = ('speech',)
+    datasets: Mapping[str, Path] | None = None
+    limit: int | None = None
+    batch_size: int = 8
+    max_new_tokens: int = 64
+    tasks: Sequence[str] = ()
+    include: Sequence[str] = ()
+    chat_template: bool = True
+
+
+def suites_of(name: str) -> tuple[str, ...]:
+    """The suites that a word of the command line means.
+
+    Raises:
+        VtbConfigError: It means none.
+    """
+    if name == 'all':
+        return SUITE_NAMES
+    if name not in SUITE_NAMES:
+        raise VtbConfigError('Unknown suite.', field='suite', got=name, allowed=', '.join((*SUITE_NAMES, 'all')))
+    return (name,)
+
+
+def journal_beside(output: str | Path, model_file: str | Path) -> Journal:
+    """The journal of an evaluation: NAME.answers.jsonl beside its result, for this state of the model file."""
+    output, file = Path(output), Path(model_file)
+    facts = file.stat()
+    stamp = {'model': str(file.resolve()), 'bytes': facts.st_size, 'mtime_ns': facts.st_mtime_ns}
+    return Journal(output.with_suffix('.answers.jsonl'), stamp)
+
+
+def run_suites(
+    model: 'VoiceTextBlender', plan: Plan, *, journal: Journal | None = None, console: 'Console | None' = None
+) -> Evaluation:
+    """Measure a model.
+
+    Args:
+        model: The model; its base LLM is asked beside it wherever it can be.
+        plan: What is measured.
+        journal: Remembers what was answered.
+        console: Where progress is shown; None for silence.
+
+    Returns:
+        One result with the rows and samples of `speech`, and an entry for each other suite.
+    """
+    journal = Journal(None) if journal is None else journal
+    if console is not None and journal.resumed:
+        console.print(f'going on behind {journal.resumed} answers of {journal.path}', highlight=False, markup=False)
+    result = Evaluation((), (), {'model': str(model.cfg.get('pretrained_llm')), 'limit': plan.limit})
+    if 'speech' in plan.suites:
+        result = evaluate(
+            model,
+            plan.datasets or {},
+            limit=plan.limit,
+            batch_size=plan.batch_size,
+            max_new_tokens=plan.max_new_tokens,
+            journal=journal,
+            console=console,
+        )
+    suites: dict[str, Any] = {}
+    if 'text' in plan.suites:
+        suites['text_suite'] = _text(model, plan, journal, _teller(console))
+    return Evaluation(result.rows, result.samples, dict(result.info) | {'suites': list(plan.suites)}, suites)
+
+
+def _text(
+    model: 'VoiceTextBlender', plan: Plan, journal: Journal, tell: Callable[[str], None] | None
+) -> dict[str, Any]:
+    from nemo_vtb.evaluation.text_suite import TEXT_TASKS, run_text_suite
+
+    return run_text_suite(
+        model,
+        plan.tasks or TEXT_TASKS,
+        include=plan.include,
+        chat_template=plan.chat_template,
+        limit=plan.limit,
+        batch_size=plan.batch_size,
+        journal=journal,
+        on_task=tell,
+    )
+
+
+def _teller(console: 'Console | None') -> Callable[[str], None] | None:
+    if console is None:
+        return None
+    return lambda name: console.print(f'{name} ...', style='dim', highlight=False, markup=False)
