@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nemo_vtb.backbone.packed_attention import IMPLEMENTATION, register
+from nemo_vtb.backbone.rotary import keep_float32
 from nemo_vtb.errors import VtbCheckpointError, VtbModelError, first_line
 
 __all__ = ['HFBackbone', 'load_llm']
@@ -147,6 +148,8 @@ def load_llm(source: str, *, pretrained: bool, trust_remote_code: bool = False) 
             allowed='a causal LM with .model.embed_tokens and .lm_head',
             remedy='choose a decoder LLM such as Llama, Qwen, Gemma or Mistral',
         )
+    if isinstance(rotary := getattr(decoder, 'rotary_emb', None), nn.Module):
+        keep_float32(rotary)
     register()
     llm.set_attn_implementation(IMPLEMENTATION)
     return llm

@@ -39,6 +39,7 @@ from nemo_vtb.data.progress import Progress, Quarantine
 from nemo_vtb.data.random_state import (
     RandomState,
     gather_random_states,
+    join_peers,
     random_state,
     restore_random_state,
     restore_rank_state,
@@ -372,7 +373,8 @@ class VtbDataModule(pl.LightningDataModule):
     def restore_random(self) -> None:
         """Set the random generators of a resumed run, once, right before its first row."""
         if self._random_to_restore and self.trainer is not None:
-            restore_rank_state(self._random_to_restore, self.rank)
+            peers = self.trainer.world_size // self.world_size
+            restore_rank_state(self._random_to_restore, self.rank, self.trainer.global_rank % peers)
             self._random_to_restore = ()
         if self._random_at_batch is None:
             self._random_at_batch = random_state()
@@ -424,9 +426,8 @@ class VtbDataModule(pl.LightningDataModule):
             return state | {'random': list(self._random_to_restore)}
         # within a global batch the plan counts from its beginning, and so do the random generators
         own = (self._random_at_batch if self.progress.inside_batch else None) or random_state()
-        # tensor-parallel peers are neighbours and draw the same numbers: one of them speaks for all
         peers = self.trainer.world_size // self.world_size
-        return state | {'random': gather_random_states(own)[::peers]}
+        return state | {'random': join_peers(gather_random_states(own), peers)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue a run; checked against the data when the loader is made.

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         backbone: Any
         is_split: bool
         _first_lora: dict[str, Tensor]
+        _built: bool
 
         def base_weights(self) -> dict[str, Tensor]: ...
         def save_to(self, save_path: str | Path, **options: Any) -> None: ...
@@ -174,7 +175,20 @@ class Portable(_Module):
         Raises:
             VtbCheckpointError: Keys are missing or left over.
         """
-        self.backbone.load_lora({peft_name(n): v for n, v in state.items() if n.startswith('llm.')})
+        lora = {peft_name(n): v for n, v in state.items() if n.startswith('llm.')}
+        if self.is_split and not self._built:  # ranks cut out their parts later
+            shapes = [{name: tuple(v.shape) for name, v in each.items()} for each in (self._first_lora, lora)]
+            if shapes[0] != shapes[1]:
+                raise VtbCheckpointError(
+                    'The LoRA weights do not fit this model.',
+                    field='lora',
+                    got=sorted(f'{name} {shape}' for name, shape in shapes[1].items() - shapes[0].items())[:3],
+                    allowed=sorted(f'{name} {shape}' for name, shape in shapes[0].items() - shapes[1].items())[:3],
+                    remedy='use the rank and the target modules that the weights were trained with',
+                )
+            self._first_lora = {name: lora[name].detach().clone() for name in self._first_lora}
+        else:
+            self.backbone.load_lora(lora)
         own = {name for name in self.state_dict() if not name.startswith(_LLM)}
         rest = {name: value for name, value in state.items() if not name.startswith(_LLM)}
         missing, surplus = sorted(own - rest.keys()), sorted(rest.keys() - own)

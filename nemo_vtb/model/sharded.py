@@ -17,7 +17,9 @@ The file stands where Lightning and NeMo expect a checkpoint and is put there la
 shards are whole. The shards are those of `torch.distributed.checkpoint`, in a folder beside that of the files.
 """
 
+import pickle
 import shutil
+import uuid
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -27,6 +29,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.metadata import StorageMeta
 
 from nemo_vtb.errors import VtbCheckpointError
 from nemo_vtb.model.checkpointing import AtomicCheckpointIO
@@ -34,6 +37,15 @@ from nemo_vtb.model.checkpointing import AtomicCheckpointIO
 __all__ = ['ShardedCheckpointIO', 'shards_of']
 
 _SHARDS = 'vtb_shards'
+_RECORDS = {
+    'BytesStorageMetadata', 'ChunkStorageMetadata', 'Metadata', 'MetadataIndex', 'StorageMeta', 'TensorProperties',
+    'TensorStorageMetadata', '_MEM_FORMAT_ENCODING', '_StorageInfo',
+}  # fmt: skip
+_PLAIN = {
+    ('collections', 'OrderedDict'), ('torch', 'Size'), ('torch.serialization', '_get_layout'),
+    ('pathlib', 'PosixPath'), ('pathlib', 'Path'),
+}  # fmt: skip
+_TYPES = {name for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
 
 
 class ShardedCheckpointIO(AtomicCheckpointIO):
@@ -58,9 +70,11 @@ class ShardedCheckpointIO(AtomicCheckpointIO):
             self._group = dist.new_group(backend='gloo')
         tensors: dict[str, Tensor] = {}
         rest = _take_tensors(checkpoint, '', tensors)
-        folder = shards_of(path)
+        # a folder of its own: shards of the same name serve until the new ones are whole
+        token = [uuid.uuid4().hex[:12]]
+        dist.broadcast_object_list(token, 0, group=self._group)
+        folder = shards_of(path) / token[0]
         if dist.get_rank() == 0:
-            shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
         dist.barrier(self._group)
         self._pending = self._thread.submit(self._write, rest, tensors, Path(path), folder)
@@ -79,15 +93,17 @@ class ShardedCheckpointIO(AtomicCheckpointIO):
         """
         self.wait()
         checkpoint = super().load_checkpoint(path, map_location, weights_only)
-        if not checkpoint.pop(_SHARDS, False):
+        token = checkpoint.pop(_SHARDS, False)
+        if not token:
             return checkpoint
-        folder = shards_of(path)
+        # the name of a folder, never a path to elsewhere; True: an earlier version had no folder for each writing
+        folder = shards_of(path) if token is True else shards_of(path) / Path(str(token)).name
         try:
-            reader = dcp.FileSystemReader(folder)
+            reader = _Reader(folder)
             entries = reader.read_metadata().state_dict_metadata
             tensors = {n: torch.empty(e.size, dtype=e.properties.dtype) for n, e in entries.items()}
             dcp.load(tensors, storage_reader=reader, no_dist=True)
-        except (OSError, RuntimeError, EOFError, dcp.CheckpointException) as error:
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, dcp.CheckpointException) as error:
             raise VtbCheckpointError(
                 'The shards of the checkpoint cannot be read.',
                 field='checkpoint',
@@ -133,11 +149,38 @@ class ShardedCheckpointIO(AtomicCheckpointIO):
                 allowed='a folder that all ranks can write to, with enough space',
             ) from error
         if dist.get_rank() == 0:
-            super().save_checkpoint({**rest, _SHARDS: True}, path)
+            super().save_checkpoint({**rest, _SHARDS: folder.name}, path)
+            for old in folder.parent.iterdir():
+                if old != folder:
+                    shutil.rmtree(old) if old.is_dir() else old.unlink()
 
     def _remove(self, path: str | Path) -> None:
         super().remove_checkpoint(path)
         shutil.rmtree(shards_of(path), ignore_errors=True)
+
+
+class _Reader(dcp.FileSystemReader):
+    """Reads the list of shards, which torch pickles, without running any code that is in it."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Any:
+        """As in torch.
+
+        Raises:
+            pickle.UnpicklingError: The file names anything but what torch writes there.
+        """
+        with (Path(self.path) / '.metadata').open('rb') as stream:
+            metadata = _MetadataUnpickler(stream).load()
+        metadata.storage_meta = StorageMeta(load_id=self.load_id)
+        return metadata
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        known = module in ('torch.distributed.checkpoint.metadata', 'torch.distributed.checkpoint.filesystem')
+        plain = (module, name) in _PLAIN or (module == 'torch' and name in _TYPES)
+        if '.' in name or not (plain or (known and name in _RECORDS)):
+            raise pickle.UnpicklingError(f'{module}.{name} does not belong into a list of shards')
+        return super().find_class(module, name)
 
 
 def shards_of(path: str | Path) -> Path:
@@ -148,8 +191,11 @@ def shards_of(path: str | Path) -> Path:
 
 def _take_tensors(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     """Copy tensors (but not numbers) out of nested dictionaries and lists; a placeholder stays in their place."""
-    if isinstance(value, Tensor) and value.dim():
-        tensors[path] = value.detach().to('cpu', copy=True)
+    if isinstance(value, Tensor):
+        copy = value.detach().to('cpu', copy=True)  # numbers, too: an optimizer counts its steps in place
+        if not value.dim():
+            return copy
+        tensors[path] = copy
         return {_SHARDS: path}
     if isinstance(value, Mapping):
         return {key: _take_tensors(item, f'{path}/{key}', tensors) for key, item in value.items()}

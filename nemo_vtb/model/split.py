@@ -72,6 +72,7 @@ class SplitLLM(_Salm):
             **strategy.decoder_options,
         )
         if self._first_lora:
+            strategy.take_from_first(self._first_lora.values())
             backbone.load_lora(self._first_lora)
         self.llm = backbone
         # not as a second submodule, else each weight would have two names
@@ -115,13 +116,14 @@ class SplitLLM(_Salm):
 
                 llm = self._with_lora(llm)
                 shapes = {name: tuple(v.shape) for name, v in get_peft_model_state_dict(llm).items()}
-                self._lora_options = self._plain_lora(shapes)
+                layers = int(llm.config.get_text_config().num_hidden_layers)
+                self._lora_options = self._plain_lora(shapes, layers)
         for name, parameter in llm.named_parameters():
             self._require_frozen(name, parameter)
         self._first_lora = lora_like_peft(shapes)
         return llm
 
-    def _plain_lora(self, names: Iterable[str]) -> dict[str, Any]:
+    def _plain_lora(self, names: Iterable[str], num_layers: int) -> dict[str, Any]:
         """The four fields that Megatron's LoRA has; the others must be as PEFT sets them by itself."""
         from peft import LoraConfig
 
@@ -135,11 +137,21 @@ class SplitLLM(_Salm):
                 allowed=sorted(_LORA),
                 remedy='leave these keys out, or train with another strategy',
             )
+        places = {name.split('.lora_')[0].rpartition('.') for name in names}
+        layers, targets = {parent.rpartition('.')[0] for parent, _, _ in places}, sorted({p[2] for p in places})
+        if len(places) != len(layers) * len(targets) or len(layers) != num_layers:
+            raise VtbConfigError(
+                'The Megatron backbone has LoRA on the same projections of all layers.',
+                field='model.lora.target_modules',
+                got=f'{own.target_modules}: {len(places)} places in {len(layers)} of {num_layers} layers',
+                allowed=['all-linear', 'q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj'],
+                remedy='name projections, not single layers, or train with another strategy',
+            )
         return {
             'r': own.r,
             'lora_alpha': own.lora_alpha,
             'lora_dropout': own.lora_dropout,
-            'target_modules': sorted({name.split('.lora_')[0].rpartition('.')[2] for name in names}),
+            'target_modules': targets,
         }
 
     def _require_frozen(self, name: str, parameter: nn.Parameter) -> None:

@@ -62,6 +62,8 @@ def spread_encode(
         own, _ = encode(perception, audios[chosen], audio_lens[chosen], chunk_s=chunk_s)  # (F_own, H)
     if torch.is_grad_enabled() and not mine and any(p.requires_grad for p in perception.parameters()):
         own.requires_grad_()  # else this rank would leave out the collectives of the others' backward pass
+    # under autocast a rank's type would depend on whether it had a clip
+    own = own.to(next(perception.parameters()).dtype)
     sizes = [sum(counts[clip] for clip in part) for part in parts]
     gathered: Tensor = _Gather.apply(own, sizes, group)  # (F, H), rank after rank
     return gathered.index_select(0, _places(parts, counts).to(gathered.device))

@@ -77,5 +77,8 @@ def build_model(cfg: DictConfig, trainer: Trainer | None = None) -> VoiceTextBle
         state = {'state_dict': warm.state_dict()}
         warm.on_save_checkpoint(state)
         model.on_load_checkpoint(state)
-        model.load_state_dict(state['state_dict'], strict=True)
+        if model.is_split:  # its LLM is not there yet
+            model.load_trained_state(state['state_dict'])
+        else:
+            model.load_state_dict(state['state_dict'], strict=True)
     return model

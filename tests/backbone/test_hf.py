@@ -149,6 +149,16 @@ def test_the_scale_of_embeddings_is_that_of_the_family(folders: Path, family: st
     torch.testing.assert_close(with_audio[4:], theirs[4:])
 
 
+@pytest.mark.parametrize('family', ['llama', 'gemma3_text'])
+def test_a_cast_leaves_the_rotary_frequencies_alone(folders: Path, family: str) -> None:
+    llm = load_llm(str(tiny_llm(folders / f'cast-{family}', family)), pretrained=True)
+    exact = {name: value.clone() for name, value in llm.model.rotary_emb.named_buffers()}
+    llm.to(torch.bfloat16)
+    assert llm.lm_head.weight.dtype == torch.bfloat16 and exact
+    for name, value in llm.model.rotary_emb.named_buffers():
+        assert value.dtype == torch.float32 and torch.equal(value, exact[name]), name
+
+
 def test_without_lora_is_the_untouched_llm(tmp_path: Path) -> None:
     model = VoiceTextBlender(tiny_model_cfg(tmp_path)).eval()
     folder = Path(model.cfg.pretrained_llm)

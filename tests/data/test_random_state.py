@@ -19,7 +19,14 @@ import random
 import numpy as np
 import torch
 
-from nemo_vtb.data.random_state import random_state, restore_random_state, restore_rank_state
+from nemo_vtb.data.random_state import (
+    follow,
+    join_peers,
+    random_state,
+    restore_random_state,
+    restore_rank_state,
+    unfollow,
+)
 
 
 def draw() -> tuple[float, ...]:
@@ -43,3 +50,28 @@ def test_a_new_rank_gets_its_own_seeds_always_the_same() -> None:
         seen.append(draw())
     assert seen[1] == seen[3]
     assert len(set(seen)) == 3
+
+
+def test_peers_keep_the_generators_of_their_own() -> None:
+    own = {'own': torch.tensor([1, 2, 3], dtype=torch.uint8)}
+    follow(lambda: dict(own), own.update)
+    try:
+        states = []
+        for rank in range(4):  # two LLMs on two ranks each
+            own['own'] = torch.tensor([rank, rank, rank], dtype=torch.uint8)
+            states.append(json.loads(json.dumps(random_state())))
+        joined = join_peers(states, 2)
+        assert len(joined) == 2
+        restore_rank_state(joined, 1, 1)
+        assert own['own'].tolist() == [3, 3, 3]
+        restore_rank_state(joined, 0, 1)
+        assert own['own'].tolist() == [1, 1, 1]
+        restore_rank_state(joined, 0, 2)  # was not there
+        assert own['own'].tolist() == [1, 1, 1]
+        own['own'] = torch.zeros(5, dtype=torch.uint8)  # another device
+        restore_rank_state(joined, 0, 0)
+        assert own['own'].tolist() == [0] * 5
+    finally:
+        unfollow()
+    restore_rank_state(joined, 0)  # on a backbone that has none
+    assert 'peers' not in random_state()

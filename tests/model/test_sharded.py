@@ -14,6 +14,7 @@
 """Checkpoints written together: whole or not there, removed with their shards, read by any number of processes."""
 
 import os
+import pickle
 import tempfile
 from pathlib import Path
 
@@ -57,6 +58,7 @@ def ranked(rank: int, folder: str) -> None:
     io.save_together(checkpoint, checkpoints / 'one.ckpt')
     # training goes on at once: what is written is what was there when it was asked for
     checkpoint['state_dict']['a.weight'].zero_()
+    checkpoint['optimizer_states'][0]['state'][0]['step'] += 1  # as AdamW counts, in place
     io.save_together(content(), checkpoints / 'two.ckpt')
     if rank == 0:
         io.remove_checkpoint(checkpoints / 'two.ckpt')  # not before a later one is whole
@@ -75,12 +77,12 @@ def test_two_ranks_write_and_one_process_reads() -> None:
         assert sorted(os.listdir(Path(folder) / 'checkpoints_shards')) == ['one.ckpt', 'three.ckpt']
         # both ranks have written
         assert (
-            len({name.split('_')[2] for name in os.listdir(shards_of(checkpoints / 'one.ckpt')) if '_' in name}) == 2
+            len({shard.name.split('_')[2] for shard in shards_of(checkpoints / 'one.ckpt').rglob('*.distcp')}) == 2
         )
         io = ShardedCheckpointIO()
         for name in ('one', 'three'):
             assert same(io.load_checkpoint(checkpoints / f'{name}.ckpt'), content())
-        for shard in shards_of(checkpoints / 'one.ckpt').glob('*.distcp'):
+        for shard in shards_of(checkpoints / 'one.ckpt').rglob('*.distcp'):
             shard.write_bytes(shard.read_bytes()[:40])
         with pytest.raises(VtbCheckpointError, match='shards'):
             io.load_checkpoint(checkpoints / 'one.ckpt')
@@ -88,3 +90,54 @@ def test_two_ranks_write_and_one_process_reads() -> None:
         io.save_checkpoint(content(), checkpoints / 'one.ckpt')
         assert not shards_of(checkpoints / 'one.ckpt').exists()
         assert same(io.load_checkpoint(checkpoints / 'one.ckpt'), content())
+
+
+def overwriting(rank: int, folder: str) -> None:
+    """Each writing of a name, the second of which fails in the middle."""
+    dist.init_process_group('gloo', rank=rank, world_size=2, init_method=f'file://{folder}/meet')
+    io, path = ShardedCheckpointIO(), Path(folder) / 'checkpoints' / 'last.ckpt'
+    path.parent.mkdir(exist_ok=True)
+    io.save_together(content(), path)
+    io.wait()
+    broken = content()
+    broken['state_dict']['a.weight'] = torch.zeros(64, 32)
+    io.save_together(broken, path)
+    with pytest.raises(VtbCheckpointError, match='the one before is untouched'):
+        io.wait()
+    dist.destroy_process_group()
+
+
+@pytest.mark.integration
+def test_a_writing_that_fails_leaves_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch.distributed.checkpoint as dcp
+
+    real, calls = dcp.save, []
+
+    def save(*args: object, **options: object) -> object:
+        calls.append(1)
+        if len(calls) == 2:
+            raise OSError(28, 'No space left on device')
+        return real(*args, **options)
+
+    monkeypatch.setattr(dcp, 'save', save)  # the forked ranks have it, too
+    with tempfile.TemporaryDirectory() as folder:
+        mp.start_processes(overwriting, (folder,), nprocs=2, start_method='fork')
+        path = Path(folder) / 'checkpoints' / 'last.ckpt'
+        assert same(ShardedCheckpointIO().load_checkpoint(path), content())
+
+
+@pytest.mark.integration
+def test_a_list_of_shards_cannot_run_code() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        mp.start_processes(ranked, (folder,), nprocs=2, start_method='fork')
+        path, sentinel = Path(folder) / 'checkpoints' / 'one.ckpt', Path(folder) / 'sentinel'
+        (listed,) = shards_of(path).rglob('.metadata')
+
+        class Hostile:
+            def __reduce__(self) -> tuple:
+                return os.mkdir, (str(sentinel),)
+
+        listed.write_bytes(pickle.dumps(Hostile()))
+        with pytest.raises(VtbCheckpointError, match='does not belong'):
+            ShardedCheckpointIO().load_checkpoint(path)
+        assert not sentinel.exists()

@@ -45,6 +45,27 @@ def perception_and_clips(folder: str) -> tuple[Any, torch.Tensor, torch.Tensor]:
     return perception, torch.randn(len(LENGTHS), max(LENGTHS)), torch.tensor(LENGTHS)
 
 
+def autocast(rank: int, folder: str) -> None:
+    """One clip for two ranks: one of them has nothing whose type it could see."""
+    dist.init_process_group('gloo', rank=rank, world_size=2, init_method=f'file://{folder}/meet')
+    perception, audios, lens = perception_and_clips(folder)
+    audios, lens = audios[:1], lens[:1]
+    frame_lens = encode(perception, audios, lens)[1]
+    with torch.autocast('cpu', torch.bfloat16):
+        frames = spread_encode(perception, audios, lens, frame_lens, dist.group.WORLD)
+        expected = encode(perception, audios, lens)[0]
+    torch.testing.assert_close(frames, expected.to(frames.dtype))
+    frames.float().square().sum().backward()
+    dist.destroy_process_group()
+
+
+@pytest.mark.integration
+def test_a_rank_without_a_clip_has_the_type_of_the_others() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        perception_and_clips(folder)
+        mp.start_processes(autocast, (folder,), nprocs=2, start_method='fork')
+
+
 def ranked(rank: int, folder: str, clips: int) -> None:
     """One rank: its part of the gradients, to be summed, and all frames."""
     dist.init_process_group('gloo', rank=rank, world_size=2, init_method=f'file://{folder}/meet{clips}')

@@ -35,7 +35,7 @@ class HFWeights(Mapping[str, Tensor]):
     """The tensors of a Hugging Face folder, each read when it is asked for.
 
     Args:
-        folder: With `model.safetensors`, or its shards.
+        folder: With `model.safetensors`, or its shards; or the name of one in the local hub cache.
 
     Raises:
         VtbModelError: There are no safetensors in it.
@@ -44,7 +44,12 @@ class HFWeights(Mapping[str, Tensor]):
     def __init__(self, folder: str | Path) -> None:
         from safetensors import safe_open
 
-        files = sorted(Path(folder).glob('*.safetensors'))
+        path = Path(folder).expanduser()
+        if not path.is_dir():
+            from huggingface_hub import snapshot_download
+
+            path = Path(snapshot_download(str(folder), allow_patterns=['*.safetensors', '*.json']))
+        files = sorted(path.glob('*.safetensors'))
         if not files:
             raise VtbModelError(
                 'There are no weights in this folder.',

@@ -35,6 +35,7 @@ from nemo_vtb.backbone.megatron import convert, lora, parallel
 from nemo_vtb.backbone.megatron.families import Family, Geometry, family_of, geometry_of
 from nemo_vtb.backbone.megatron.layers import Kernels, KeyValueCache, PackedRow, choose_kernels, layer_spec, packed_row
 from nemo_vtb.backbone.megatron.parallel import tp_group, tp_rank, tp_size
+from nemo_vtb.backbone.rotary import keep_float32
 
 __all__ = ['MegatronBackbone', 'build_backbone']
 
@@ -201,6 +202,9 @@ class MegatronBackbone(nn.Module):
     def _decode(self, embeds: Tensor, position_ids: Tensor, mask: Tensor | None, packed: PackedRow | None) -> Tensor:
         """(T, B, H) to (T, B, H)."""
         tables = self.rotary(position_ids, embeds.dtype)
+        if self.gpt.config.recompute_granularity == 'full' and torch.is_grad_enabled() and not embeds.requires_grad:
+            # megatron's recompute gives weights a gradient only where its input has one: typed rows, frozen audio
+            embeds = embeds.detach().requires_grad_(True)
         if self.sequence_parallel:
             embeds = mappings.scatter_to_sequence_parallel_region(embeds, group=tp_group())
         # megatron views tensors as it likes
@@ -242,7 +246,7 @@ class _Rotary(nn.Module):
 
         with torch.device('meta'):
             module = AutoModelForCausalLM.from_config(config).model.rotary_emb
-        self.module = type(module)(config)  # again, with values
+        self.module = keep_float32(type(module)(config))  # again, with values
         self.kinds = list(dict.fromkeys(family.rope_kinds))
 
     @torch.no_grad()

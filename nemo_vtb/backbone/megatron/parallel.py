@@ -31,7 +31,17 @@ import torch.distributed as dist
 
 from nemo_vtb.errors import VtbConfigError, first_line
 
-__all__ = ['gather', 'hide_unusable_te', 'initialize', 'seed_everything', 'tp_group', 'tp_rank', 'tp_size']
+__all__ = [
+    'gather',
+    'generator_states',
+    'hide_unusable_te',
+    'initialize',
+    'seed_everything',
+    'set_generator_states',
+    'tp_group',
+    'tp_rank',
+    'tp_size',
+]
 
 # modules of 0.16.1 whose `torch.cuda.current_device()` a dense decoder reaches (found by running it)
 _VIEWED = (
@@ -151,6 +161,20 @@ def seed_everything(seed: int) -> None:
     tracker.add(_RNG, seed + 2718 + tp_rank())
 
 
+def generator_states() -> dict[str, torch.Tensor]:
+    """States of the generators that each rank of the tensor-parallel group has for itself, by name."""
+    from megatron.core.tensor_parallel import random as megatron_random
+
+    return dict(megatron_random.get_cuda_rng_tracker().get_states())
+
+
+def set_generator_states(states: dict[str, torch.Tensor]) -> None:
+    """Put back what `generator_states` gave."""
+    from megatron.core.tensor_parallel import random as megatron_random
+
+    megatron_random.get_cuda_rng_tracker().set_states(states)
+
+
 class CpuRngTracker:
     """Stands in for megatron's tracker of CUDA generators: named states of the CPU generator, which can be saved."""
 
@@ -213,6 +237,15 @@ class _TorchView(types.ModuleType):
         return getattr(torch, name)
 
 
+def _frozen_backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    # megatron's asks for the autocast of CUDA alone, and has two types to multiply under that of the CPU
+    (weight,) = ctx.saved_tensors
+    grad_input = grad_output.matmul(weight.to(grad_output.dtype))
+    if ctx.allreduce_dgrad:
+        dist.all_reduce(grad_input, group=ctx.tp_group)
+    return grad_input, None, None, None, None
+
+
 def _mend_megatron() -> None:
     if _state.get('mended'):
         return
@@ -234,6 +267,7 @@ def _mend_megatron() -> None:
     view = _TorchView()
     for name in _VIEWED:
         importlib.import_module(name).torch = view  # type: ignore[attr-defined]
+    importlib.import_module(_VIEWED[1]).LinearWithFrozenWeight.backward = staticmethod(_frozen_backward)
     megatron_random._CUDA_RNG_STATE_TRACKER = CpuRngTracker()
     megatron_random._CUDA_RNG_STATE_TRACKER_INITIALIZED = True
     # asked by activation recompute, which restores the CPU generator by itself

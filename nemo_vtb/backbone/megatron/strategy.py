@@ -34,6 +34,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from nemo_vtb.data.random_state import follow, unfollow
 from nemo_vtb.errors import VtbConfigError, VtbDataError, VtbModelError
 
 __all__ = ['MegatronStrategy', 'register_strategy', 'require_megatron', 'tensor_parallel_of']
@@ -129,17 +130,35 @@ class MegatronStrategy(ModelParallelStrategy):
         self._tensor_parallel_size = self.tensor_parallel
         self._data_parallel_size = self.world_size // self._tensor_parallel_size
         super().setup_environment()
-        from nemo_vtb.backbone.megatron.parallel import initialize
+        from nemo_vtb.backbone.megatron import parallel
 
-        drawn = torch.get_rng_state()
-        initialize(self._tensor_parallel_size, seed=torch.initial_seed() % 2**31)
+        # those of rank 0, since without a common seed the ranks of one LLM would drop out differently
+        self._seed, drawn = self.broadcast((torch.initial_seed() % 2**31, torch.get_rng_state()))
+        parallel.initialize(self._tensor_parallel_size, seed=self._seed)
         torch.set_rng_state(drawn)  # the same numbers follow as on any other strategy
+        follow(parallel.generator_states, parallel.set_generator_states)
 
     def setup(self, trainer: Trainer) -> None:
         """Build optimizers on the device; gradients are clipped by the norm over all shards."""
         super().setup(trainer)
+        module = self.lightning_module
+        assert module is not None
+        own = (value for name, value in module.state_dict(keep_vars=True).items() if not name.startswith('llm.'))
+        self.take_from_first(own)
+        if copy := dist.get_rank(self.data_group):
+            from nemo_vtb.backbone.megatron.parallel import seed_everything
+
+            seed_everything(self._seed + 7919 * copy)  # other rows, other dropout
         # torch's would see the shards of this rank alone
         self.precision_plugin.clip_grad_by_norm = self._clip_by_norm
+
+    @torch.no_grad()
+    def take_from_first(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite tensors by those of rank 0, as DDP does: copies of one model must begin equal, seeds or not."""
+        for tensor in tensors if self.world_size > 1 else ():
+            value = tensor.detach().to(self.root_device)
+            dist.broadcast(value, 0)
+            tensor.copy_(value)
 
     def batch_to_device(self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0) -> Any:
         """Move a row to the device.
@@ -303,6 +322,7 @@ class MegatronStrategy(ModelParallelStrategy):
 
     def teardown(self) -> None:
         """Wait for a checkpoint that is still being written."""
+        unfollow()
         self.checkpoint_io.teardown()
         super().teardown()
 

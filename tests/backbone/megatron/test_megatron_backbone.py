@@ -156,6 +156,46 @@ def test_activations_made_again_change_nothing(alone: None, recompute: str) -> N
         assert torch.equal(one, other)
 
 
+def test_recompute_trains_lora_where_the_input_has_no_gradient(alone: None) -> None:
+    """A row of text on a frozen table: nothing before the first layer has a gradient."""
+    options = {'recompute_granularity': 'full', 'recompute_method': 'uniform', 'recompute_num_layers': 1}
+    results = []
+    for each in ({}, options):
+        backbone = build('qwen3', **each).train()
+        backbone.load_lora({k: torch.full_like(v, 0.05) for k, v in backbone.lora_state().items()})
+        backbone.head(run(backbone, backbone.embed(torch.arange(7)))).square().mean().backward()
+        results.append([p.grad for p in backbone.lora_parameters().values()])
+    for one, other in zip(*results, strict=True):
+        assert one is not None and torch.equal(one, other)
+
+
+@pytest.mark.parametrize('name', ['llama', 'gemma3'])
+def test_a_cast_leaves_the_rotary_frequencies_alone(alone: None, name: str) -> None:
+    backbone = build(name)
+    positions = torch.arange(4000, 4100).unsqueeze(1)
+    expected = backbone.rotary(positions, torch.float32)
+    backbone.to(torch.bfloat16)
+    assert backbone.gpt.embedding.word_embeddings.weight.dtype == torch.bfloat16
+    assert torch.equal(backbone.rotary(positions, torch.float32), expected)
+
+
+def test_an_llm_is_found_by_its_name_in_the_hub_cache(
+    alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+    from transformers import AutoModelForCausalLM
+
+    from nemo_vtb.backbone.megatron.convert import HFWeights
+
+    model = tmp_path / 'models--some--llm'
+    AutoModelForCausalLM.from_config(tiny_config('llama')).save_pretrained(model / 'snapshots' / 'abc')
+    (model / 'refs').mkdir()
+    (model / 'refs' / 'main').write_text('abc')
+    monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path))
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+    assert 'model.norm.weight' in HFWeights('some/llm')
+
+
 @pytest.mark.parametrize('name', ['llama', 'gemma_mqa'])
 def test_the_fused_activation_is_the_same(alone: None, name: str) -> None:
     """Chosen on GPUs; torch compiles it for the CPU, too."""

@@ -202,6 +202,7 @@ def test_ranks_that_do_not_divide_are_named() -> None:
     [
         ('model.freeze_params', [r'^embed_tokens\..+$'], 'freeze_params'),
         ('model.lora.use_dora', True, 'model.lora'),
+        ('model.lora.target_modules', r'.*layers\.1\..*\.[qv]_proj', '1 of 2 layers'),
         ('model.pretrained_weights', False, 'pretrained_weights'),
     ],
 )

@@ -67,14 +67,18 @@ def run_job(folder: Path, job: Mapping[str, Any]) -> None:
 
     cfg = OmegaConf.load(folder / 'cfg.yaml')
     for key, value in job.get('set', {}).items():
-        OmegaConf.update(cfg, key, value, merge=False)
+        OmegaConf.update(cfg, key, value, merge=False, force_add=True)
     out = folder / job['name']
-    seed_everything(cfg.seed, workers=True, verbose=False)
+    # without a common seed each process has its own, as in a script that sets none
+    seed = 1000 + int(os.environ.get('RANK', 0)) if cfg.seed is None else cfg.seed
+    seed_everything(seed, workers=True, verbose=False)
     trainer = build_trainer(cfg, [History(out)])
     model = build_model(cfg, trainer)
     data = VtbDataModule(cfg.data, model.renderer, model.frames, run_dir=out)
     trainer.fit(model, data, ckpt_path=job.get('resume') and folder / job['resume'] / 'end.ckpt')
     trainer.save_checkpoint(out / 'end.ckpt')
+    if job.get('draw'):
+        (out / f'drawn{trainer.global_rank}').write_text(str(float(torch.rand(()))))
     if job.get('nemo'):
         model.save_to(out / 'model.nemo')
     trainer.strategy.checkpoint_io.teardown()
@@ -84,13 +88,21 @@ def run_job(folder: Path, job: Mapping[str, Any]) -> None:
 
 def check_copies(model: Any, trainer: Any) -> None:
     """What every rank holds whole must be the same on all of them, to the bit."""
-    import torch.distributed as dist
-
     for name, value in model.state_dict().items():
         if not name.startswith('llm.') and value.is_floating_point():
-            first = value.detach().clone()
-            dist.broadcast(first, 0)
-            assert torch.equal(first, value), f'{name} differs on rank {trainer.global_rank}'
+            check_copy(name, value)
+    lora = getattr(model.backbone, 'lora_parameters', dict)()
+    for name, value in lora.items():
+        if not getattr(value, 'tensor_model_parallel', False):
+            check_copy(name, value)
+
+
+def check_copy(name: str, value: torch.Tensor) -> None:
+    import torch.distributed as dist
+
+    first = value.detach().clone()
+    dist.broadcast(first, 0)
+    assert torch.equal(first, value), f'{name} differs on rank {dist.get_rank()}'
 
 
 def main() -> None:
