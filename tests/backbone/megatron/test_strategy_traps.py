@@ -14,7 +14,6 @@
 """Runs on ranks in which something is easily got wrong without a word: random numbers, types, seeds."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
