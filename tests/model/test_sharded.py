@@ -76,9 +76,7 @@ def test_two_ranks_write_and_one_process_reads() -> None:
         assert sorted(os.listdir(checkpoints)) == ['one.ckpt', 'three.ckpt']
         assert sorted(os.listdir(Path(folder) / 'checkpoints_shards')) == ['one.ckpt', 'three.ckpt']
         # both ranks have written
-        assert (
-            len({shard.name.split('_')[2] for shard in shards_of(checkpoints / 'one.ckpt').rglob('*.distcp')}) == 2
-        )
+        assert len({shard.name.split('_')[2] for shard in shards_of(checkpoints / 'one.ckpt').rglob('*.distcp')}) == 2
         io = ShardedCheckpointIO()
         for name in ('one', 'three'):
             assert same(io.load_checkpoint(checkpoints / f'{name}.ckpt'), content())
