@@ -33,13 +33,13 @@ def keep_float32(module: nn.Module) -> nn.Module:
     Returns:
         The same module.
     """
-    module.__class__ = _exact(type(module))
+    module.__class__ = _exact(type(module))  # type: ignore[arg-type]
     return module
 
 
 @cache
 def _exact(cls: type[nn.Module]) -> type[nn.Module]:
-    class Exact(cls):  # type: ignore[misc, valid-type]
+    class Exact(cls):
         def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
             kept = dict(self._buffers)
             super()._apply(fn, recurse)
