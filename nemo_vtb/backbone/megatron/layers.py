@@ -194,6 +194,7 @@ class SDPACore(nn.Module):
         family: Family = config.vtb_family
         self.window, self.softcap = family.windows[layer_number - 1], family.attention_softcap
         self.scale, self.dropout = softmax_scale, config.attention_dropout
+        self.forked = config.sequence_parallel  # megatron's block draws from this rank's generator already
 
     def forward(
         self,
@@ -221,7 +222,7 @@ class SDPACore(nn.Module):
         elif self.window is not None and length == seen > self.window:
             mask = window_mask(length, self.window, q.device)
         causal = mask is None and length > 1
-        with tensor_parallel.get_cuda_rng_tracker().fork() if dropout else nullcontext():
+        with tensor_parallel.get_cuda_rng_tracker().fork() if dropout and not self.forked else nullcontext():
             return attend(q, k, v, mask, causal, self.scale, dropout, self.softcap)
 
 

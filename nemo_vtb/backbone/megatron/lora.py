@@ -99,9 +99,9 @@ class LoraColumn(_Lora):
             return y, bias
         group, names = tp_group(), list(self.lora)
         if self.p and self.training:
-            # a part of the row: a mask of its own; the whole row: the mask that all ranks draw alike
-            with tensor_parallel.get_cuda_rng_tracker().fork() if self.sequence_parallel else nullcontext():
-                x = dropout(x, self.p, True)
+            # the whole row: the mask that all ranks draw alike; a part of it: under sequence parallelism megatron's
+            # block draws from the generator of this rank already, and a fork within would begin it anew in each row
+            x = dropout(x, self.p, True)
         h = linear(x, torch.cat([self.lora[name].A for name in names]))  # one product for all parts
         if self.sequence_parallel:
             h = mappings.gather_from_sequence_parallel_region(h, group=group)
@@ -147,7 +147,8 @@ class LoraRow(_Lora):
         if not self.enabled:
             return y, bias
         if self.p and self.training:
-            with tensor_parallel.get_cuda_rng_tracker().fork():  # the ranks hold different columns
+            # the ranks hold different columns; see `LoraColumn` for sequence parallelism
+            with nullcontext() if self.sequence_parallel else tensor_parallel.get_cuda_rng_tracker().fork():
                 x = dropout(x, self.p, True)
         h = linear(x, self.lora[self.name].A)
         if self.sequence_parallel:

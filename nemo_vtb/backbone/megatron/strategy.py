@@ -34,7 +34,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from nemo_vtb.data.random_state import follow, unfollow
+from nemo_vtb.data.random_state import follow
 from nemo_vtb.errors import VtbConfigError, VtbDataError, VtbModelError
 
 __all__ = ['MegatronStrategy', 'register_strategy', 'require_megatron', 'tensor_parallel_of']
@@ -322,7 +322,6 @@ class MegatronStrategy(ModelParallelStrategy):
 
     def teardown(self) -> None:
         """Wait for a checkpoint that is still being written."""
-        unfollow()
         self.checkpoint_io.teardown()
         super().teardown()
 

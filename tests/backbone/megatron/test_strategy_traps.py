@@ -80,8 +80,9 @@ def test_ranks_without_a_common_seed_hold_the_same_model(runs: Runs) -> None:
 
 def test_copies_of_the_llm_drop_out_differently(runs: Runs) -> None:
     runs.ranked(2, 'copies')
-    first, second = (float((runs.folder / 'copies' / f'drawn{rank}').read_text()) for rank in range(2))
-    assert first != second
+    drawn = [json.loads((runs.folder / 'copies' / f'drawn{rank}').read_text()) for rank in range(2)]
+    # whatever the rows have drawn since: not the same numbers at another place
+    assert not set(drawn[0]) & set(drawn[1])
 
 
 def test_a_nemo_file_is_where_a_split_model_begins(runs: Runs) -> None:

@@ -78,7 +78,7 @@ def run_job(folder: Path, job: Mapping[str, Any]) -> None:
     trainer.fit(model, data, ckpt_path=job.get('resume') and folder / job['resume'] / 'end.ckpt')
     trainer.save_checkpoint(out / 'end.ckpt')
     if job.get('draw'):
-        (out / f'drawn{trainer.global_rank}').write_text(str(float(torch.rand(()))))
+        (out / f'drawn{trainer.global_rank}').write_text(json.dumps(torch.rand(5000, dtype=torch.float64).tolist()))
     if job.get('nemo'):
         model.save_to(out / 'model.nemo')
     trainer.strategy.checkpoint_io.teardown()
