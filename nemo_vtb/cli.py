@@ -18,6 +18,8 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from importlib import import_module
+from types import ModuleType
 
 from nemo_vtb.errors import VtbError
 from nemo_vtb.package_info import __version__
@@ -34,6 +36,9 @@ commands:
   eval      measure a model on held-out data, its base LLM beside it
   info      what is in a .nemo file, without loading its weights
   doctor    check this installation and say what to do about what is wrong
+  export    write a model for NeMo's SALM, vLLM, transformers, PEFT, stock ASR; with proof that it answers the same
+  parity    ask a model and every form of it the same questions
+  import    read a SALM folder into a .nemo file
   data      index sources, preview packed rows, show what a run was trained on
 
 `vtb COMMAND --help` explains one of them. Training: python examples/speechllm_joint_sft.py --help
@@ -60,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return USER_ERROR
     # the rest belongs to the command, which has a parser of its own
     command = parser.parse_args(argv[:1]).command
-    return run_guarded(lambda: _COMMANDS[command](argv[1:]), show_traceback)
+    return run_guarded(lambda: _module(command).main(argv[1:]), show_traceback)
 
 
 def run_guarded(action: Callable[[], int | None], show_traceback: bool = False) -> int:
@@ -91,49 +96,21 @@ def show_error(error: VtbError) -> None:
     console.print(Panel(Text(str(error)), title=type(error).__name__, title_align='left', border_style='red'))
 
 
-def _assets(argv: Sequence[str]) -> int:
-    from nemo_vtb.assets.command import main as run
-
-    return run(argv)
+def _module(command: str) -> ModuleType:
+    return import_module(_COMMANDS[command])
 
 
-def _data(argv: Sequence[str]) -> int:
-    from nemo_vtb.commands.data import main as run
-
-    return run(argv)
-
-
-def _inspect(argv: Sequence[str]) -> int:
-    from nemo_vtb.commands.inspect import main as run
-
-    return run(argv)
-
-
-def _eval(argv: Sequence[str]) -> int:
-    from nemo_vtb.commands.eval import main as run
-
-    return run(argv)
-
-
-def _info(argv: Sequence[str]) -> int:
-    from nemo_vtb.commands.info import main as run
-
-    return run(argv)
-
-
-def _doctor(argv: Sequence[str]) -> int:
-    from nemo_vtb.commands.doctor import main as run
-
-    return run(argv)
-
-
-_COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    'assets': _assets,
-    'data': _data,
-    'doctor': _doctor,
-    'eval': _eval,
-    'info': _info,
-    'inspect': _inspect,
+# imported when it is called: `vtb --help` must not wait for torch
+_COMMANDS: dict[str, str] = {
+    'assets': 'nemo_vtb.assets.command',
+    'data': 'nemo_vtb.commands.data',
+    'doctor': 'nemo_vtb.commands.doctor',
+    'eval': 'nemo_vtb.commands.eval',
+    'export': 'nemo_vtb.commands.export',
+    'import': 'nemo_vtb.commands.imports',
+    'info': 'nemo_vtb.commands.info',
+    'inspect': 'nemo_vtb.commands.inspect',
+    'parity': 'nemo_vtb.commands.parity',
 }
 
 

@@ -70,6 +70,7 @@ EVAL_SCHEMA = Section(
 EXPORT_SCHEMA = Section(
     {
         **{key: _SHARED[key] for key in ('model', 'max_new_tokens', 'output')},
+        'to': Key((str,), choices=('nemo', 'salm', 'vllm', 'hf-merged', 'peft', 'asr'), null=False),
         'prompts': ListOf(_PATH),
         'num_prompts': _COUNT,
     }

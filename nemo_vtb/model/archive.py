@@ -36,6 +36,7 @@ __all__ = [
     'PASSPORT',
     'Member',
     'broken',
+    'change_section',
     'check_digest',
     'extract',
     'hostile',
@@ -129,6 +130,30 @@ def write_archive(path: Path, files: Mapping[str, Member], passport: Mapping[str
         out.write(_header(PASSPORT, len(raw)) + raw + bytes(-len(raw) % _BLOCK))
         out.write(bytes(2 * _BLOCK))
     return json.loads(raw)
+
+
+def change_section(path: Path, section: str, value: Any) -> None:
+    """Write something else into one section of a passport; the weights are copied as they are.
+
+    Args:
+        path: A file of ours; replaced when the new one is whole.
+        section: Name of the section.
+        value: What `json` can write.
+
+    Raises:
+        VtbCheckpointError: The file is damaged, or has no passport.
+    """
+    from nemo_vtb.model.checkpointing import atomic_path  # loads torch, which reading must not
+
+    members = read_members(path)
+    passport = read_passport(path, members)
+    if passport is None:
+        raise broken(path, f'no {PASSPORT} in it')
+    files = {name: member for name, member in members.items() if name != PASSPORT}
+    with atomic_path(path) as temporary:
+        written = write_archive(temporary, files, {**passport, section: value})
+        for name in files:
+            check_digest(path, name, written['members'][name]['sha256'], passport)
 
 
 def _header(name: str, size: int) -> bytes:

@@ -118,6 +118,17 @@ class Generation(_Salm):
                     answers[i] = text.strip()
         return answers
 
+    @torch.no_grad()
+    def next_token_logits(self, conversation: Conversation) -> Tensor:
+        """Logits of the first token of the answer to a conversation that ends with a user turn: (V,) float32."""
+        rows, clips = [self.renderer.render_prompt(conversation).ids], [self._load(a) for a in conversation.audios]
+        # each recording by itself: padding to a common length would add roundings of its own
+        [embeds] = self._embed_prompts(rows, clips, together=False)  # (T, H)
+        size = embeds.shape[0]
+        places = torch.arange(size, device=embeds.device)
+        cu_seqlens = torch.tensor([0, size], dtype=torch.int32, device=embeds.device)
+        return self.backbone.head(self.backbone.forward(embeds, places, cu_seqlens, size)[-1:])[0].float()
+
     # ---- parts
 
     def _generate(
@@ -143,7 +154,7 @@ class Generation(_Salm):
             for module, training in modes:
                 module.training = training
 
-    def _embed_prompts(self, rows: list[list[int]], clips: list[Tensor]) -> list[Tensor]:
+    def _embed_prompts(self, rows: list[list[int]], clips: list[Tensor], *, together: bool = True) -> list[Tensor]:
         """Embed each prompt with the frames of its recordings in place of the slots: list of (T_i, H)."""
         slots = sum(row.count(AUDIO_SLOT) for row in rows)
         if slots != len(clips):
@@ -153,7 +164,8 @@ class Generation(_Salm):
                 got=f'{slots} placeholders for {len(clips)} recordings',
                 allowed='one placeholder for each recording',
             )
-        frames = iter(self._encode_clips(clips))
+        groups = [clips] if together else [[clip] for clip in clips]
+        frames = iter([frames for group in groups for frames in self._encode_clips(group)])
         out = []
         for row in rows:
             ids = torch.tensor(row, device=self.device)

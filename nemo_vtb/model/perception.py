@@ -38,7 +38,7 @@ from nemo_vtb.model.frames import SAMPLE_RATE_HZ, FrameCounter, frame_counter
 from nemo_vtb.model.nemo_parts import SafeConnector
 from nemo_vtb.model.whisper import is_whisper_folder, load_whisper_encoder, whisper_sections
 
-__all__ = ['StackedMLPAdapter', 'encode', 'setup_perception', 'silent_forward']
+__all__ = ['StackedMLPAdapter', 'encode', 'restore_asr', 'setup_perception', 'silent_forward']
 
 ADAPTER_INITS = ('match_embeddings', 'default')
 # clips that differ by less than this may share a batch whatever their ratio: a second of padding is cheap
@@ -114,7 +114,7 @@ def _resolve_sections(model_cfg: DictConfig, pretrained: bool) -> dict[str, Tens
         if pretrained:
             weights = {f'encoder.{key}': value for key, value in load_whisper_encoder(source).items()}
     else:
-        asr = _restore_asr(str(source))
+        asr = restore_asr(str(source))
         sections = {name: OmegaConf.to_container(asr.cfg[name], resolve=True) for name in ('preprocessor', 'encoder')}
         weights = asr.state_dict() if pretrained else None
     given: Any = OmegaConf.to_container(cfg.encoder, resolve=True) if cfg.get('encoder') is not None else {}
@@ -124,7 +124,12 @@ def _resolve_sections(model_cfg: DictConfig, pretrained: bool) -> dict[str, Tens
     return weights
 
 
-def _restore_asr(source: str) -> ASRModel:
+def restore_asr(source: str) -> ASRModel:
+    """An ASR model from a `.nemo` file, read with our own care, or by the name that NeMo downloads it by.
+
+    Raises:
+        VtbModelError: There is none, or it cannot be restored.
+    """
     path = Path(source)
     if (path.suffix == '.nemo' and not path.is_file()) or path.is_dir() or path.is_absolute() and not path.exists():
         raise VtbModelError(

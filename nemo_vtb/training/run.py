@@ -22,6 +22,7 @@ from nemo.utils.trainer_utils import resolve_trainer_cfg
 from omegaconf import DictConfig
 
 from nemo_vtb.backbone.megatron.strategy import register_strategy, tensor_parallel_of
+from nemo_vtb.checkpoint.warm import warm_start
 from nemo_vtb.errors import VtbConfigError
 from nemo_vtb.model.blender import VoiceTextBlender, plain_dict
 from nemo_vtb.model.sharded import ShardedCheckpointIO
@@ -69,16 +70,8 @@ def build_trainer(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> Traine
 
 
 def build_model(cfg: DictConfig, trainer: Trainer | None = None) -> VoiceTextBlender:
-    """Build the model of a run, from its pretrained parts or from the `.nemo` file that `init_from_nemo` names."""
+    """Build the model of a run, from its pretrained parts; `init_from_nemo` names a warm start (`checkpoint.warm`)."""
     model = VoiceTextBlender(plain_dict(cfg.model), trainer)
     if source := cfg.get('init_from_nemo'):
-        # only what training changes is taken: the LLM is the one that the config names, and it must be the same one
-        warm = VoiceTextBlender.restore_from(source, map_location='cpu')
-        state = {'state_dict': warm.state_dict()}
-        warm.on_save_checkpoint(state)
-        model.on_load_checkpoint(state)
-        if model.is_split:  # its LLM is not there yet
-            model.load_trained_state(state['state_dict'])
-        else:
-            model.load_state_dict(state['state_dict'], strict=True)
+        warm_start(model, source)
     return model

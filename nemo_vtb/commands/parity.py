@@ -1,0 +1,117 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""`vtb parity`: every form of a model beside the model itself."""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from nemo_vtb.model.blender import VoiceTextBlender
+
+__all__ = ['main', 'make_forms']
+
+_FORMS = ('nemo', 'salm', 'vllm', 'hf-merged', 'peft', 'asr')
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `vtb parity`; returns the exit status: 1 when a form answers differently."""
+    arguments = _parser().parse_args(argv)
+    from rich.console import Console
+
+    from nemo_vtb.checkpoint.nemo_file import load
+    from nemo_vtb.checkpoint.parity import compare
+    from nemo_vtb.model.archive import change_section
+    from nemo_vtb.scripts import quiet_logs
+
+    console = Console()
+    quiet_logs()
+    model = load(arguments.file, 'cpu', base_llm=arguments.base_llm)
+    ranks = [] if arguments.forms else [1, 2]
+    with tempfile.TemporaryDirectory(prefix='nemo_vtb_forms_') as folder:
+        wanted = arguments.forms or _FORMS
+        forms = {'nemo': Path(arguments.file)} if 'nemo' in wanted else {}
+        forms |= make_forms(model, Path(folder), [form for form in wanted if form != 'nemo'], console)
+        parity = compare(
+            model,
+            forms,
+            tensor_parallel=arguments.tensor_parallel if arguments.tensor_parallel is not None else ranks,
+            base_llm=arguments.base_llm,
+        )
+    console.print(parity.table())
+    if arguments.answers:
+        console.print(parity.answers_table())
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(parity.to_json(), indent=1) + '\n', encoding='utf-8')
+    if arguments.record:
+        change_section(Path(arguments.file), 'parity', parity.to_json())
+        console.print(f'written into the passport of {arguments.file}', highlight=False, markup=False, soft_wrap=True)
+    return 0 if parity.ok else 1
+
+
+def make_forms(
+    model: 'VoiceTextBlender', folder: Path, wanted: Sequence[str], console: 'Console | None' = None
+) -> dict[str, Path]:
+    """Write the forms that a model can have into a folder.
+
+    Args:
+        model: The model.
+        folder: An existing folder.
+        wanted: Which, of `checkpoint.export.TARGETS`.
+        console: Where to say which form the model cannot have, and why.
+
+    Returns:
+        Form -> its file or folder.
+    """
+    from nemo_vtb.checkpoint.export import TARGETS, export
+    from nemo_vtb.errors import VtbCheckpointError
+
+    forms = {}
+    for target in wanted:
+        path = folder / f'model{TARGETS[target].suffix}'
+        try:
+            export(model, target, path, check=False)
+        except VtbCheckpointError as error:
+            if target not in ('peft', 'asr'):
+                raise
+            if console:
+                console.print(
+                    f'{target}: not possible for this model. {str(error).splitlines()[0]}', style='dim', markup=False
+                )
+            continue
+        forms[target] = path
+    return forms
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog='vtb parity',
+        description='Ask a model and every form of it the same twelve questions, each form in a process of its own.',
+        epilog='Exit status: 0 all answer the same, 1 one does not, 2 wrong use or a form that cannot be made.',
+    )
+    parser.add_argument('file', metavar='FILE.nemo', help='the model')
+    parser.add_argument('--forms', nargs='+', choices=_FORMS, help='which (default: all, and Megatron)')
+    parser.add_argument(
+        '--tensor-parallel', nargs='*', type=int, metavar='N', help='Megatron on N ranks as well (default: 1 2)'
+    )
+    parser.add_argument('--answers', action='store_true', help='print each answer')
+    parser.add_argument('--json', metavar='OUT.json', help='write the comparison')
+    parser.add_argument('--record', action='store_true', help='write the comparison into the passport of FILE.nemo')
+    parser.add_argument('--base-llm', metavar='FOLDER', help='the LLM, where FILE.nemo does not hold it')
+    return parser
