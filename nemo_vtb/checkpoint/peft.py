@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from nemo_vtb.checkpoint.hf import write_tokenizer
 from nemo_vtb.errors import VtbCheckpointError
+from nemo_vtb.model.portable import state_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,5 +92,9 @@ def load_peft(model: 'VoiceTextBlender', folder: str | Path) -> list[str]:
             remedy='give model.lora these values',
         )
     state: dict[str, Tensor] = load_file(folder / _WEIGHTS)
-    model.backbone.load_lora(state)
+    if model.is_split:  # its LLM is not there yet: LoRA travels as in a checkpoint
+        rest = {name: value for name, value in model.state_dict().items() if not name.startswith('llm.')}
+        model.load_trained_state({**{state_name(name): value for name, value in state.items()}, **rest})
+    else:
+        model.backbone.load_lora(state)
     return sorted(state)
