@@ -38,6 +38,7 @@ from nemo_vtb.scripts import quiet_logs, start_script
 
 start_script()
 
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from rich.console import Console
 
@@ -46,6 +47,7 @@ from nemo_vtb.checkpoint.nemo_file import load
 from nemo_vtb.checkpoint.parity import TOLERANCES, Answered, Parity, compare
 from nemo_vtb.checkpoint.questions import default_questions
 from nemo_vtb.commands.parity import make_forms
+from nemo_vtb.config import register_resolvers
 from nemo_vtb.testing import tiny_corpus, tiny_model_cfg
 
 STEPS = 20
@@ -115,7 +117,10 @@ def real_model(folder: Path) -> tuple[dict[str, Any], list[Path]]:
     names = ('smollm2-135m-instruct', 'whisper-tiny.en')
     for name, path in ensure(*names, quiet=True).items():
         shutil.copytree(path, folder / name)
-    cfg: Any = OmegaConf.to_container(OmegaConf.load(ROOT / 'conf/model/smollm2_whisper_tiny_en.yaml'))
+    register_resolvers()
+    with initialize_config_dir(str(ROOT / 'conf'), version_base=None):
+        whole = compose('speechllm_joint_sft', ['model=smollm2_whisper_tiny_en', f'trainer.max_steps={STEPS}'])
+    cfg: Any = OmegaConf.to_container(whole.model, resolve=True)
     cfg |= {'pretrained_llm': str(folder / names[0]), 'pretrained_asr': str(folder / names[1])}
     return cfg, [folder / name for name in names]
 

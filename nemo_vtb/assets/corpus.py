@@ -11,21 +11,16 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The demonstration corpus: all four kinds of data in NeMo's multimodal_conversation format, split by recording."""
+"""What is said in the demonstration corpus: conversations of all four kinds, split by recording."""
 
 import json
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING
+from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from nemo_vtb.assets.chats import Chat, chat_prompts, generate_text_chats, reference_chats
-from nemo_vtb.assets.corpus_check import check_corpus
+from nemo_vtb.assets.chats import Chat, reference_chats
 from nemo_vtb.assets.dialogues import (
     Clip,
     Pool,
@@ -37,32 +32,16 @@ from nemo_vtb.assets.dialogues import (
     conversation,
     qa_lines,
 )
-from nemo_vtb.assets.domain import PREFIXES, Command, all_commands
+from nemo_vtb.assets.domain import Command, all_commands
 from nemo_vtb.assets.mixed import mixed_lines
 from nemo_vtb.assets.voices import VOICE_LICENCE
 from nemo_vtb.errors import VtbAssetError
 
-if TYPE_CHECKING:
-    from nemo_vtb.assets.store import Job
-
-__all__ = [
-    'SIZES',
-    'SPLITS',
-    'CorpusMaker',
-    'CorpusSize',
-    'best_chats',
-    'build_demo_corpus',
-    'make_corpus',
-    'split_commands',
-    'split_prompts',
-    'text_line',
-]
+__all__ = ['SPLITS', 'CorpusMaker', 'CorpusSize', 'best_chats', 'split_commands', 'split_prompts', 'text_line']
 
 SPLITS = ('train', 'validation', 'test')
 MAX_SECONDS = 20.0
 MIN_WORDS = 2
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +54,6 @@ class CorpusSize:
         mixed_modal: Conversations with typed and spoken parts.
         text: Typed chats.
         prefixes: Polite openings that commands may have.
-        spare_chats: Chats to generate for each that is used; the ones that end by themselves are preferred.
-        max_new_tokens: Limit of a generated answer.
     """
 
     commands: tuple[int, int, int]
@@ -84,97 +61,6 @@ class CorpusSize:
     mixed_modal: tuple[int, int, int]
     text: tuple[int, int, int]
     prefixes: tuple[str, ...] = ('',)
-    spare_chats: float = 1.25
-    max_new_tokens: int = 64
-
-
-SIZES = {
-    'tiny': CorpusSize((12, 4, 4), (10, 5, 5), (12, 9, 9), (8, 4, 4)),
-    'quick': CorpusSize((600, 40, 40), (600, 40, 40), (500, 40, 40), (441, 40, 60)),
-    'long': CorpusSize((3000, 100, 150), (1200, 100, 100), (1200, 100, 100), (441, 60, 91), PREFIXES, 1.0, 64),
-}
-
-
-def build_demo_corpus(job: 'Job') -> None:
-    """Build the corpus as an asset.
-
-    Args:
-        job: Needed assets ``asterisk-<lang>`` and the language model; parameters ``size`` (key of ``SIZES``),
-            ``llm`` (name of the asset that answers typed chats) and ``seed``.
-
-    Raises:
-        VtbAssetError: A voice or a recording is missing.
-    """
-    recordings = {
-        name.removeprefix('asterisk-'): path for name, path in job.assets.items() if name.startswith('asterisk-')
-    }
-    llm = str(job.params['llm'])
-    make_corpus(
-        job.into,
-        size=str(job.params.get('size', 'quick')),
-        recordings=recordings,
-        llm_dir=job.assets[llm],
-        llm_name=llm,
-        seed=int(str(job.params.get('seed', 0))),
-        say=job.say,
-    )
-
-
-def make_corpus(
-    out: Path,
-    *,
-    size: str | CorpusSize = 'quick',
-    recordings: Mapping[str, Path] | None = None,
-    llm_dir: Path | None = None,
-    llm_name: str = '',
-    seed: int = 0,
-    say: Say = lambda text: None,
-) -> dict:
-    """Write the corpus: ``<kind>.<split>.jsonl``, ``wav/`` and ``card.json``.
-
-    Args:
-        out: Folder to fill.
-        size: Key of ``SIZES``, or the sizes themselves.
-        recordings: Folders of real prompts (``manifest.jsonl`` and ``wav/``) by language; with more than English,
-            ``asr_ast_multilingual.<split>.jsonl`` is written too.
-        llm_dir: Language model whose own answers become the typed chats; without it the hand-written ones are used.
-        llm_name: What to call that model in the card.
-        seed: Seed of all splits and draws.
-        say: Receives one line per step.
-
-    Returns:
-        The card.
-
-    Raises:
-        VtbAssetError: Unknown size, missing voices or recordings.
-        VtbDataError: The corpus written does not pass its own check.
-    """
-    if isinstance(size, str) and size not in SIZES:
-        raise VtbAssetError('Unknown size of the corpus.', field='size', got=size, allowed=sorted(SIZES))
-    sizes = SIZES[size] if isinstance(size, str) else size
-    maker = CorpusMaker(out, sizes, dict(recordings or {}), seed, say)
-    chats = maker.chats(llm_dir)
-    say('speaking the commands and questions of the demonstration domain')
-    for number, split in enumerate(SPLITS):
-        maker.write_split(number, split, chats[split])
-    name = llm_name or 'hand-written answers'
-    if llm_dir is not None:
-        maker.write(
-            'text_reference.test',
-            [text_line(f'ref-{i:03d}', c, 'reference') for i, c in enumerate(reference_chats())],
-        )
-    say('reading every line back')
-    card = {
-        'name': 'nemo_vtb demonstration corpus',
-        'size': size if isinstance(size, str) else 'custom',
-        'seed': seed,
-        'text_answers_by': name,
-        'left_out': maker.left_out,
-        'licences': maker.licences(),
-        **check_corpus(out),
-    }
-    (out / 'card.json').write_text(json.dumps(card, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')
-    return card
 
 
 def split_commands(prefixes: Sequence[str], seed: int) -> dict[str, list[Command]]:
@@ -228,59 +114,34 @@ def split_prompts(rows: Sequence[Mapping], seed: int) -> dict[str, str]:
 
 
 class CorpusMaker:
-    """Writes the files of one corpus.
+    """Thinks up the conversations of the corpus, before anything is spoken (`nemo_vtb.factory.demo` speaks).
 
     Args:
-        out: The folder.
         size: How many lines of each kind.
-        recordings: Folders of real prompts by language.
+        recordings: Folders of real prompts by language; with more than English, `asr_ast_multilingual` is made too.
         seed: Seed of all splits and draws.
-        say: Receives one line per step.
-        recorder: Speaks and stores; `Recorder` by default.
+        recorder: Notes what is to be spoken.
+
+    Raises:
+        VtbAssetError: The manifest of a folder cannot be read.
     """
 
-    def __init__(
-        self,
-        out: Path,
-        size: CorpusSize,
-        recordings: dict[str, Path],
-        seed: int,
-        say: Say,
-        recorder: Recorder | None = None,
-    ) -> None:
-        self._out, self._size, self._folders, self._seed, self._say = out, size, recordings, seed, say
+    def __init__(self, size: CorpusSize, recordings: Mapping[str, Path], seed: int, recorder: Recorder) -> None:
+        self._size, self._folders, self._seed, self._recorder = size, recordings, seed, recorder
+        self.lines: dict[str, list[dict[str, Any]]] = {}
         self.left_out = {'prompts of one word': 0, f'prompts above {MAX_SECONDS:.0f} s': 0}
-        self._recorder = recorder or Recorder(out)
         rows = [row for lang in sorted(recordings) for row in _manifest(recordings[lang])]
         self._rows = [row for row in rows if self._is_usable(row)]
         self._split_of_key = split_prompts(self._rows, seed)
         self._sentences = split_commands(size.prefixes, seed)
 
-    def chats(self, llm_dir: Path | None) -> dict[str, list[Chat]]:
-        """Answered chats by split."""
-        wanted = dict(zip(SPLITS, self._size.text, strict=True))
-        if llm_dir is None:
-            chats = reference_chats()
-            Random(f'{self._seed}:reference').shuffle(chats)
-            held = len(chats) // 5
-            parts = {'test': chats[:held], 'validation': chats[held : 2 * held], 'train': chats[2 * held :]}
-            return {split: parts[split][: wanted[split]] for split in SPLITS}
-        prompts = chat_prompts(self._seed)
-        asked = {split: prompts[split][: round(wanted[split] * self._size.spare_chats)] for split in SPLITS}
-        flat = [chat for split in SPLITS for chat in asked[split]]
-        turns = sum(len(chat.prompts) for chat in flat)
-        self._say(f'letting the untouched language model answer {turns} typed questions')
-        with _bar() as bar:
-            task = bar.add_task('answers of the language model', total=turns)
-            answered = generate_text_chats(
-                llm_dir, flat, max_new_tokens=self._size.max_new_tokens, batch_size=32,
-                on_progress=lambda done, total: bar.update(task, completed=done),
-            )  # fmt: skip
-        result, start = {}, 0
-        for split in SPLITS:
-            result[split] = best_chats(answered[start : start + len(asked[split])], wanted[split])
-            start += len(asked[split])
-        return result
+    def reference_chats(self) -> dict[str, list[Chat]]:
+        """The chats that a person has answered, by split."""
+        chats = reference_chats()
+        Random(f'{self._seed}:reference').shuffle(chats)
+        held = len(chats) // 5
+        parts = {'test': chats[:held], 'validation': chats[held : 2 * held], 'train': chats[2 * held :]}
+        return {split: parts[split][:wanted] for split, wanted in zip(SPLITS, self._size.text, strict=True)}
 
     def write_split(self, number: int, split: str, chats: list[Chat]) -> None:
         """Write the files of all kinds for one split."""
@@ -306,9 +167,8 @@ class CorpusMaker:
             self.write(f'asr_ast_multilingual.{split}', self._multilingual(rng, split))
 
     def write(self, name: str, lines: Sequence[dict]) -> None:
-        """Write one JSONL file."""
-        text = ''.join(json.dumps(line, ensure_ascii=False) + '\n' for line in lines)
-        (self._out / f'{name}.jsonl').write_text(text, encoding='utf-8')
+        """Keep the lines of a file."""
+        self.lines[name] = [dict(line) for line in lines]
 
     def licences(self) -> dict[str, str]:
         """Licence and attribution of everything in the corpus."""
@@ -323,12 +183,7 @@ class CorpusMaker:
 
     def _speak_commands(self, count: int, split: str) -> list[SpokenCommand]:
         sentences, rng = self._sentences[split], Random(f'{self._seed}:voices:{split}')
-        clips = []
-        with _bar() as bar:
-            for i in bar.track(range(count), description=f'spoken commands, {split}'):
-                command = sentences[i % len(sentences)]
-                clips.append(self._recorder.say_command(command, split, rng))
-        return clips
+        return [self._recorder.say_command(sentences[i % len(sentences)], split, rng) for i in range(count)]
 
     def _is_usable(self, row: Mapping) -> bool:
         if len(row['text'].split()) < MIN_WORDS:
@@ -390,8 +245,3 @@ def _manifest(folder: Path) -> list[dict]:
             'The manifest of the recordings cannot be read.', field=folder.name, got=str(error),
             remedy=f'vtb assets {folder.name}',
         ) from error  # fmt: skip
-
-
-def _bar() -> Progress:
-    columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())

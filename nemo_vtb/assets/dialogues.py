@@ -13,6 +13,7 @@
 # limitations under the License.
 """Lines of the demonstration corpus: recordings, NeMo multimodal_conversation lines, and the ASR, AST and QA kinds."""
 
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,8 +28,7 @@ from nemo_vtb.assets.domain import (
     ask_mention,
     translate_instructions,
 )
-from nemo_vtb.assets.recordings import write_wav
-from nemo_vtb.assets.voices import random_style, speak
+from nemo_vtb.assets.voices import random_style
 
 __all__ = [
     'Clip',
@@ -100,7 +100,9 @@ class Pool:
 
 
 class Recorder:
-    """Fills the folder ``wav/``; no two files share a stem, by which NeMo keys recordings.
+    """Takes real recordings into the folder ``wav/`` and writes down what is to be spoken there.
+
+    No two files share a stem, by which NeMo keys recordings. Durations of what is to be spoken are 0 until it is.
 
     Args:
         out: The corpus folder.
@@ -109,10 +111,11 @@ class Recorder:
     def __init__(self, out: Path) -> None:
         self.out = out
         self._count: dict[str, int] = {}
+        self.spans: list[tuple[str, str, str, float]] = []  # stem, text, voice@pitch, speed
         (out / 'wav').mkdir(parents=True, exist_ok=True)
 
     def say(self, text: str, name: str, split: str, rng: Random) -> Clip:
-        """Speak and store a text: held-out speech in one fixed voice, all other in voices drawn at random.
+        """Have a text spoken: held-out speech in one fixed voice, all other in voices drawn at random.
 
         Args:
             text: What to say.
@@ -124,20 +127,15 @@ class Recorder:
         stem = f'{name}-{split}'
         self._count[stem] = number = self._count.get(stem, 0) + 1
         path = f'wav/{stem}-{number:05d}.wav'
-        return Clip(path, self.record(path, text, style), text)
+        return Clip(path, self._note(path, text, style), text)
 
-    def record(self, path: str, text: str, style: tuple[str, float, float]) -> float:
-        """Speak a text into a file; returns its duration in seconds.
-
-        Args:
-            path: Relative to the corpus folder.
-            text: What to say.
-            style: Voice, speed and pitch.
-        """
-        return write_wav(self.out / path, speak(text, *style))
+    def _note(self, path: str, text: str, style: tuple[str, float, float]) -> float:
+        voice, speed, pitch = style
+        self.spans.append((Path(path).stem, text, f'{voice}@{pitch}', speed))
+        return 0.0
 
     def say_command(self, command: Command, split: str, rng: Random) -> SpokenCommand:
-        """Speak and store a command; see `say`."""
+        """Have a command spoken; see `say`."""
         clip = self.say(command.text, 'command', split, rng)
         return SpokenCommand(clip.path, clip.duration, clip.text, command=command)
 
@@ -150,7 +148,9 @@ class Recorder:
         """
         path = f'wav/{Path(row["audio_filepath"]).name}'
         if not (self.out / path).exists():
-            shutil.copyfile(folder / row['audio_filepath'], self.out / path)
+            part = (self.out / path).with_name(f'.{Path(path).name}.part')
+            shutil.copyfile(folder / row['audio_filepath'], part)
+            os.replace(part, self.out / path)  # a kill leaves no half of it
         return Clip(path, row['duration'], row['text'], row['lang'], key=row['key'])
 
 

@@ -138,7 +138,9 @@ def _demo(
     if inputs or arguments.shard != '0/1':
         raise VtbConfigError('The demonstration takes no inputs and no shard.', field='INPUT', got=list(inputs))
     settings = read_settings(Demo, *layers)
-    make_demo(settings, Path(arguments.out), workers=arguments.workers, console=console)
+    out = Path(arguments.out)
+    make_demo(settings, out, workers=arguments.workers, say=lambda text: console.print(text, highlight=False))
+    console.print(f'card: {out / "card.md"}', highlight=False, soft_wrap=True)
     return 0
 
 

@@ -13,8 +13,8 @@
 # limitations under the License.
 """The demonstration corpus: all four kinds, made by the factory from the embedded recordings, texts and voices.
 
-It has the files and the layout of the asset `demo-corpus`; beyond it, each synthesised span is transcribed back and
-checked, a part of the instructions comes from the bank, it may be killed and continued, and it has a data card.
+`vtb data make demo` makes it in any folder, and the assets `demo-corpus` and `demo-corpus-smollm2` are made here too:
+each synthesised span is transcribed back and checked, it may be killed and continued, and it has a data card.
 """
 
 import json
@@ -22,7 +22,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,20 +33,21 @@ from nemo_vtb.assets import ensure
 from nemo_vtb.assets.chats import Chat, chat_prompts, generate_text_chats, reference_chats
 from nemo_vtb.assets.corpus import SPLITS, CorpusMaker, CorpusSize, best_chats, text_line
 from nemo_vtb.assets.corpus_check import check_corpus
-from nemo_vtb.assets.dialogues import Clip, Recorder
+from nemo_vtb.assets.dialogues import Recorder
+from nemo_vtb.assets.domain import PREFIXES
 from nemo_vtb.data.files import write_atomically
 from nemo_vtb.factory.asr_ast import word_request
 from nemo_vtb.factory.card import Card
 from nemo_vtb.factory.output import ordered_outcomes
 from nemo_vtb.factory.production import produce
-from nemo_vtb.factory.settings import AsrAst, Demo, Noise, Tts, settings_dict
+from nemo_vtb.factory.settings import AsrAst, Demo, Noise, Tts, read_settings, settings_dict
 from nemo_vtb.factory.speaking import Span, Speaker
 from nemo_vtb.factory.work import KEPT, WORK, Item, Outcome, Stage
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from nemo_vtb.assets.store import Job
 
-__all__ = ['ChatStage', 'SpanStage', 'make_demo']
+__all__ = ['SIZES', 'ChatStage', 'SpanStage', 'build_demo_corpus', 'make_demo']
 
 _WORDING = AsrAst(forms={'plain': 1.0}, punctuation_share=0.0)
 
@@ -133,53 +134,55 @@ class SpanStage:
         return Speaker('en', self.settings.seed, Tts(), self.settings.verify, Noise())
 
 
-class _Planner(Recorder):
-    """Writes down what is to be spoken instead of speaking; durations follow when it is."""
-
-    def __init__(self, out: Path) -> None:
-        super().__init__(out)
-        self.spans: list[tuple[str, str, str, float]] = []
-
-    def record(self, path: str, text: str, style: tuple[str, float, float]) -> float:
-        """Note a span; its duration is not known yet."""
-        voice, speed, pitch = style
-        self.spans.append((Path(path).stem, text, f'{voice}@{pitch}', speed))
-        return 0.0
-
-    def take(self, folder: Path, row: Mapping) -> Clip:
-        """Copy a real recording so that a kill leaves no half of it."""
-        path = f'wav/{Path(row["audio_filepath"]).name}'
-        if not (self.out / path).exists():
-            part = (self.out / path).with_name(f'.{Path(path).name}.part')
-            shutil.copyfile(folder / row['audio_filepath'], part)
-            os.replace(part, self.out / path)
-        return Clip(path, row['duration'], row['text'], row['lang'], key=row['key'])
+SIZES: Mapping[str, Mapping[str, Any]] = {
+    'quick': {},
+    'long': {
+        'commands': (3000, 100, 150),
+        'speech_qa': (1200, 100, 100),
+        'mixed_modal': (1200, 100, 100),
+        'text': (441, 60, 91),
+        'prefixes': PREFIXES,
+        'spare_chats': 1.0,
+    },
+}
+"""What the sizes of the assets change in the settings."""
 
 
-class _Script(CorpusMaker):
-    """The conversations of the corpus, before anything is spoken."""
+def build_demo_corpus(job: 'Job') -> None:
+    """Make the corpus as an asset.
 
-    def __init__(self, out: Path, settings: Demo, recordings: dict[str, Path]) -> None:
-        self.planner = _Planner(out)
-        self.lines: dict[str, list[dict[str, Any]]] = {}
-        size = CorpusSize(
-            *(tuple(getattr(settings, kind)) for kind in ('commands', 'speech_qa', 'mixed_modal', 'text'))  # type: ignore[arg-type]
-        )
-        super().__init__(out, size, recordings, settings.seed, lambda text: None, self.planner)
+    Args:
+        job: Needed assets `asterisk-<lang>`; parameters `size` (key of `SIZES`) and `llm` (the asset that answers
+            typed chats).
 
-    def write(self, name: str, lines: Sequence[dict]) -> None:
-        """Keep the lines of a file."""
-        self.lines[name] = [dict(line) for line in lines]
+    Raises:
+        VtbAssetError: A voice or a recording is missing.
+    """
+    recordings = {
+        name.removeprefix('asterisk-'): path for name, path in job.assets.items() if name.startswith('asterisk-')
+    }
+    settings = read_settings(Demo, {**SIZES[str(job.params['size'])], 'llm': job.params['llm']})
+    make_demo(settings, job.into, recordings=recordings, workers=os.cpu_count() or 1, say=job.say)
+    # an asset is whole or not there: there is nothing to go on with
+    shutil.rmtree(job.into / WORK, ignore_errors=True)
 
 
-def make_demo(settings: Demo, out: Path, *, workers: int, console: 'Console') -> dict[str, Any]:
+def make_demo(
+    settings: Demo,
+    out: Path,
+    *,
+    workers: int,
+    say: Callable[[str], None],
+    recordings: Mapping[str, Path] | None = None,
+) -> dict[str, Any]:
     """Make the demonstration corpus, or go on with it.
 
     Args:
         settings: Sizes, models, checks.
         out: The output folder.
         workers: Processes.
-        console: Where to say what is being done.
+        say: Receives one line for each step.
+        recordings: Folders of real prompts by language; None: the English ones.
 
     Returns:
         The card.
@@ -189,20 +192,24 @@ def make_demo(settings: Demo, out: Path, *, workers: int, console: 'Console') ->
         VtbDataError: The folder holds another production, or the corpus does not pass its own check.
     """
     begin = time.perf_counter()
-    recordings = {'en': ensure('asterisk-en', quiet=True)['asterisk-en']}
-    console.print('1/3 typed chats: the untouched language model answers', highlight=False)
-    script = _Script(out, settings, recordings)
-    chats = _chats(settings, out, workers) if settings.llm else script.chats(None)
+    if recordings is None:
+        recordings = {'en': ensure('asterisk-en', quiet=True)['asterisk-en']}
+    say('1/3 typed chats: the untouched language model answers')
+    planner = Recorder(out)
+    counted = {kind: tuple(getattr(settings, kind)) for kind in ('commands', 'speech_qa', 'mixed_modal', 'text')}
+    size = CorpusSize(**counted, prefixes=tuple(settings.prefixes))
+    script = CorpusMaker(size, recordings, settings.seed, planner)
+    chats = _chats(settings, out, workers) if settings.llm else script.reference_chats()
     for number, split in enumerate(SPLITS):
         script.write_split(number, split, chats[split])
     if settings.llm is not None:
         lines = [text_line(f'ref-{i:03d}', chat, 'reference') for i, chat in enumerate(reference_chats())]
         script.write('text_reference.test', lines)
-    console.print(f'2/3 {len(script.planner.spans)} spans: spoken, and transcribed back', highlight=False)
-    stage = SpanStage(settings, tuple(script.planner.spans))
+    say(f'2/3 {len(planner.spans)} spans: spoken, and transcribed back')
+    stage = SpanStage(settings, tuple(planner.spans))
     made = produce(stage, out, workers=workers)
     spoken = {outcome.id: outcome for outcome in ordered_outcomes(out, made.chunks)}
-    console.print('3/3 files, checks and the card', highlight=False)
+    say('3/3 files, checks and the card')
     card = Card('demo', stage.describe())
     counts: Counter[str] = Counter()
     for name, lines in script.lines.items():
@@ -224,11 +231,10 @@ def make_demo(settings: Demo, out: Path, *, workers: int, console: 'Console') ->
     }  # fmt: skip
     write_atomically(out / 'card.json', json.dumps(facts, indent=2, ensure_ascii=False) + '\n')
     seconds = time.perf_counter() - begin
-    console.print(
+    say(
         f'{sum(len(lines) for lines in script.lines.values()) - sum(counts.values())} conversations, '
-        f'{len(spoken) - len(rejected)} of {len(spoken)} spans kept, {seconds:.0f} s\ncard: {out / "card.md"}',
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
+        f'{len(spoken) - len(rejected)} of {len(spoken)} spans kept, {seconds:.0f} s'
+    )
     return facts
 
 

@@ -211,13 +211,14 @@ class Demo:
     seed: int = option(0, low=0)
     chunk: int = option(16, low=1)
     commands: tuple[int, ...] = (600, 40, 40)
-    speech_qa: tuple[int, ...] = (250, 40, 40)
-    mixed_modal: tuple[int, ...] = (300, 40, 40)
-    text: tuple[int, ...] = (250, 40, 60)
+    speech_qa: tuple[int, ...] = (600, 40, 40)
+    mixed_modal: tuple[int, ...] = (500, 40, 40)
+    text: tuple[int, ...] = (441, 40, 60)
+    prefixes: tuple[str, ...] = ('',)
     llm: str | None = 'minimind2-small'
     max_new_tokens: int = option(64, low=1)
     spare_chats: float = option(1.25, low=1.0)
-    bank_share: float = option(0.2, low=0.0, high=1.0)
+    bank_share: float = option(0.0, low=0.0, high=1.0)
     verify: Verify = field(default_factory=lambda: Verify(max_s=20.0))
 
 

@@ -20,7 +20,7 @@ from random import Random
 import pytest
 
 from nemo_vtb.assets.chats import Chat, chat_prompts, generate_text_chats, reference_chats
-from nemo_vtb.assets.corpus import SPLITS, make_corpus, split_commands, split_prompts
+from nemo_vtb.assets.corpus import SPLITS, split_commands, split_prompts
 from nemo_vtb.assets.corpus_check import check_corpus
 from nemo_vtb.assets.dialogues import Pool, Recorder, SpokenCommand
 from nemo_vtb.assets.domain import (
@@ -37,6 +37,9 @@ from nemo_vtb.assets.recordings import Utterance, write_recordings
 from nemo_vtb.assets.voices import speak
 from nemo_vtb.data.conversation import KINDS, conversation_from_dict, read_jsonl
 from nemo_vtb.errors import VtbAssetError, VtbDataError, VtbModelError
+from nemo_vtb.factory.demo import make_demo
+from nemo_vtb.factory.settings import Demo, Verify
+from nemo_vtb.factory.work import WORK
 
 LAMP = Command('turn on', 'lamp', 'kitchen', 'at noon')
 DOOR = Command('close', 'door', 'garage', 'tonight')
@@ -64,10 +67,19 @@ def recordings(tmp_path_factory):
     return folders
 
 
+def make_corpus(out, recordings, seed=0):
+    """A tiny corpus without a language model and without a listener."""
+    counts = {'commands': (12, 4, 4), 'speech_qa': (10, 5, 5), 'mixed_modal': (12, 9, 9), 'text': (8, 4, 4)}
+    settings = Demo(seed=seed, llm=None, verify=Verify(asr=None, max_s=20.0), **counts)
+    card = make_demo(settings, out, recordings=recordings, workers=1, say=lambda text: None)
+    shutil.rmtree(out / WORK)
+    return card
+
+
 @pytest.fixture(scope='module')
 def built(tmp_path_factory, recordings):
     out = tmp_path_factory.mktemp('corpus')
-    return out, make_corpus(out, size='tiny', recordings=recordings)
+    return out, make_corpus(out, recordings)
 
 
 def lines_of(folder, name):
@@ -214,13 +226,13 @@ def test_translations_keep_their_message_in_one_split(built):
 
 
 def test_two_builds_are_equal_to_the_byte(built, recordings, tmp_path):
-    make_corpus(tmp_path, size='tiny', recordings=recordings)
+    make_corpus(tmp_path, recordings)
     for path in sorted(built[0].rglob('*.*')):
         assert (tmp_path / path.relative_to(built[0])).read_bytes() == path.read_bytes()
 
 
 def test_another_seed_gives_another_corpus(built, tmp_path):
-    make_corpus(tmp_path, size='tiny', seed=1)
+    make_corpus(tmp_path, {}, seed=1)
     name = 'asr_ast.test.jsonl'
     assert (tmp_path / name).read_text() != (built[0] / name).read_text()
     assert not list(tmp_path.glob('asr_ast_multilingual*'))
@@ -239,14 +251,9 @@ def test_changed_commands_stay_in_their_split(tmp_path):
     assert rewritten and all(line['conversations'][-1]['value'] in texts for line in rewritten)
 
 
-def test_an_unknown_size_is_named(tmp_path):
-    with pytest.raises(VtbAssetError, match='quick'):
-        make_corpus(tmp_path, size='huge')
-
-
 def test_a_missing_manifest_is_named(tmp_path):
     with pytest.raises(VtbAssetError, match='manifest'):
-        make_corpus(tmp_path, size='tiny', recordings={'en': tmp_path})
+        make_corpus(tmp_path, {'en': tmp_path})
 
 
 # ---- the check finds what is wrong
@@ -357,10 +364,11 @@ def test_the_real_corpus(assets):
     card = json.loads((folder / 'card.json').read_text(encoding='utf-8'))
     assert {key: value for key, value in card.items() if key in ('files', 'splits')} == check_corpus(folder)
     files = card['files']
-    assert files['asr_ast.train']['sources'] == {
-        'asterisk-asr': files['asr_ast.train']['conversations'] - 600,
-        'commands': 600,
-    }
+    # spans that were not understood when they were transcribed back are left out, and said so
+    left_out = card['lines_left_out']
+    assert files['asr_ast.train']['sources']['commands'] == 600 - left_out.get('asr_ast.train', 0)
+    assert 0 < card['spans_rejected'] < 0.1 * card['spans'] and card['wer']['p50'] == 0.0
+    assert files['mixed_modal.train']['conversations'] > 300
     assert files['text_reference.test']['conversations'] >= 60 and files['text.test']['conversations'] == 60
     assert 0.6 < card['splits']['train']['hours'] < 1.0
     assert card['text_answers_by'] == 'minimind2-small'
