@@ -201,8 +201,9 @@ class VoiceTextBlender(Portable, Saving, Generation, SplitLLM, SALM, ModelPT):
                 module.eval()
         anchor = float(self.cfg.get('text_anchor') or 0.0)
         # before the row itself: switching LoRA off must not happen between its forward and backward pass
-        base = base_hidden(self.backbone, batch) if anchor else None  # (M, H)
-        if batch['input_ids'].numel():
+        filled = bool(batch['input_ids'].numel())
+        base = base_hidden(self.backbone, batch) if anchor and filled else None  # (M, H)
+        if filled:
             hidden = self.hidden_states(batch)  # (T, H)
         else:  # every conversation of the row was broken: this rank must take part in the reduction all the same
             hidden = self._nothing()

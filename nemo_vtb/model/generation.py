@@ -125,6 +125,10 @@ class Generation(_Salm):
         # each recording by itself: padding to a common length would add roundings of its own
         [embeds] = self._embed_prompts(rows, clips, together=False)  # (T, H)
         size = embeds.shape[0]
+        if not hasattr(self.backbone, 'generate'):
+            with embedding_in_llm(self):  # by the kernels that answer
+                mask = torch.ones(1, size, dtype=torch.long, device=embeds.device)
+                return self.llm(inputs_embeds=embeds[None], attention_mask=mask).logits[0, -1].float()
         places = torch.arange(size, device=embeds.device)
         cu_seqlens = torch.tensor([0, size], dtype=torch.int32, device=embeds.device)
         return self.backbone.head(self.backbone.forward(embeds, places, cu_seqlens, size)[-1:])[0].float()

@@ -504,8 +504,10 @@ def test_an_llm_that_is_trained_itself_is_in_the_checkpoint(
     assert not torch.equal(state['embed_tokens.weight'], build(root, **changes).state_dict()['embed_tokens.weight'])
 
 
-def test_a_row_whose_conversations_are_all_broken_has_zero_gradients(root: Path) -> None:
+@pytest.mark.parametrize('anchor', [None, 15.0])
+def test_a_row_whose_conversations_are_all_broken_has_zero_gradients(root: Path, anchor: float | None) -> None:
     model = build(root)
+    model.cfg.text_anchor = anchor
     output = model.training_step(pack_row([]), 0)
     output['loss'].backward()
     assert output['kind_counts'].sum() == 0
