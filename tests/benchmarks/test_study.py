@@ -1,0 +1,142 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The study's arithmetic and its plan of runs, without training anything."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parents[2] / 'benchmarks' / 'study'
+
+
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch) -> tuple[ModuleType, ModuleType, ModuleType]:
+    """The modules plan, run and summarise of the study."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    for name in ('plan', 'run', 'summarise'):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    import plan
+    import run
+    import summarise
+
+    return plan, run, summarise
+
+
+def write_leg(folder: Path, run: str, seed: int, retention: float, wer: float, qa: float = 50.0) -> None:
+    """A complete leg as `run.py` leaves it."""
+    leg = folder / f'{run}-{seed}'
+    leg.mkdir(parents=True)
+    rows = [
+        {'task': 'text', 'source': 'reference', 'metric': 'perplexity', 'ours': 1000 / retention, 'base': 10.0},
+        {'task': 'asr', 'source': 'commands', 'metric': 'WER', 'ours': wer, 'base': None},
+        {'task': 'asr', 'source': 'asterisk-asr', 'metric': 'WER', 'ours': 120.0, 'base': None},
+        {'task': 'speech_qa', 'source': 'commands-qa', 'metric': 'exact match', 'ours': qa, 'base': None},
+    ]
+    (leg / 'eval.json').write_text(json.dumps({'rows': rows}))
+    (leg / 'ledger.json').write_text(json.dumps({'tokens': 1000, 'kinds': {'text': {'asked': 0.1, 'delivered': 0.1}}}))
+    (leg / 'result.json').write_text(json.dumps({'run': run, 'seed': seed, 'steps': 9, 'seconds': 1.0}))
+
+
+def test_mean_and_interval_by_hand(scripts: tuple) -> None:
+    """Three seeds: Student's quantile for two degrees of freedom is 4.303."""
+    found = scripts[2].interval([1.0, 2.0, 3.0])
+    assert found['mean'] == 2.0
+    assert found['high'] == pytest.approx(2.0 + 4.303 / 3**0.5, abs=1e-3)
+    assert scripts[2].interval([5.0]) == {'mean': 5.0, 'low': None, 'high': None, 'n': 1}
+
+
+def test_questions_are_answered_by_paired_differences(scripts: tuple, tmp_path: Path) -> None:
+    """A spread that both runs share does not hide a difference; a lower WER is the better one."""
+    for seed, level in enumerate((90.0, 95.0, 99.0)):
+        write_leg(tmp_path, 'A', seed, retention=level, wer=20 + level / 10)
+        write_leg(tmp_path, 'E', seed, retention=level - 10 - seed / 10, wer=10 + level / 10 + seed / 10)
+    summary = scripts[2].summarise(scripts[2].read_study(tmp_path))
+    assert summary['retention']['A']['mean'] == pytest.approx(94.667, abs=1e-3)
+    assert summary['wer_real']['A']['mean'] == 120.0
+    answers = {(q['of'][1], q['metric']): q['verdict'] for q in summary['questions']}
+    assert answers['E', 'retention'] == 'A is better'
+    assert answers['E', 'wer'] == 'E is better'
+    assert answers['E', 'qa'] == 'equal'
+    assert ('B', 'wer') not in answers
+
+
+@pytest.mark.parametrize(('kept', 'seeds_of_e', 'ok'), [(98.1, 2, True), (97.9, 2, False), (98.1, 1, False)])
+def test_ok_wants_the_goal_and_every_seed(
+    scripts: tuple, tmp_path: Path, kept: float, seeds_of_e: int, ok: bool
+) -> None:
+    """The goal is that of the house plan; half a study is no study."""
+    for seed in range(2):
+        write_leg(tmp_path, 'A', seed, kept, 10.0)
+    for seed in range(seeds_of_e):
+        write_leg(tmp_path, 'E', seed, 50.0, 10.0)
+    assert scripts[2].summarise(scripts[2].read_study(tmp_path))['ok'] is ok
+
+
+def test_the_last_line_is_one_json_object(
+    scripts: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As every benchmark: a table, then JSON; and a picture that is one."""
+    write_leg(tmp_path, 'A', 0, 99.0, 10.0)
+    write_leg(tmp_path, 'B', 0, 100.0, 30.0)
+    picture = tmp_path / 'study.png'
+    monkeypatch.setattr(sys, 'argv', ['summarise.py', str(tmp_path), '--plot', str(picture)])
+    assert scripts[2].main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {'benchmark', 'ok', 'runs', 'seeds', 'retention', 'wer', 'bleu', 'qa'} <= json.loads(lines[-1]).keys()
+    assert lines[0].startswith('| run ')
+    assert picture.read_bytes().startswith(b'\x89PNG')
+
+
+def test_stages_share_the_steps_and_all_overrides_are_valid(scripts: tuple) -> None:
+    """Every run of every size composes and passes the check of the configuration; frozen means a rate of nought."""
+    from hydra import compose, initialize_config_dir
+
+    from nemo_vtb.config import check_config
+
+    plan = scripts[0]
+    for size in plan.SIZES.values():
+        assert plan.steps_of(plan.RUNS['stage1'], size) + plan.steps_of(plan.RUNS['D'], size) == size.steps
+        for name, run in plan.RUNS.items():
+            words = plan.overrides(run, size, 3, init_from='stage1.nemo')
+            with initialize_config_dir(str(FOLDER.parents[1] / 'conf'), version_base=None):
+                cfg = compose('speechllm_joint_sft', [*words, 'model.pretrained_llm=x', 'model.pretrained_asr=y'])
+            check_config(cfg)
+            assert sum(cfg.data.budget.values()) == pytest.approx(1, abs=1e-7)
+            assert (cfg.model.lr_factors[0].factor == 0) is (name in ('B', 'stage1'))
+            assert (cfg.model.text_anchor > 0) is (name in ('A', 'D', 'M'))
+    half = plan.RUNS['D'].shares['text'] / sum(plan.RUNS['D'].shares.values())
+    assert half == pytest.approx(0.5)
+
+
+def test_what_is_done_is_not_done_again_and_time_is_kept(
+    scripts: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A leg with a result is left alone; a process that runs over the deadline is ended and reported."""
+    run = scripts[1]
+    legs = run.legs_of(['A', 'C'], [0], tmp_path)
+    assert [leg.run for leg in legs] == ['stage1', 'A', 'C']
+    write_leg(tmp_path, 'A', 0, 99.0, 10.0)
+    monkeypatch.setattr(run, 'call', lambda *_: pytest.fail('nothing is to be done'))
+    assert run.work(legs[1], 'quick', time.time() + 9) == 'was there'
+    monkeypatch.undo()
+    script = tmp_path / 'slow.py'
+    script.write_text('import time; time.sleep(60)')
+    with pytest.raises(run.OutOfTimeError):
+        run.call([str(script)], tmp_path / 'log.txt', time.time() + 0.5)
+    with pytest.raises(SystemExit, match='status 2'):
+        run.call(['-c', 'raise SystemExit(2)'], tmp_path / 'log.txt', time.time() + 60)
