@@ -74,6 +74,7 @@ def check_config(cfg: DictConfig | Mapping[str, Any], schema: Section = SCHEMA) 
     check_missing(cfg)
     check_values(cfg, schema)
     check_budget(cfg)
+    _check_gate(cfg)
     unused = unused_keys(cfg)
     if unused:
         logger.warning('Without effect here, since data.budget and data.max_tokens rule: %s', ', '.join(unused))
@@ -151,6 +152,21 @@ def check_budget(cfg: DictConfig | Mapping[str, Any]) -> None:
             got=shares,
             allowed='shares in [0, 1] that sum to 1',
             remedy=f'in the same proportions: {scaled}' if scaled else 'give at least one kind a share',
+        )
+
+
+def _check_gate(cfg: DictConfig | Mapping[str, Any]) -> None:
+    """A checkpoint callback that waits for a metric that nobody logs would stop the run at its first validation."""
+    conf = cfg if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg))
+    path = 'exp_manager.checkpoint_callback_params.monitor'
+    monitor = OmegaConf.select(conf, path)
+    if monitor in ('gated_loss', 'retention', 'hearing') and not OmegaConf.select(conf, 'gate.enabled'):
+        raise VtbConfigError(
+            'The best checkpoint is chosen by a metric that is not measured.',
+            field=path,
+            got=monitor,
+            allowed='val_loss, or the metrics of the gate with gate.enabled=true',
+            remedy=f'gate.enabled=true, or {path}=val_loss',
         )
 
 

@@ -220,6 +220,14 @@ SCHEMA = Section(
             more='trainer',
         ),
         'exp_manager': Section(more='exp_manager'),
+        'gate': Section(
+            {
+                'enabled': FLAG,
+                'limit': Key((float, int), low=0.0, high=1.0, null=False),
+                'items': Key((int,), low=0, high=200, null=False),
+                'min_hearing': Key((float, int), low=0.0, high=1.0, null=False),
+            }
+        ),
     }
 )
 """The whole configuration of a training; the other scripts have small tables of their own."""

@@ -269,8 +269,8 @@ class VoiceTextBlender(Portable, Saving, Generation, SplitLLM, SALM, ModelPT):
         zeros = partial(torch.zeros, 3, dtype=torch.float64, device=self.device)
         self._val_sums: dict[str, Tensor] = defaultdict(zeros)
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """One packed row of the validation set named by `batch['dataset']`."""
+    def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """One packed row of the validation set named by `batch['dataset']`; returns what it is made of, per kind."""
         hits: list[Tensor] = []
 
         def head(hidden: Tensor) -> Tensor:
@@ -284,6 +284,8 @@ class VoiceTextBlender(Portable, Saving, Generation, SplitLLM, SALM, ModelPT):
         counts = torch.full_like(right, targets.numel())
         sums = torch.stack([nll.double().sum(), right.double(), counts.double()])
         self._val_sums[batch.get('dataset', 'validation')] += sums
+        of_kinds, targets_of_kinds = kind_sums(nll, batch['labels'], batch['label_kinds'], len(KINDS))
+        return {'kind_sums': of_kinds, 'kind_counts': targets_of_kinds}
 
     def on_validation_epoch_end(self) -> None:
         """Log SALM's metrics as means over the tokens of a set: `val_loss_<set>`, `val_acc_<set>`, their means."""

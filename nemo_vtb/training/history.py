@@ -24,6 +24,7 @@ import lightning.pytorch as pl
 
 from nemo_vtb.data.conversation import KINDS
 from nemo_vtb.data.files import bring_back, write_atomically
+from nemo_vtb.training.gate import GATE_METRICS
 from nemo_vtb.training.meter import StepMeter, data_parallel_size
 
 __all__ = ['History', 'draw_curves', 'read_history']
@@ -38,7 +39,7 @@ class History(pl.Callback):
     | `type` | keys |
     |---|---|
     | `train` | step, time_s, losses (kind -> mean over all ranks), targets (kind -> count), tokens, audio_s, lr |
-    | `validation` | step, time_s, metrics (`val_loss`, `val_loss_<set>`, `val_acc_<set>` ...) |
+    | `validation` | step, time_s, metrics (`val_loss`, `val_loss_<set>`, `val_acc_<set>`, `retention` ...) |
 
     Args:
         folder: Where `history.jsonl` and `curves.png` go; None is the folder of the trainer's logger.
@@ -95,7 +96,8 @@ class History(pl.Callback):
         """Write the metrics of a validation, but not of the sanity check."""
         if trainer.sanity_checking or self._stream is None:
             return
-        metrics = {k: round(float(v), 5) for k, v in trainer.callback_metrics.items() if k.startswith('val_')}
+        wanted = {k: v for k, v in trainer.callback_metrics.items() if k.startswith('val_') or k in GATE_METRICS}
+        metrics = {k: round(float(v), 5) for k, v in wanted.items()}
         self._write({'type': 'validation', 'metrics': metrics})
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

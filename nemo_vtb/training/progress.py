@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 
 from nemo_vtb.data.conversation import KINDS
+from nemo_vtb.training.gate import RetentionGate
 from nemo_vtb.training.meter import StepMeter, StepTotals, data_parallel_size
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class ProgressLine(pl.Callback):
         self._tokens = self._audio_s = self._seconds = 0.0
         self._began = self._mark = time.perf_counter()
         self._val_loss: float | None = None
-        self._ledger = ''
+        self._ledger = self._gate = ''
         if self._first:
             self._console.print(f'going on at step {self._first}', highlight=False)
         if self._console.is_terminal:
@@ -98,6 +99,7 @@ class ProgressLine(pl.Callback):
             return
         value = trainer.callback_metrics.get('val_loss')
         self._val_loss = None if value is None else float(value)
+        self._gate = next((c.short() for c in trainer.callbacks if isinstance(c, RetentionGate)), '')
         self._mark = time.perf_counter()
         self._show(True)
 
@@ -156,6 +158,8 @@ class ProgressLine(pl.Callback):
         ]
         if self._val_loss is not None:
             parts.append(f'val_loss {self._val_loss:.3f}')
+        if self._gate:
+            parts.append(self._gate)
         return '  '.join([*parts, self._ledger] if self._ledger else parts)
 
     def _eta(self) -> str:

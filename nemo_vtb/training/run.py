@@ -26,6 +26,7 @@ from nemo_vtb.checkpoint.warm import warm_start
 from nemo_vtb.errors import VtbConfigError
 from nemo_vtb.model.blender import VoiceTextBlender, plain_dict
 from nemo_vtb.model.sharded import ShardedCheckpointIO
+from nemo_vtb.training.gate import gate_of
 from nemo_vtb.training.leftovers import CompleteRun, clear_leftovers
 
 __all__ = ['build_model', 'build_trainer']
@@ -45,7 +46,7 @@ def build_trainer(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> Traine
     options: dict[str, Any] = dict(resolve_trainer_cfg(cfg.trainer))
     interval = options.get('val_check_interval')
     counted = isinstance(interval, int)
-    options['callbacks'] = [*(options.get('callbacks') or []), *callbacks, CompleteRun()]
+    options['callbacks'] = [*(options.get('callbacks') or []), *callbacks, *gate_of(cfg), CompleteRun()]
     options['plugins'] = [*(options.get('plugins') or []), ShardedCheckpointIO()]
     options.setdefault('use_distributed_sampler', False)
     if counted:  # the data has one long epoch: validation is counted in batches, across epochs
