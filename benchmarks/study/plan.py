@@ -60,6 +60,7 @@ RUNS: dict[str, Run] = {
     'E': Run('E: one stage, speech only, LoRA', SPEECH),
     'M': Run('M: as A, mixed by example count', JOINT, sampler='nemo'),
     'N': Run("N: as A, the chats' own words as targets", JOINT, anchor=False),
+    'O': Run('O: as N, as many examples of each kind', dict.fromkeys(JOINT, 0.25), anchor=False, sampler='nemo'),
 }
 
 
@@ -90,6 +91,9 @@ _SMALL = ('trainer.devices=1', 'data.rows_per_batch=1', 'data.max_tokens=768', '
 _PAPERS = (
     'model=smollm2_whisper_tiny_en', 'data=demo_long', 'trainer=cpu_long', 'trainer.accelerator=gpu',
     'trainer.devices=1', 'trainer.precision=bf16-mixed', 'data.max_tokens=4096', 'data.rows_per_batch=2',
+    # a leg that is ended costs 50 steps at most
+    '++exp_manager.checkpoint_callback_params.every_n_train_steps=50',
+    'exp_manager.checkpoint_callback_params.every_n_epochs=null',
 )  # fmt: skip
 SIZES = {
     'quick': Size(

@@ -13,7 +13,7 @@
 # limitations under the License.
 """The paper's comparison on our own models: joint, speech only, two stages; same data, same steps, several seeds.
 
-    python benchmarks/study/run.py [--runs A B C D E M N] [--seeds 0 1 2] [--quick | --full] [--out runs/study]
+    python benchmarks/study/run.py [--runs A B C D E M N O] [--seeds 0 1 2] [--quick | --full] [--out runs/study]
 
 Each run of each seed is one training (`examples/speechllm_joint_sft.py`) and one evaluation, in processes of their
 own. Killed at any moment, the same command goes on from the last checkpoint; what has its `result.json` is not made
@@ -104,9 +104,6 @@ def work(leg: Leg, size_name: str, deadline: float) -> str:
     init = leg.folder.parent / f'{run.init}-{leg.seed}' / 'checkpoints' / 'model.nemo' if run.init else None
     if not leg.model.is_file():
         arguments = [*overrides(run, size, leg.seed, str(init)), 'name=model']
-        if size_name == 'full':
-            arguments += ['+exp_manager.checkpoint_callback_params.every_n_train_steps=50']
-            arguments += ['exp_manager.checkpoint_callback_params.every_n_epochs=null']
         folder = f'exp_manager.explicit_log_dir={leg.folder}'
         call(['examples/speechllm_joint_sft.py', *arguments, folder], log, deadline)
     if leg.run != STAGE_ONE:
@@ -136,7 +133,8 @@ def study(legs: Sequence[Leg], size: str, jobs: int, deadline: float) -> int:
 
     def do(leg: Leg) -> None:
         try:
-            print(f'{time.strftime("%H:%M:%S")} {leg.run} seed {leg.seed}: {work(leg, size, deadline)}', flush=True)
+            done = work(leg, size, deadline)
+            print(f'{time.strftime("%H:%M:%S")} {leg.run} seed {leg.seed}: {done}', flush=True)
         except OutOfTimeError:
             print(f'{leg.run} seed {leg.seed}: time is over; the same command goes on', flush=True)
 
