@@ -13,10 +13,11 @@
 # limitations under the License.
 """The table of the study: each run over its seeds with 95 % intervals, and the questions by paired differences.
 
-    python benchmarks/study/summarise.py [runs/study/cpu] [--markdown FILE] [--plot FILE.png]
+    python benchmarks/study/summarise.py [runs/study/cpu] [--runs A B] [--seeds 0 1 2] [--markdown FILE] [--plot FILE]
 
-The last line is one JSON object. `ok`: every run has every seed, and joint training in one stage (A) keeps at least
-98 % of the base LLM's text ability (perplexity of the base divided by its own, on chats that a person wrote).
+The last line is one JSON object. `ok`: no run or seed that was asked for is missing, and joint training in one stage
+(A) keeps at least 98 % of the base LLM's text ability (perplexity of the base divided by its own, on chats that a
+person wrote).
 """
 
 import argparse
@@ -54,18 +55,27 @@ _ROWS = {
 }
 QUESTIONS = (
     ('Does joint training keep the text ability?', 'A', 'E', 'retention'),
+    ("... on the base LLM's own chats?", 'A', 'E', 'retention_sampled'),
     ('What does it cost in hearing, beside speech alone?', 'A', 'E', 'wer'),
     ('... in questions?', 'A', 'E', 'qa'),
     ('What does it cost in hearing, beside a frozen LLM?', 'A', 'B', 'wer'),
     ('... in questions?', 'A', 'B', 'qa'),
     ('Is one stage as good as two, with text (retention)?', 'A', 'D', 'retention'),
+    ('... on own chats?', 'A', 'D', 'retention_sampled'),
     ('... in hearing?', 'A', 'D', 'wer'),
     ('... and as two without (retention)?', 'A', 'C', 'retention'),
+    ('... on own chats?', 'A', 'C', 'retention_sampled'),
     ('... in hearing?', 'A', 'C', 'wer'),
     ('Does a token budget beat a mix by example count (retention)?', 'A', 'M', 'retention'),
     ('... in hearing?', 'A', 'M', 'wer'),
     ('What does the hold on the base distribution bring (retention)?', 'A', 'N', 'retention'),
+    ('... on own chats?', 'A', 'N', 'retention_sampled'),
     ('... in hearing?', 'A', 'N', 'wer'),
+    ('... in questions?', 'A', 'N', 'qa'),
+    ('What does a quarter of text in place of a tenth bring (retention)?', 'O', 'N', 'retention'),
+    ('... on own chats?', 'O', 'N', 'retention_sampled'),
+    ('... in hearing?', 'O', 'N', 'wer'),
+    ('... in questions?', 'O', 'N', 'qa'),
 )
 # two-sided 95 % quantiles of Student's distribution by degrees of freedom
 _STUDENT = (math.nan, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
@@ -117,10 +127,22 @@ def read_study(folder: Path) -> dict[str, dict[int, dict[str, Any]]]:
     return {run: found[run] for run in RUNS if run in found}
 
 
-def summarise(study: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> dict[str, Any]:
-    """All figures of the study: `runs`, `seeds`, one entry per metric, `questions`, `ok`."""
-    seeds = sorted({seed for legs in study.values() for seed in legs})
-    summary: dict[str, Any] = {'benchmark': 'study', 'ok': False, 'runs': list(study), 'seeds': seeds}
+def summarise(
+    study: Mapping[str, Mapping[int, Mapping[str, Any]]], runs: Sequence[str], seeds: Sequence[int]
+) -> dict[str, Any]:
+    """All figures of the study: `runs`, `seeds`, one entry per metric, `questions`, `missing`, `ok`.
+
+    Args:
+        study: What `read_study` found.
+        runs: Which runs must be there.
+        seeds: With which seeds each of them.
+    """
+    # seeds that only some runs have would be compared with nothing
+    study = {run: {s: legs[s] for s in seeds if s in legs} for run, legs in study.items() if run in runs}
+    study = {run: legs for run, legs in study.items() if legs}
+    missing = [f'{run}-{seed}' for run in runs for seed in seeds if seed not in study.get(run, {})]
+    summary: dict[str, Any] = {'benchmark': 'study', 'ok': False, 'runs': list(study), 'seeds': list(seeds)}
+    summary['missing'] = missing
     for metric in METRICS:
         values = {run: [leg['figures'][metric] for leg in legs.values() if metric in leg['figures']]
                   for run, legs in study.items()}  # fmt: skip
@@ -130,9 +152,8 @@ def summarise(study: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> dict[str,
     }
     summary['tokens'] = {run: [leg['tokens'] for leg in legs.values()] for run, legs in study.items()}
     summary['questions'] = [q for entry in QUESTIONS if (q := _question(study, *entry)) is not None]
-    complete = bool(study) and all(sorted(legs) == seeds for legs in study.values())
     kept = summary['retention'].get('A')
-    summary['ok'] = complete and kept is not None and kept['mean'] >= GOAL
+    summary['ok'] = not missing and kept is not None and kept['mean'] >= GOAL
     return summary
 
 
@@ -194,16 +215,16 @@ def plot(study: Mapping[str, Mapping[int, Mapping[str, Any]]], path: Path) -> No
     """Draw each seed as a dot and each mean as a bar, one panel for each figure."""
     from matplotlib.figure import Figure
 
-    summary = summarise(study)
-    metrics = [m for m in ('retention', 'wer', 'qa', 'mixed') if summary[m]]
-    figure = Figure(figsize=(3.1 * len(metrics), 3.6), layout='constrained')
+    panels = ('retention', 'retention_sampled', 'wer', 'qa', 'mixed')
+    metrics = [m for m in panels if all(m in leg['figures'] for legs in study.values() for leg in legs.values())]
+    figure = Figure(figsize=(2.9 * len(metrics), 3.6), layout='constrained')
     for axes, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
         for x, run in enumerate(study):
             colour = '#0f766e' if run == 'A' else '#94a3b8'
             values = [leg['figures'][metric] for leg in study[run].values()]
             axes.plot([x - 0.3, x + 0.3], [statistics.mean(values)] * 2, color=colour, linewidth=3)
             axes.scatter([x] * len(values), values, color=colour, s=24, alpha=0.75, edgecolor='white', linewidth=0.6)
-        if metric == 'retention':
+        if metric.startswith('retention'):
             axes.axhline(100, color='#64748b', linewidth=0.8, linestyle=(0, (3, 3)))
         better = 'lower' if metric in LOWER_IS_BETTER else 'higher'
         axes.set_title(f'{METRICS[metric]}\n{better} is better', fontsize=9.5, loc='left')
@@ -218,15 +239,20 @@ def main() -> int:
     """Print the tables and the line of JSON; exit status 1 where `ok` is false."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('folder', nargs='?', type=Path, default=ROOT / 'runs' / 'study' / 'cpu', help='of a study')
+    names = [name for name in RUNS if name != STAGE_ONE]
+    parser.add_argument('--runs', nargs='+', choices=names, default=names, help='must be there (default: all)')
+    parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2], help='of each run (default: 0 1 2)')
     parser.add_argument('--markdown', type=Path, help='write the tables there as well')
     parser.add_argument('--plot', type=Path, help='draw the figures there (PNG)')
     arguments = parser.parse_args()
     study = read_study(arguments.folder)
     if not study:
         parser.error(f'no complete leg in {arguments.folder}; make some with benchmarks/study/run.py')
-    summary = summarise(study)
+    summary = summarise(study, arguments.runs, arguments.seeds)
     tables = markdown(summary)
     print(tables)
+    if summary['missing']:
+        print(f'not complete: {", ".join(summary["missing"])}; the same benchmarks/study/run.py goes on\n')
     if arguments.markdown:
         arguments.markdown.write_text(tables, encoding='utf-8')
     if arguments.plot:

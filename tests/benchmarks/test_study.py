@@ -65,7 +65,7 @@ def test_questions_are_answered_by_paired_differences(scripts: tuple, tmp_path: 
     for seed, level in enumerate((90.0, 95.0, 99.0)):
         write_leg(tmp_path, 'A', seed, retention=level, wer=20 + level / 10)
         write_leg(tmp_path, 'E', seed, retention=level - 10 - seed / 10, wer=10 + level / 10 + seed / 10)
-    summary = scripts[2].summarise(scripts[2].read_study(tmp_path))
+    summary = scripts[2].summarise(scripts[2].read_study(tmp_path), ['A', 'E'], [0, 1, 2])
     assert summary['retention']['A']['mean'] == pytest.approx(94.667, abs=1e-3)
     assert summary['wer_real']['A']['mean'] == 120.0
     answers = {(q['of'][1], q['metric']): q['verdict'] for q in summary['questions']}
@@ -75,16 +75,45 @@ def test_questions_are_answered_by_paired_differences(scripts: tuple, tmp_path: 
     assert ('B', 'wer') not in answers
 
 
-@pytest.mark.parametrize(('kept', 'seeds_of_e', 'ok'), [(98.1, 2, True), (97.9, 2, False), (98.1, 1, False)])
-def test_ok_wants_the_goal_and_every_seed(
-    scripts: tuple, tmp_path: Path, kept: float, seeds_of_e: int, ok: bool
+@pytest.mark.parametrize(
+    ('kept', 'seeds_of_e', 'runs', 'missing'),
+    [
+        (98.1, 2, 'AE', []),
+        (97.9, 2, 'AE', []),
+        (98.1, 1, 'AE', ['E-1']),
+        (98.1, 2, 'AEC', ['C-0', 'C-1']),
+    ],
+)
+def test_ok_wants_the_goal_and_every_run_and_seed(
+    scripts: tuple, tmp_path: Path, kept: float, seeds_of_e: int, runs: str, missing: list[str]
 ) -> None:
-    """The goal is that of the house plan; half a study is no study."""
+    """The goal is that of the house plan; half a study is no study, and a run without any leg is missing too."""
     for seed in range(2):
         write_leg(tmp_path, 'A', seed, kept, 10.0)
     for seed in range(seeds_of_e):
         write_leg(tmp_path, 'E', seed, 50.0, 10.0)
-    assert scripts[2].summarise(scripts[2].read_study(tmp_path))['ok'] is ok
+    summary = scripts[2].summarise(scripts[2].read_study(tmp_path), list(runs), [0, 1])
+    assert summary['missing'] == missing
+    assert summary['ok'] is (kept > 98 and not missing)
+
+
+def test_a_leg_without_its_result_is_missing(scripts: tuple, tmp_path: Path) -> None:
+    """An evaluation that was written does not make a leg complete: `result.json` comes last."""
+    write_leg(tmp_path, 'A', 0, 99.0, 10.0)
+    write_leg(tmp_path, 'A', 1, 99.0, 10.0)
+    (tmp_path / 'A-1' / 'result.json').unlink()
+    summary = scripts[2].summarise(scripts[2].read_study(tmp_path), ['A'], [0, 1])
+    assert summary['missing'] == ['A-1']
+    assert not summary['ok']
+    assert summary['retention']['A'] == {'mean': 99.0, 'low': None, 'high': None, 'n': 1}
+
+
+def test_seeds_that_were_not_asked_for_do_not_count(scripts: tuple, tmp_path: Path) -> None:
+    """A mean is over the seeds that the summary names."""
+    write_leg(tmp_path, 'A', 0, 99.0, 10.0)
+    write_leg(tmp_path, 'A', 7, 50.0, 90.0)
+    summary = scripts[2].summarise(scripts[2].read_study(tmp_path), ['A'], [0])
+    assert summary['wer']['A']['mean'] == 10.0
 
 
 def test_the_last_line_is_one_json_object(
@@ -94,7 +123,11 @@ def test_the_last_line_is_one_json_object(
     write_leg(tmp_path, 'A', 0, 99.0, 10.0)
     write_leg(tmp_path, 'B', 0, 100.0, 30.0)
     picture = tmp_path / 'study.png'
-    monkeypatch.setattr(sys, 'argv', ['summarise.py', str(tmp_path), '--plot', str(picture)])
+    command = ['summarise.py', str(tmp_path), '--plot', str(picture)]
+    monkeypatch.setattr(sys, 'argv', command)
+    assert scripts[2].main() == 1
+    assert 'not complete: A-1, A-2, B-1' in capsys.readouterr().out
+    monkeypatch.setattr(sys, 'argv', [*command, '--runs', 'A', 'B', '--seeds', '0'])
     assert scripts[2].main() == 0
     lines = capsys.readouterr().out.splitlines()
     assert {'benchmark', 'ok', 'runs', 'seeds', 'retention', 'wer', 'bleu', 'qa'} <= json.loads(lines[-1]).keys()
