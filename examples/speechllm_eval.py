@@ -28,6 +28,7 @@ from rich.console import Console
 
 from nemo_vtb.errors import report_errors
 from nemo_vtb.evaluation.asking import EVAL_SCHEMA, check_settings, find_datasets, load_model
+from nemo_vtb.evaluation.judge import judge_of
 from nemo_vtb.evaluation.suite import Plan, journal_beside, run_suites, suites_of
 
 
@@ -41,7 +42,8 @@ def main(cfg: DictConfig) -> None:
     suites = suites_of(cfg.suite)
     datasets = find_datasets(cfg.data) if 'speech' in suites else {}
     keys = ('limit', 'batch_size', 'max_new_tokens', 'tasks', 'include', 'chat_template')
-    plan = Plan(suites, datasets, **{key: cfg[key] for key in keys})
+    judge = judge_of(suites=suites, **cfg.judge)
+    plan = Plan(suites, datasets, **{key: cfg[key] for key in keys}, judge=judge)
     model = load_model(cfg.model, cfg.device)
     output = Path(cfg.output or Path(cfg.model).with_suffix('.eval.json'))
     journal = journal_beside(output, cfg.model)

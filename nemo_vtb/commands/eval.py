@@ -29,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rich.console import Console
 
     from nemo_vtb.evaluation.asking import find_datasets, load_model
+    from nemo_vtb.evaluation.judge import judge_of
     from nemo_vtb.evaluation.suite import Plan, journal_beside, run_suites, suites_of
     from nemo_vtb.scripts import quiet_logs
 
@@ -45,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         tasks=arguments.tasks,
         include=arguments.include,
         chat_template=not arguments.no_chat_template,
+        judge=judge_of(arguments.judge_url, arguments.judge_model, suites, api_key_env=arguments.judge_key_env),
     )
     model = load_model(arguments.model, arguments.device)
     output = Path(arguments.output or Path(arguments.model).with_suffix('.eval.json'))
@@ -74,6 +76,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--limit', type=int, help='conversations of each source, items of each task at most')
     parser.add_argument('--batch-size', type=int, default=8, help='prompts answered at once (default: 8)')
     parser.add_argument('--max-new-tokens', type=int, default=64, help='longest answer (default: 64)')
+    parser.add_argument(
+        '--judge-url',
+        metavar='URL',
+        help='OpenAI-compatible server that judges answers about speech (default: none)',
+    )
+    parser.add_argument('--judge-model', metavar='NAME', help='model of that server')
+    parser.add_argument(
+        '--judge-key-env',
+        default='OPENAI_API_KEY',
+        metavar='VAR',
+        help='variable of its key (default: OPENAI_API_KEY)',
+    )
     parser.add_argument('--output', help='JSON file for numbers and answers (default: beside the model)')
     parser.add_argument('--device', default='auto', help='auto, cpu, cuda ... (default: auto)')
     return parser

@@ -63,6 +63,21 @@ EVAL_SCHEMA = Section(
         'tasks': ListOf(_PATH),
         'include': ListOf(_PATH),
         'chat_template': Key((bool,), null=False),
+        'judge': Section(
+            {
+                'url': Key((str,)),
+                'model': Key((str,)),
+                'api_key_env': Key((str,), null=False),
+                'structured': Key((str,), choices=('json_schema', 'json_object', 'none'), null=False),
+                'temperature': Key((int, float), low=0),
+                'max_tokens': Key((int,), low=1),
+                'concurrency': _COUNT,
+                'requests_per_minute': Key((int,), low=1),
+                'timeout_s': Key((int, float), low=0.1, null=False),
+                'tries': _COUNT,
+                'invalid_tries': _COUNT,
+            }
+        ),
     }
 )
 """Keys of `conf/eval/speechllm_eval.yaml`."""

@@ -48,11 +48,12 @@ _SUITE_TITLES = {
     'instruct': 'Instructions that a program checks (percent), spoken and typed',
     'emergent': 'What was never taught (percent)',
 }
-_PERCENT = ('WER', 'CER', 'exact match', 'F1')
+_PERCENT = ('WER', 'CER', 'exact match', 'F1', 'judge: correct')
 _EXPLANATIONS = {
     'WER': 'WER: of 100 words said, so many are wrong, missing or added (0 = perfect).',
     'BLEU': 'BLEU: likeness to the reference translation (0 to 100; above 30 is understandable).',
     'exact match': 'exact match / F1: answers equal to the reference / words shared with it (100 = perfect).',
+    'judge: correct': 'judge: answers that are right and no mere copies / redundancy: copied without need (1 to 10).',
     'perplexity': 'perplexity: how surprised the LLM is by held-out chats; equal to the base = nothing was forgotten.',
 }
 
@@ -106,6 +107,7 @@ class Sample:
         said: Their transcripts, '' where unknown.
         typed_and_spoken: Whether the turn that is answered is partly typed, partly spoken.
         base: Answer of the base LLM to the same prompt, None where it cannot hear it.
+        verdict: What the judge said, or why it did not (`unjudged`); None where nobody judged.
     """
 
     id: str
@@ -118,6 +120,7 @@ class Sample:
     said: tuple[str, ...] = ()
     typed_and_spoken: bool = False
     base: str | None = None
+    verdict: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

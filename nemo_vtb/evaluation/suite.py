@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from nemo_vtb.errors import VtbConfigError
 from nemo_vtb.evaluation.journal import Journal
+from nemo_vtb.evaluation.judge import Judge, add_verdicts, ask_controls
 from nemo_vtb.evaluation.result import Evaluation
 from nemo_vtb.evaluation.tasks import evaluate
 
@@ -47,6 +48,7 @@ class Plan:
         tasks: Tasks of lm-eval for the suite `text`; none are those of the package.
         include: Folders with YAML tasks of lm-eval.
         chat_template: Whether typed questions of lm-eval become user turns.
+        judge: Who judges the answers about speech; None for nobody.
     """
 
     suites: Sequence[str] = ('speech',)
@@ -57,6 +59,7 @@ class Plan:
     tasks: Sequence[str] = ()
     include: Sequence[str] = ()
     chat_template: bool = True
+    judge: Judge | None = None
 
 
 def suites_of(name: str) -> tuple[str, ...]:
@@ -97,6 +100,8 @@ def run_suites(
     journal = Journal(None) if journal is None else journal
     if console is not None and journal.resumed:
         console.print(f'going on behind {journal.resumed} answers of {journal.path}', highlight=False, markup=False)
+    # a judge that is not there or not able is known before the model has answered for an hour
+    controls = ask_controls(plan.judge, journal) if plan.judge is not None else None
     result = Evaluation((), (), {'model': str(model.cfg.get('pretrained_llm')), 'limit': plan.limit})
     if 'speech' in plan.suites:
         result = evaluate(
@@ -108,6 +113,8 @@ def run_suites(
             journal=journal,
             console=console,
         )
+    if plan.judge is not None:
+        result = add_verdicts(result, plan.judge, journal, controls=controls, console=console)
     suites: dict[str, Any] = {}
     if 'text' in plan.suites:
         suites['text_suite'] = _text(model, plan, journal, _teller(console))

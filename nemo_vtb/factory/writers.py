@@ -33,7 +33,17 @@ from nemo_vtb.errors import VtbModelError
 from nemo_vtb.factory.endpoint import Endpoint
 from nemo_vtb.factory.settings import Llm
 
-__all__ = ['Ask', 'EndpointWriter', 'LocalWriter', 'Memo', 'Reply', 'Writer', 'open_writer', 'parse_object']
+__all__ = [
+    'Ask',
+    'EndpointWriter',
+    'LocalWriter',
+    'Memo',
+    'Reply',
+    'Writer',
+    'find_object',
+    'open_writer',
+    'parse_object',
+]
 
 _FENCED = re.compile(r'```(?:json)?\s*(.*?)```', re.DOTALL)
 
@@ -88,6 +98,14 @@ class Writer(Protocol):
 
 def parse_object(text: str, fields: Sequence[str]) -> dict[str, str] | None:
     """Read the first JSON object of an answer; None unless it has all fields as texts."""
+    value = find_object(text)
+    if value is None or not all(isinstance(value.get(name), str) for name in fields):
+        return None
+    return {name: ' '.join(value[name].split()) for name in fields}
+
+
+def find_object(text: str) -> dict[str, Any] | None:
+    """Read the first JSON object of an answer, whatever stands around it; None if there is none."""
     fenced = _FENCED.search(text)
     body = fenced[1] if fenced else text
     begin, end = body.find('{'), body.rfind('}')
@@ -97,9 +115,7 @@ def parse_object(text: str, fields: Sequence[str]) -> dict[str, str] | None:
         value = json.loads(body[begin : end + 1])
     except ValueError:
         return None
-    if not isinstance(value, dict) or not all(isinstance(value.get(name), str) for name in fields):
-        return None
-    return {name: ' '.join(value[name].split()) for name in fields}
+    return value if isinstance(value, dict) else None
 
 
 class EndpointWriter:

@@ -16,7 +16,8 @@
     python openai_server.py STATE_FOLDER [FAULTS]
 
 FAULTS is a list of words; request number n gets FAULTS[n], later ones are answered well: `ok`, `429`, `500`, `hang`
-(no answer for as long as the client may wait), `cut` (the connection ends), `junk` (an answer that is no JSON), `400`.
+(no answer for as long as the client may wait), `cut` (the connection ends), `junk` (an answer that is no JSON), `range`
+(a verdict out of range), `400`, `401`.
 It writes its port to STATE_FOLDER/port and every request with what it got to STATE_FOLDER/requests.jsonl.
 """
 
@@ -101,12 +102,16 @@ def handler_of(server: Server) -> type[BaseHTTPRequestHandler]:
                 time.sleep(HANG_S)
             elif fault == 'cut':
                 self.close_connection = True
-            elif fault in ('429', '500', '400'):
+            elif fault in ('429', '500', '400', '401'):
                 self._send(int(fault), b'{"error": "as ordered"}', {'Retry-After': '0.1'} if fault == '429' else {})
             elif self.path.endswith('/audio/speech'):
                 self._send(200, speech(body))
             elif fault == 'junk':
                 self._send(200, chat('I would rather talk about bees.', 3, 7))
+            elif fault == 'range':
+                self._send(200, chat(json.dumps({**verdict(key), 'redundancy': 11}), 3, 7))
+            elif wanted(body) == 'verdict':
+                self._send(200, chat(f'```json\n{json.dumps(verdict(key))}\n```', 300, 40))
             else:
                 self._send(200, chat(*server.model().answer(body)))
                 server.note(path=self.path, got='answered', key=key)
@@ -124,6 +129,31 @@ def handler_of(server: Server) -> type[BaseHTTPRequestHandler]:
 def chat(text: str, read: int, written: int) -> bytes:
     usage = {'prompt_tokens': read, 'completion_tokens': written}
     return json.dumps({'choices': [{'message': {'content': text}}], 'usage': usage}).encode()
+
+
+def wanted(body: dict[str, Any]) -> str:
+    """Name of the schema that the request asks for."""
+    return ((body.get('response_format') or {}).get('json_schema') or {}).get('name', '')
+
+
+def verdict(asked: str) -> dict[str, Any]:
+    """A judge by rule: right if the words of the reference are there and the recording is not merely repeated."""
+    material = json.loads(asked)
+    reference, answer, said = (
+        [''.join(c for c in word.lower() if c.isalnum()) for word in text.split()]
+        for text in (material['reference'], material['answer'], ' '.join(material['recordings'].values()))
+    )
+    repeats = bool(said) and answer == said != reference
+    right = ' '.join(reference) in ' '.join(answer) and not repeats
+    share = sum(word in said and word not in reference for word in answer) / max(1, len(answer))
+    return {
+        'correctness_explanation': 'It repeats the recording.'
+        if repeats
+        else f'It should be: {material["reference"]}',
+        'correctness': int(right),
+        'redundancy_explanation': f'{share:.0%} is copied.',
+        'redundancy': 10 if repeats else 1 + round(9 * share),
+    }
 
 
 def speech(body: dict[str, Any]) -> bytes:
