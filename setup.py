@@ -59,8 +59,8 @@ INSTALL_REQUIRES = [
 EXTRAS_REQUIRE = {
     'megatron': ['megatron-core==0.16.1'],
     'serve': ['gradio>=5', 'fastapi>=0.115', 'uvicorn>=0.30'],
-    'eval': ['lm-eval==0.4.13'],
-    # these three come with NeMo and transformers already
+    # httpx, tenacity and xxhash come with NeMo and transformers already
+    'eval': ['lm-eval==0.4.13', 'httpx>=0.27', 'tenacity>=8.2'],
     'factory': ['httpx>=0.27', 'tenacity>=8.2', 'xxhash>=3.4'],
     'dev': [
         'lm-eval==0.4.13',

@@ -31,6 +31,7 @@ from nemo_vtb.evaluation.judge import (
     PROMPT_VERSION,
     SYSTEM,
     Judge,
+    _body,
     _material,
     add_verdicts,
     ask_controls,
@@ -125,6 +126,21 @@ def test_the_judge_sees_what_was_said_and_asked() -> None:
 def test_prompt_and_its_version_change_together() -> None:
     digest = hashlib.sha256(SYSTEM.encode()).hexdigest()[:12]
     assert (PROMPT_VERSION, digest) == ('1', '4d250471b05f')
+
+
+def test_requests_hold_only_what_the_server_takes() -> None:
+    full = _body(SAMPLES[0], judge('http://h/v1'), 0)
+    schema = full['response_format']['json_schema']
+    assert schema['strict'] and set(schema['schema']['required']) == set(schema['schema']['properties'])
+    assert (full['temperature'], full['max_tokens'], full['seed']) == (0.0, 512, 0)
+    # a verdict without the form would come again at temperature 0
+    again = _body(SAMPLES[0], judge('http://h/v1'), 1)
+    assert again['temperature'] > 0 and again['seed'] == 1 and again['messages'] == full['messages']
+    plain = _body(SAMPLES[0], judge('http://h/v1', temperature=None, max_tokens=None, structured='none'), 1)
+    assert set(plain) == {'model', 'messages'}
+    assert _body(SAMPLES[0], judge('http://h/v1', structured='json_object'), 0)['response_format'] == {
+        'type': 'json_object'
+    }
 
 
 # ---- faults

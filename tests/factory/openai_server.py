@@ -16,8 +16,8 @@
     python openai_server.py STATE_FOLDER [FAULTS]
 
 FAULTS is a list of words; request number n gets FAULTS[n], later ones are answered well: `ok`, `429`, `500`, `hang`
-(no answer for as long as the client may wait), `cut` (the connection ends), `junk` (an answer that is no JSON), `range`
-(a verdict out of range), `400`, `401`.
+(no answer for as long as the client may wait), `cut` (the connection ends), `junk` (an answer that is no JSON),
+`range` (a verdict out of range), `400`, `401`.
 It writes its port to STATE_FOLDER/port and every request with what it got to STATE_FOLDER/requests.jsonl.
 """
 
