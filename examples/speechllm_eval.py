@@ -43,9 +43,9 @@ def main(cfg: DictConfig) -> None:
     datasets = find_datasets(cfg.data) if 'speech' in suites else {}
     keys = ('limit', 'batch_size', 'max_new_tokens', 'tasks', 'include', 'chat_template')
     judge = judge_of(suites=suites, **cfg.judge)
-    plan = Plan(suites, datasets, **{key: cfg[key] for key in keys}, judge=judge)
-    model = load_model(cfg.model, cfg.device)
     output = Path(cfg.output or Path(cfg.model).with_suffix('.eval.json'))
+    plan = Plan(suites, datasets, **{key: cfg[key] for key in keys}, judge=judge, folder=output.with_suffix('.audio'))
+    model = load_model(cfg.model, cfg.device)
     journal = journal_beside(output, cfg.model)
     result = run_suites(model, plan, journal=journal, console=console)
     result.show(console, examples=cfg.examples)

@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     quiet_logs()
     suites = suites_of(arguments.suite)
     demo = [f'asset:demo-corpus/{name}.test.jsonl' for name in _DEMO_SETS]
+    output = Path(arguments.output or Path(arguments.model).with_suffix('.eval.json'))
     plan = Plan(
         suites=suites,
         datasets=find_datasets(arguments.data or demo) if 'speech' in suites else {},
@@ -47,15 +48,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         include=arguments.include,
         chat_template=not arguments.no_chat_template,
         judge=judge_of(arguments.judge_url, arguments.judge_model, suites, api_key_env=arguments.judge_key_env),
+        folder=output.with_suffix('.audio'),
     )
     model = load_model(arguments.model, arguments.device)
-    output = Path(arguments.output or Path(arguments.model).with_suffix('.eval.json'))
     journal = journal_beside(output, arguments.model)
     result = run_suites(model, plan, journal=journal, console=console)
     result.show(console)
     path = result.to_json(output)
     journal.finish()
-    console.print(f'All {len(result.samples)} answers: {path}', highlight=False, markup=False, soft_wrap=True)
+    answers = len(result.samples) + sum(len(suite.get('samples', ())) for suite in result.suites.values())
+    console.print(f'All {answers} answers: {path}', highlight=False, markup=False, soft_wrap=True)
     return 0
 
 
@@ -68,7 +70,10 @@ def _parser() -> argparse.ArgumentParser:
         '--data', nargs='+', metavar='PATH', help='JSONL files, folders, asset:NAME[/FILE] (default: the demo corpus)'
     )
     parser.add_argument(
-        '--suite', default='speech', help='speech (with perplexity), text (lm-eval) or all (default: speech)'
+        '--suite',
+        default='speech',
+        help='speech (with perplexity), text (lm-eval), instruct (typed and spoken instructions), emergent (what was '
+        'never taught) or all (default: speech)',
     )
     parser.add_argument('--tasks', nargs='+', default=(), metavar='NAME', help='tasks of lm-eval (default: our own)')
     parser.add_argument('--include', nargs='+', default=(), metavar='DIR', help='folders with YAML tasks of lm-eval')

@@ -59,7 +59,7 @@ EVAL_SCHEMA = Section(
         'data': ListOf(_PATH),
         'limit': Key((int,), low=1),
         'examples': Key((bool,), null=False),
-        'suite': Key((str,), choices=('speech', 'text', 'all'), null=False),
+        'suite': Key((str,), choices=('speech', 'text', 'instruct', 'emergent', 'all'), null=False),
         'tasks': ListOf(_PATH),
         'include': ListOf(_PATH),
         'chat_template': Key((bool,), null=False),

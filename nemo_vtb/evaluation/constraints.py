@@ -28,6 +28,12 @@ __all__ = ['KINDS', 'follows']
 _BULLET = re.compile(r'^\s*([-*•]|\d+[.)])\s+\S')
 _SENTENCE = re.compile(r'[^.!?]*[\w)"\'][^.!?]*[.!?]')
 
+_SMALL = (
+    'zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen '
+    'eighteen nineteen'
+).split()
+_TENS = 'twenty thirty forty fifty sixty seventy eighty ninety'.split()
+
 
 def follows(answer: str, constraints: Sequence[Mapping[str, Any]]) -> bool:
     """Whether an answer keeps every constraint; an empty one keeps none.
@@ -92,6 +98,42 @@ def _one_of(answer: str, texts: Sequence[str]) -> bool:
     return any(_includes(answer, text) for text in texts)
 
 
+def _wer(answer: str, text: str, at_most: float, lang: str = 'en') -> bool:
+    from nemo_vtb.evaluation.metrics import wer
+
+    return wer([text], [answer], lang=lang).value <= at_most
+
+
+def _chrf(answer: str, text: str, at_least: float, unlike: str = '') -> bool:
+    from nemo_vtb.evaluation.metrics import chrf
+
+    value = chrf([text], [answer]).value
+    # between related languages an untranslated sentence is not far from the translation
+    return value >= at_least and (not unlike or value > chrf([unlike], [answer]).value)
+
+
+def _last_number(answer: str, value: int) -> bool:
+    numbers = _numbers(answer)
+    return bool(numbers) and numbers[-1] == value
+
+
+def _numbers(text: str) -> list[float]:
+    """Numbers in digits and, up to ninety-nine, in English words."""
+    found: list[float] = []
+    tens = False  # whether the word before was one of twenty ... ninety
+    for word in re.findall(r'\d+(?:\.\d+)?|[a-z]+', text.lower()):
+        if word in _SMALL and tens and 0 < _SMALL.index(word) < 10:
+            found[-1] += _SMALL.index(word)
+        elif word in _SMALL:
+            found.append(_SMALL.index(word))
+        elif word in _TENS:
+            found.append(10 * (_TENS.index(word) + 2))
+        elif word[0].isdigit():
+            found.append(float(word))
+        tens = word in _TENS
+    return found
+
+
 def _repeats(answer: str, text: str, times: int) -> bool:
     wanted = [w.lower() for w in _words(text)]
     words = [w.lower() for w in _words(answer)]
@@ -113,6 +155,9 @@ KINDS: Mapping[str, Callable[..., bool]] = {
     'ends': lambda answer, text: answer.rstrip().lower().endswith(text.lower()),
     'no_commas': lambda answer: ',' not in answer,
     'repeats': _repeats,
+    'wer': _wer,
+    'chrf': _chrf,
+    'last_number': _last_number,
     'quoted': lambda answer: len(answer) > 2 and answer[0] == answer[-1] == '"',
 }
 """Kinds of constraints: name -> check(answer, values of the constraint)."""

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ['SUITE_NAMES', 'Plan', 'journal_beside', 'run_suites', 'suites_of']
 
-SUITE_NAMES = ('speech', 'text')
+SUITE_NAMES = ('speech', 'text', 'instruct', 'emergent')
 """What `vtb eval --suite` takes beside `all`."""
 
 
@@ -49,6 +49,7 @@ class Plan:
         include: Folders with YAML tasks of lm-eval.
         chat_template: Whether typed questions of lm-eval become user turns.
         judge: Who judges the answers about speech; None for nobody.
+        folder: Where synthesised recordings go, for the suites `instruct` and `emergent`.
     """
 
     suites: Sequence[str] = ('speech',)
@@ -60,6 +61,7 @@ class Plan:
     include: Sequence[str] = ()
     chat_template: bool = True
     judge: Judge | None = None
+    folder: Path | None = None
 
 
 def suites_of(name: str) -> tuple[str, ...]:
@@ -118,7 +120,23 @@ def run_suites(
     suites: dict[str, Any] = {}
     if 'text' in plan.suites:
         suites['text_suite'] = _text(model, plan, journal, _teller(console))
+    for name in ('instruct', 'emergent'):
+        if name in plan.suites:
+            suites[name] = _asked(name, model, plan, journal, _teller(console))
     return Evaluation(result.rows, result.samples, dict(result.info) | {'suites': list(plan.suites)}, suites)
+
+
+def _asked(
+    name: str, model: 'VoiceTextBlender', plan: Plan, journal: Journal, tell: Callable[[str], None] | None
+) -> dict[str, Any]:
+    if plan.folder is None:
+        raise VtbConfigError('The suite writes recordings.', field='folder', got=None, allowed='a folder')
+    from nemo_vtb.evaluation.emergent import run_emergent
+    from nemo_vtb.evaluation.instruct import run_instruct
+
+    run = {'instruct': run_instruct, 'emergent': run_emergent}[name]
+    options: dict[str, Any] = {'limit': plan.limit, 'batch_size': plan.batch_size, 'journal': journal}
+    return run(model, plan.folder / name, on_task=tell, **options)
 
 
 def _text(

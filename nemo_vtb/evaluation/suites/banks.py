@@ -13,7 +13,7 @@
 # limitations under the License.
 """What `build.py` makes questions of; lines of a question, its answer and three wrong ones."""
 
-__all__ = ['CATEGORIES', 'COMMONSENSE', 'FACTS', 'INSTRUCTION_TOPICS', 'OPPOSITES', 'PAST', 'PLURALS']
+__all__ = ['CATEGORIES', 'COMMONSENSE', 'FACTS', 'INSTRUCTION_TOPICS', 'OPPOSITES', 'PAST', 'PLURALS', 'TOPIC_WORDS']
 
 FACTS = """
 What is the capital of France? | Paris | London | Madrid | Rome
@@ -122,3 +122,17 @@ PAST = 'go went goed gone going | eat ate eated eating eats | see saw seed seein
 INSTRUCTION_TOPICS = (
     'the sea', 'a cat', 'the moon', 'bread', 'winter', 'a bicycle', 'music', 'trees', 'a city', 'the rain',
 )  # fmt: skip
+
+# an answer that has none of these words is about something else
+TOPIC_WORDS = {
+    'the sea': 'sea seas ocean oceans wave waves water waters tide shore',
+    'a cat': 'cat cats kitten feline whiskers purr purrs',
+    'the moon': 'moon moons lunar moonlight',
+    'bread': 'bread breads loaf loaves dough baked flour',
+    'winter': 'winter winters snow snowy cold frost ice icy',
+    'a bicycle': 'bicycle bicycles bike bikes wheels pedal pedals cycling',
+    'music': 'music musical melody melodies song songs sound sounds',
+    'trees': 'tree trees forest forests leaves branches',
+    'a city': 'city cities town urban streets buildings',
+    'the rain': 'rain rains rainy raindrops drops rainfall',
+}

@@ -1,0 +1,86 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The suite `emergent`: what no training data teaches, 20 items of each sort, every answer checked by a program."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nemo_vtb.data.conversation import Conversation
+from nemo_vtb.evaluation.asked import Item, Recorder, difference, measure, typed_turns
+from nemo_vtb.evaluation.journal import Journal
+from nemo_vtb.evaluation.suites.build import FOLDER
+from nemo_vtb.evaluation.suites.build_emergent import CONTROL, TASKS
+
+if TYPE_CHECKING:
+    from nemo_vtb.model.blender import VoiceTextBlender
+
+__all__ = ['EMERGENT_TASKS', 'emergent_items', 'run_emergent']
+
+EMERGENT_TASKS = tuple(TASKS)
+"""The tasks; `names_not_given` is the control of `names_given`, on the same recordings."""
+
+
+def emergent_items(folder: str | Path, *, limit: int | None = None) -> list[Item]:
+    """The items with their recordings.
+
+    Args:
+        folder: Where synthesised recordings go.
+        limit: At most so many items of each task.
+
+    Raises:
+        VtbAssetError: The embedded voices or recordings are missing.
+    """
+    recorder = Recorder(folder)
+    taken: dict[str, int] = {}
+    items = []
+    for line in (FOLDER / 'emergent.jsonl').read_text(encoding='utf-8').splitlines():
+        record = json.loads(line)
+        name, task = record['id'], record['task']
+        taken[task] = taken.get(task, 0) + 1
+        if limit is not None and taken[task] > limit:
+            continue
+        prompt = Conversation(name, recorder.turns(record['turns'], name), 'mixed_modal', 'emergent')
+        typed = Conversation(name, typed_turns(record['turns']), 'text', 'emergent')
+        items.append(Item(name, task, prompt, typed, record['constraints'], record['right']))
+    return items
+
+
+def run_emergent(
+    model: 'VoiceTextBlender',
+    folder: str | Path,
+    *,
+    limit: int | None = None,
+    batch_size: int = 8,
+    journal: Journal | None = None,
+    on_task: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Ask all items; the base LLM reads the words of each recording in its place, which is an upper line.
+
+    Args:
+        model: The speech LLM.
+        folder: Where synthesised recordings go.
+        limit: At most so many items of each task.
+        batch_size: Prompts answered at once.
+        journal: Remembers answers.
+        on_task: Called with the name of each task before it is asked.
+
+    Returns:
+        What `measure` does, and `change_by_names`: names in the prompt against the same recordings without them.
+    """
+    items = emergent_items(folder, limit=limit)
+    options: dict[str, Any] = {'batch_size': batch_size, 'journal': journal, 'on_task': on_task}
+    found = measure(model, items, suite='emergent', metric='right', **options)
+    return found | {'change_by_names': difference(found['tasks'], 'names_given', CONTROL)}

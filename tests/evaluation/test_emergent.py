@@ -1,0 +1,257 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The suite of emergent abilities: 20 items of each sort, every check can fail, nothing is in a training bank."""
+
+import ast
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import nemo_vtb
+from nemo_vtb.assets.voices import speak
+from nemo_vtb.data.audio import read_audio
+from nemo_vtb.data.conversation import Text
+from nemo_vtb.errors import VtbDataError
+from nemo_vtb.evaluation import asked
+from nemo_vtb.evaluation.constraints import follows
+from nemo_vtb.evaluation.emergent import EMERGENT_TASKS, emergent_items, run_emergent
+from nemo_vtb.evaluation.journal import Journal
+from nemo_vtb.evaluation.suites.build import FOLDER
+from nemo_vtb.evaluation.suites.build_emergent import make_emergent
+from nemo_vtb.model.blender import VoiceTextBlender
+
+LINES = make_emergent()
+SPEECH = [task for task in EMERGENT_TASKS if task != 'names_not_given']
+
+
+# ---- the items
+
+
+def test_items_are_what_the_script_makes_and_twenty_of_each() -> None:
+    written = ''.join(json.dumps(item, ensure_ascii=False) + '\n' for item in make_emergent())
+    assert (FOLDER / 'emergent.jsonl').read_text(encoding='utf-8') == written
+    assert Counter(line['task'] for line in LINES) == dict.fromkeys(EMERGENT_TASKS, 20)
+    assert len({line['id'] for line in LINES}) == 160 and len(SPEECH) == 7
+    assert make_emergent(8) != LINES
+
+
+@pytest.mark.parametrize('line', LINES, ids=lambda line: line['id'])
+def test_right_answers_pass_and_wrong_ones_fail(line: dict[str, Any]) -> None:
+    assert follows(line['right'], line['constraints'])
+    assert not follows(line['wrong'], line['constraints'])
+    if line['task'] in ('formats', 'names_given', 'direction', 'two_speakers', 'maths'):
+        said = ' '.join(p['typed'] for turn in line['turns'] for p in turn['parts'] if 'typed' in p)
+        assert not follows(said, line['constraints'])  # an echo is no answer
+
+
+@pytest.mark.parametrize('task', EMERGENT_TASKS)
+def test_no_answer_is_right_everywhere(task: str) -> None:
+    mine = [line for line in LINES if line['task'] == task]
+    for answer in (*(line['right'] for line in mine), 'Turn on the lamp in the kitchen at seven.', 'Yes.', ''):
+        # each answer may be right for its own item and for one of the like
+        assert sum(follows(answer, line['constraints']) for line in mine) <= 2, answer
+
+
+def test_every_item_is_spoken_and_what_is_asked_in_two_ways_is_balanced() -> None:
+    for line in LINES:
+        last = line['turns'][-1]['parts']
+        spoken = [p for turn in line['turns'] for p in turn['parts'] if 'typed' in p]
+        assert spoken and line['turns'][-1]['role'] == 'user'
+        if line['task'] == 'multi_turn':
+            first = line['turns'][0]['parts']
+            # both a typed and a spoken fact; the question comes in the other way than what it asks for
+            assert ['text' in p for p in first] == [True, False]
+            assert ('text' in last[0]) == (int(line['id'][-2:]) % 2 == 1)
+    directions = Counter(line['turns'][0]['parts'][0]['text'] for line in LINES if line['task'] == 'direction')
+    assert sorted(directions.values()) == [5, 5, 5, 5]
+
+
+def test_the_control_has_the_same_recordings_and_no_names() -> None:
+    given, control = ([line for line in LINES if line['task'] == t] for t in ('names_given', 'names_not_given'))
+    for one, other in zip(given, control, strict=True):
+        name = one['constraints'][0]['text']
+        assert one['turns'][0]['parts'][1] == other['turns'][0]['parts'][1]
+        assert one['constraints'] == other['constraints'] and name in one['turns'][0]['parts'][0]['text']
+        # neither the voice nor the transcript for the base LLM gives the spelling away
+        assert name not in json.dumps(other['turns']) and name not in json.dumps(one['turns'][0]['parts'][1])
+
+
+def test_no_wording_is_in_a_training_bank() -> None:
+    root = Path(nemo_vtb.__file__).parent
+    banks = [*(root / 'assets').glob('*.py'), *(root / 'factory').rglob('*.yaml'), *(root / 'factory').glob('*.py')]
+    texts = []
+    for file in banks:
+        source = file.read_text(encoding='utf-8')
+        if file.suffix == '.py':
+            nodes = ast.walk(ast.parse(source))
+            texts += [n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+        else:
+            texts.append(source)
+    bank = '\n'.join(texts).lower()
+    assert 'write down what is said' in bank and 'what room does the speaker mean' in bank  # the search finds them
+    for line in LINES:
+        for part in line['turns'][-1]['parts']:
+            text = part.get('text', part.get('typed'))
+            if 'asset' not in part and text != 'Two people talk.':
+                assert text.lower() not in bank, line['id']
+
+
+def test_recordings_of_training_corpora_are_only_used_in_directions_that_they_do_not_teach() -> None:
+    assets = {(line['task'], p['asset']) for line in LINES for p in line['turns'][0]['parts'] if 'asset' in p}
+    assert assets == {
+        ('unseen_prompts', 'ljspeech'), ('unseen_prompts', 'librivox'),
+        ('direction', 'asterisk-es'), ('direction', 'asterisk-it'),
+    }  # fmt: skip
+
+
+# ---- the checks
+
+
+def test_limits_of_wer_and_chrf() -> None:
+    heard = [{'kind': 'wer', 'text': 'red blue green black white pink grey brown gold teal', 'at_most': 30.0}]
+    assert follows('Red, blue, green, black, white, pink, grey!', heard)
+    assert not follows('red blue green black white pink', heard)
+    translated = [{'kind': 'chrf', 'text': 'La conferenza è terminata.', 'at_least': 40.0}]
+    assert follows('La conferenza è finita.', translated)
+    assert not follows('The conference is over.', translated)
+    copied = 'La conferencia ha terminado.'
+    assert follows(copied, translated)
+    assert not follows(copied, [translated[0] | {'unlike': copied}])
+    with pytest.raises(VtbDataError, match='wer'):
+        follows('one', [{'kind': 'wer', 'text': 'one'}])
+
+
+@pytest.mark.parametrize(
+    ('answer', 'value', 'right'),
+    [
+        ('It is 21.', 21, True),
+        ('Seven times three is twenty-one.', 21, True),
+        ('twenty one', 21, True),
+        ('21, because 7 x 3 = 21', 21, True),
+        ('It is 21 or 22.', 21, False),
+        ('twenty', 21, False),
+        ('one twenty', 21, False),
+        ('many', 21, False),
+        ('ninety nine', 99, True),
+        ('8.0', 8, True),
+    ],
+)
+def test_last_number(answer: str, value: int, right: bool) -> None:
+    assert follows(answer, [{'kind': 'last_number', 'value': value}]) is right
+
+
+# ---- recordings
+
+
+@pytest.fixture(scope='module')
+def items(tmp_path_factory: pytest.TempPathFactory) -> list:
+    return emergent_items(tmp_path_factory.mktemp('emergent'), limit=1)
+
+
+def test_recordings_hold_speech_and_the_base_llm_reads_their_words(items: list) -> None:
+    assert [item.task for item in items] == list(EMERGENT_TASKS)
+    for item in items:
+        assert item.prompt.audios and item.typed.is_text_only
+        for audio in item.prompt.audios:
+            samples = read_audio(audio, 16000)
+            assert 0.8 < audio.duration_s < 15 and np.sqrt(np.mean(samples**2)) > 0.01
+            assert any(audio.text == part.text for turn in item.typed.turns for part in turn.parts)
+        ours = [[p for p in turn.parts if isinstance(p, Text)] for turn in item.prompt.turns]
+        base = [list(turn.parts) for turn in item.typed.turns]
+        assert all(part in theirs for mine, theirs in zip(ours, base, strict=True) for part in mine)
+
+
+def test_two_speakers_are_two_voices_in_one_recording(items: list) -> None:
+    [audio] = next(i for i in items if i.task == 'two_speakers').prompt.audios
+    first = speak('I would like a cup of tea.', 'en-US', pitch=1.25)
+    second = speak('And I take a glass of juice.', 'en-GB', pitch=0.75)
+    expected = np.concatenate([first, np.zeros(6400, dtype=np.float32), second])
+    samples = read_audio(audio, 16000)
+    assert samples.shape == expected.shape and np.abs(samples - expected).max() < 1e-4
+
+
+@pytest.mark.real_weights
+def test_a_recogniser_hears_the_words(items: list, assets: Any) -> None:
+    from nemo_vtb.factory.listeners import open_listener
+    from nemo_vtb.factory.speaking import span_wer
+
+    assets('whisper-tiny.en')
+    wanted = [i for i in items if i.task in ('unseen_prompts', 'formats', 'maths', 'multi_turn')]
+    audios = [i.prompt.audios[0] for i in wanted]
+    heard = open_listener('asset:whisper-tiny.en').hear([read_audio(a, 16000) for a in audios], 'en')
+    assert np.mean([span_wer(a.text, h.text, 'en') for a, h in zip(audios, heard, strict=True)]) < 0.2
+
+
+@pytest.mark.real_weights
+def test_real_recordings_say_what_the_items_claim(assets: Any) -> None:
+    for line in LINES:
+        for part in (p for turn in line['turns'] for p in turn['parts'] if 'asset' in p):
+            assets(part['asset'])
+            audio = asked._recording(part['asset'], part['key'])
+            assert audio.text == part['typed'] and Path(audio.path).is_file()
+    with pytest.raises(VtbDataError, match='nothing-like-this'):
+        asked._recording('ljspeech', 'nothing-like-this')
+
+
+# ---- asking
+
+
+def test_a_tiny_model_runs_through_and_a_killed_run_goes_on(
+    tiny_model: VoiceTextBlender, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(name: str) -> None:
+        if name == 'emergent: names_given':
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_emergent(tiny_model, tmp_path / 'wav', limit=1, journal=Journal(tmp_path / 'j.jsonl'), on_task=stop)
+    journal = Journal(tmp_path / 'j.jsonl')
+    assert journal.resumed == 4  # two tasks, by both
+    found = run_emergent(tiny_model, tmp_path / 'wav', limit=1, journal=journal)
+    assert list(found['tasks']) == list(EMERGENT_TASKS) and len(found['samples']) == 8
+    for sample in found['samples']:
+        assert len(sample['said']) == len(sample['audios']) and all(Path(a).is_file() for a in sample['audios'])
+        assert sample['reference'] and sample['constraints'] and '▶' in sample['prompt']
+        assert '▶' not in sample['base_prompt']
+
+    def nobody(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError('asked again')
+
+    monkeypatch.setattr(tiny_model, 'answer', nobody)
+    again = run_emergent(tiny_model, tmp_path / 'wav', limit=1, journal=Journal(tmp_path / 'j.jsonl'))
+    assert again == found
+
+
+def test_scores_follow_the_answers(
+    tiny_model: VoiceTextBlender, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rights = {line['id']: line['right'] for line in LINES}
+    wrongs = {line['id']: line['wrong'] for line in LINES}
+
+    def good(prompts: list, use_lora: bool = True, **kwargs: Any) -> list[str]:
+        chosen = [p.id for p in prompts]
+        # who needs the names has none without them
+        return [rights[i] if use_lora and not i.startswith('names_not') else wrongs[i] for i in chosen]
+
+    monkeypatch.setattr(tiny_model, 'answer', good)
+    found = run_emergent(tiny_model, tmp_path, limit=2)
+    for task, entry in found['tasks'].items():
+        assert entry['value'] == (0.0 if task == 'names_not_given' else 1.0) and entry['base']['value'] == 0.0
+        assert entry['n'] == 2 and entry['metric'] == 'right'
+    assert found['change_by_names']['value'] == 1.0
+    assert [s['right'] for s in found['samples']] == [s['task'] != 'names_not_given' for s in found['samples']]
