@@ -23,6 +23,8 @@ import numpy as np
 import pytest
 
 import nemo_vtb
+from nemo_vtb.assets.corpus import split_commands
+from nemo_vtb.assets.domain import all_commands
 from nemo_vtb.assets.voices import speak
 from nemo_vtb.data.audio import read_audio
 from nemo_vtb.data.conversation import Text
@@ -109,6 +111,12 @@ def test_no_wording_is_in_a_training_bank() -> None:
             text = part.get('text', part.get('typed'))
             if 'asset' not in part and text != 'Two people talk.':
                 assert text.lower() not in bank, line['id']
+
+
+def test_household_commands_are_those_that_the_demonstration_corpus_holds_out() -> None:
+    said = {u['text'] for line in LINES for t in line['turns'] for p in t['parts'] for u in p.get('say', ())}
+    used = said & {command.text for command in all_commands()}
+    assert len(used) > 20 and used <= {command.text for command in split_commands(('',), 0)['test']}
 
 
 def test_recordings_of_training_corpora_are_only_used_in_directions_that_they_do_not_teach() -> None:

@@ -111,15 +111,20 @@ def _only(right: str, other: str) -> list[dict[str, Any]]:
 
 
 def _unseen_prompts(rng: Random) -> Iterator[Item]:
-    """Questions about synthesised speech and wordings for a transcript of real speech, in turn."""
+    """Questions and wordings for a transcript in turn; the transcripts of real and of synthesised speech in turn."""
     wordings = [line for (line,) in _bank(banks.TRANSCRIBE)]
     rng.shuffle(wordings)
-    pairs = zip(_bank(banks.QUESTIONS), _bank(banks.READ), wordings, strict=True)
-    for number, ((said, question, right, echo), (asset, key, read), wording) in enumerate(pairs):
+    real = [{'asset': asset, 'key': key, 'typed': read} for asset, key, read in _bank(banks.READ)]
+    commands = [_say(said, number) for number, (said,) in enumerate(_bank(banks.COMMANDS))]
+    recordings = [recording for pair in zip(commands, real, strict=True) for recording in pair]
+    pairs = zip(_bank(banks.QUESTIONS), recordings, wordings, strict=True)
+    for number, ((said, question, right, echo), recording, wording) in enumerate(pairs):
         first = right.split()[0]
-        yield _item([_say(said, number), {'text': question}], _only(right, echo), f'{first.capitalize()}.', said)
-        recording = {'asset': asset, 'key': key, 'typed': read}
-        parts = [{'text': wording}, recording] if number % 2 else [recording, {'text': wording}]
+        brief = {'kind': 'words', 'at_most': 8}
+        parts: Parts = [_say(said, number), {'text': question}]
+        yield _item(parts, [*_only(right, echo), brief], f'{first.capitalize()}.', said)
+        parts = [{'text': wording}, recording] if number % 4 < 2 else [recording, {'text': wording}]
+        read = recording['typed']
         yield _item(parts, [_heard(read)], read, f'Someone talks about {read.split()[-1]}')
 
 

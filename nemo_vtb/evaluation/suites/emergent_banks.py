@@ -18,6 +18,7 @@ None of it is in a training bank.
 
 __all__ = [
     'ALOUD',
+    'COMMANDS',
     'DIALOGUES',
     'GERMAN_FRENCH',
     'LISTS',
@@ -50,60 +51,63 @@ Copy the message to paper, so to speak.
 # asset, key, what a person reads aloud: recordings that no corpus of the package is made of
 READ = """
 ljspeech | LJ001-0002 | in being comparatively modern.
-ljspeech | LJ001-0004 | produced the block books, which were the immediate predecessors of the true printed book,
-ljspeech | LJ001-0008 | has never been surpassed.
 ljspeech | LJ001-0011 | it is of the first importance that the letter used should be fine in form;
-ljspeech | LJ001-0013 | than in the same operations with ugly ones.
-ljspeech | LJ001-0016 | The Middle Ages brought calligraphy to perfection, and it was natural therefore
 ljspeech | LJ001-0029 | But though on the whole, except in Italy, Gothic letter was most often used
 librivox | sense_and_sensibility_01_austen_64kb-0880 | he was not an ill disposed young man
-librivox | sense_and_sensibility_01_austen_64kb-0890
-| unless to be rather cold hearted and rather selfish is to be ill disposed
 librivox | sense_and_sensibility_01_austen_64kb-0930 | he might even have been made amiable himself
+"""
+
+# commands of the demonstration domain that its corpora hold out: a model of that domain alone can understand these
+COMMANDS = """
+Turn on the fan in the hallway now.
+Open the window in the bedroom at half past eight.
+Turn off the kettle in the bathroom in ten minutes.
+Close the door in the bedroom tomorrow morning.
+Turn on the lamp in the kitchen at half past eight.
 """
 
 # said, asked, right, a word that shows that the sentence was only echoed
 QUESTIONS = """
 The train to Berlin leaves at nine. | Name the destination, nothing else. | Berlin | nine
-My brother bought a yellow umbrella. | Tell me only the colour of what was bought. | yellow | brother
+Turn on the kettle in the bedroom at midnight. | In one word: where in the house? | bedroom | kettle
 The museum is closed on Mondays. | On which weekday would a visit be in vain? | Monday Mondays | museum
+Close the window in the garage at seven. | Name the thing that gets shut, nothing more. | window | garage
 Our neighbour has three white rabbits. | Which pets are owned? One word. | rabbits rabbit | neighbour
+Open the drawer in the bathroom now. | What will be pulled out? Two words at most. | drawer | bathroom
 The doctor will call you on Friday. | Who is going to phone? Say just the profession. | doctor | Friday
-We had soup and bread for dinner. | Which meal was it? A single word. | dinner | bread
-The ship arrived from Norway with salmon. | Give the country alone. | Norway | salmon
+Turn off the radio in the hallway in ten minutes. | Which appliance falls silent? | radio | hallway
 A nurse found the keys under the table. | Beneath which piece of furniture did they lie? | table | nurse
-Grandmother grows tomatoes behind the house. | What does she cultivate? Answer briefly. | tomatoes tomato | house
-The concert begins after the storm. | Which weather is mentioned? One word. | storm | concert
+Turn on the lamp in the office tomorrow morning. | Where will there be light? Only the room. | office | lamp
 """
 
 # said, thing, place
 PLACES = """
 The red bicycle is in the cellar. | bicycle | cellar
-Put the letter on the piano. | letter | piano
+Turn off the fan in the kitchen tomorrow morning. | fan | kitchen
 A spider sits on the mirror. | spider | mirror
-The camera is in the suitcase. | camera | suitcase
+Turn off the heater in the office tomorrow morning. | heater | office
 My wallet fell into the river. | wallet | river
-They hid the treasure under the bridge. | treasure | bridge
+Close the curtain in the bathroom tonight. | curtain | bathroom
 The violin stays at school. | violin | school
 """
 
 # to be written in capitals
 ALOUD = """
 The library opens early in the morning.
+Open the curtain in the hallway tonight.
 Nobody remembered the password.
+Turn off the television in the office tonight.
 A small boat crossed the lake.
-The baker sold all his bread.
+Close the drawer in the bathroom at noon.
 Snow fell on the quiet village.
-Please water the flowers on the balcony.
-The children painted the fence green.
 """
 
 # said, then its parts
 LISTS = """
 We need bread, milk and apples. | bread | milk | apples
-I packed a towel, a book and a hat. | towel | book | hat
+Turn off the lamp, the radio and the heater. | lamp | radio | heater
 She speaks Polish, Greek and Turkish. | Polish | Greek | Turkish
-In the zoo we saw lions, zebras and monkeys. | lions | zebras | monkeys
+Close the window, the door and the drawer. | window | door | drawer
 Bring a hammer, some nails and a rope. | hammer | nails | rope
 They planted roses, tulips and lilies. | roses | tulips | lilies
 """
@@ -177,14 +181,19 @@ Sie liest ein altes Buch. | Elle lit un vieux livre.
 # one voice, the other voice, question about one of them ({}: which), its answers
 DIALOGUES = """
 I would like a cup of tea. | And I take a glass of juice. | What does {} want to drink? | tea | juice
-We should go to the beach. | No, let us visit the castle. | Where does {} want to go? | beach | castle
-My favourite animal is the horse. | I prefer the elephant. | Which animal does {} like best? | horse | elephant
+Turn off the television in the kitchen at noon.
+| Turn on the fan in the hallway tonight. | Which room does {} speak of?
+| kitchen | hallway
 I work in a hospital. | I work in a bakery. | Where does {} work? | hospital | bakery
+Open the curtain in the garage now. | Close the drawer in the kitchen tonight. | Which object does {} speak of?
+| curtain | drawer
 I was born in April. | My birthday is in October. | In which month is the birthday of {}? | April | October
 I play the trumpet. | I learn the guitar. | Which instrument does {} play? | trumpet | guitar
-My car is silver. | Mine is purple. | Which colour is the car of {}? | silver | purple
+Turn off the lamp in the bedroom now. | Open the door in the office at half past eight. | Which room does {} mean?
+| bedroom | office
 I come from Canada. | I come from Egypt. | Which country does {} come from? | Canada | Egypt
-I am afraid of spiders. | I am afraid of thunder. | What is {} afraid of? | spiders | thunder
+Turn off the fan in the garage at seven. | Turn on the radio in the bathroom tonight. | Which object does {} mean?
+| fan | radio
 I had pancakes for breakfast. | I only had a banana. | What did {} eat? | pancakes | banana
 """
 
@@ -192,11 +201,11 @@ I had pancakes for breakfast. | I only had a banana. | What did {} eat? | pancak
 SUMS = """
 What is seventeen minus nine? | 8
 How much is six times four? | 24
-Add fourteen and eleven. | 25
+What is five plus six? | 11
 What is half of eighteen? | 9
-What is thirty minus twelve? | 18
+What is eight plus nine? | 17
 How much is seven times three? | 21
-Divide twenty by five. | 4
+What is three plus three? | 6
 What is twelve plus nineteen? | 31
 How much is two times sixteen? | 32
 Take eight away from fifty. | 42
@@ -223,18 +232,18 @@ The lecture is in room twelve. | It starts with a film about whales.
 | Which room is it? | twelve 12 | What is the film about? | whales whale
 My dog is called Rufus. | My rabbit is called Peggy.
 | What is the dog's name? | Rufus | What is the rabbit's name? | Peggy
-The tent is orange. | The boat is brown.
-| Which colour has the tent? | orange | Which colour has the boat? | brown
+The lamp is in the garage. | The kettle is in the office.
+| In which room is the lamp? | garage | In which room is the kettle? | office
 Julia studies physics. | Martin studies history.
 | Which subject does Julia study? | physics | Which subject does Martin study? | history
 The cheese comes from Holland. | The olives come from Greece.
 | Which country is the cheese from? | Holland | Which country are the olives from? | Greece
 My uncle is a pilot. | My aunt is a lawyer.
 | What is my uncle's job? | pilot | What is my aunt's job? | lawyer
-The first prize is a piano. | The second prize is a kite.
-| What is the first prize? | piano | What is the second prize? | kite
+Anna is in the kitchen. | David is in the bathroom.
+| Which room is Anna in? | kitchen | Which room is David in? | bathroom
 On Tuesday we swim. | On Sunday we dance together.
 | What do we do on Tuesday? | swim swimming | What do we do on Sunday? | dance dancing
-The blue key opens the attic. | The green key opens the stable.
-| What does the blue key open? | attic | What does the green key open? | stable
+The window is open in the bedroom. | The door is open in the hallway.
+| Where is the window open? | bedroom | Where is the door open? | hallway
 """
