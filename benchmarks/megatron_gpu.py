@@ -168,12 +168,12 @@ def measure(model: nn.Module, loss_of: Callable[[], Tensor], plan: Plan, after: 
 
 def packed_loss(backbone: Any, row: Row) -> Tensor:
     """As `VoiceTextBlender` computes it."""
-    from nemo_vtb.model.loss import target_nll
+    from nemo_vtb.model.loss import row_nll
 
     # the input has a gradient, as it has where an encoder is trained
     embeds = backbone.embed(row.ids).detach().requires_grad_(True)
     hidden = backbone.forward(embeds, row.position_ids, row.cu_seqlens, max(row.lengths))
-    return target_nll(hidden, row.labels, backbone.head).mean()
+    return row_nll(hidden, row.labels, backbone.nll).mean()
 
 
 def padded_loss(llm: nn.Module, row: Row) -> Tensor:
@@ -187,19 +187,34 @@ def padded_loss(llm: nn.Module, row: Row) -> Tensor:
     return nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
 
 
-def megatron_way(config: Any, weights: dict[str, Tensor], kernels: str, row: Row, plan: Plan) -> dict[str, Any]:
+def megatron_ways(gpu: bool) -> dict[str, dict[str, Any]]:
+    """All kernels that are here, then the fastest without each fusion (on a CPU: with what can be fused there)."""
+    from nemo_vtb.backbone.megatron.layers import FUSIONS, usable_kernels
+
+    there = usable_kernels()
+    ways: dict[str, dict[str, Any]] = {f'Megatron, {name}': {'kernels': name} for name in there}
+    if not gpu:
+        return ways | {'Megatron, fused': {'kernels': 'torch', 'fusions': FUSIONS[:2]}}
+    for left_out in FUSIONS:
+        kept = [name for name in FUSIONS if name != left_out]
+        ways[f'Megatron, {there[0]} without {left_out}'] = {'kernels': there[0], 'fusions': kept}
+    return ways
+
+
+def megatron_way(
+    config: Any, weights: dict[str, Tensor], options: dict[str, Any], row: Row, plan: Plan
+) -> dict[str, Any]:
     """Our Megatron backbone with these kernels."""
     from nemo_vtb.backbone.megatron import convert, lora, parallel
     from nemo_vtb.backbone.megatron.model import MegatronBackbone
 
     ranks = parallel.tp_size()
-    backbone = MegatronBackbone(config, dtype=plan.dtype, kernels=kernels, sequence_parallel=ranks > 1)
+    backbone = MegatronBackbone(config, dtype=plan.dtype, sequence_parallel=ranks > 1, **options)
     convert.load_weights(
         backbone.gpt, weights, backbone.family, backbone.geometry,
         rank=parallel.tp_rank(), ranks=ranks, tied=backbone.tied,
     )  # fmt: skip
-    options = {'r': LORA['r'], 'alpha': LORA['lora_alpha'], 'targets': 'all-linear'}
-    lora.add_lora(backbone.gpt, backbone.geometry, **options)
+    lora.add_lora(backbone.gpt, backbone.geometry, r=LORA['r'], alpha=LORA['lora_alpha'], targets='all-linear')
     backbone.to(plan.device).train()
     return measure(backbone, lambda: packed_loss(backbone, row), plan, backbone.sum_partial_gradients)
 
@@ -233,8 +248,6 @@ def measure_shape(name: str, family: str, sizes: dict[str, int], plan: Plan, rat
     """All ways of one shape."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from nemo_vtb.backbone.megatron.layers import usable_kernels
-
     config = AutoConfig.for_model(family, **sizes, max_position_embeddings=8192, tie_word_embeddings=family == 'gemma')
     row = make_row(plan.tokens, plan.mean_length, config.vocab_size, plan.device)
     torch.manual_seed(0)
@@ -257,8 +270,8 @@ def measure_shape(name: str, family: str, sizes: dict[str, int], plan: Plan, rat
             figures |= {'tokens_per_s': plan.tokens / seconds, 'tflops': tflops, 'mfu': tflops / rate}
         found.append({'shape': name, 'way': way, **figures})
 
-    for kernels in usable_kernels():
-        note(f'Megatron, {kernels}', lambda k=kernels: megatron_way(config, weights, k, row, plan))
+    for way, options in megatron_ways(plan.device.type == 'cuda').items():
+        note(way, lambda o=options: megatron_way(config, weights, o, row, plan))
     for way, run in hugging_face_ways(llm, row, plan).items():
         note(way, run)
     return found

@@ -37,6 +37,12 @@ class Backbone(Protocol):
     def head(self, hidden: Tensor) -> Tensor:
         """(n, H) to logits (n, V), with the LLM's own soft-capping."""
 
+    def nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """(n, H) and the tokens (n,) that must follow to their negative log-likelihoods (n,), float32."""
+
+    def score(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """As `nll`, and whether the most likely token is the target: (n,) bool. Without gradients."""
+
     def without_lora(self) -> AbstractContextManager:
         """The untouched base LLM, as long as the context is open."""
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from nemo_vtb.backbone.packed_attention import IMPLEMENTATION, register
@@ -72,6 +73,16 @@ class HFBackbone:
         if self._softcap:
             logits = torch.tanh(logits / self._softcap) * self._softcap
         return logits
+
+    def nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """(n, H) and the tokens (n,) that must follow to their negative log-likelihoods (n,), float32."""
+        return cross_entropy(self.head(hidden).float(), targets, reduction='none')
+
+    @torch.no_grad()
+    def score(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """As `nll`, and whether the most likely token is the target: (n,) bool. Without gradients."""
+        logits = self.head(hidden)  # (n, V)
+        return cross_entropy(logits.float(), targets, reduction='none'), logits.argmax(-1) == targets
 
     def without_lora(self) -> AbstractContextManager:
         """The untouched base LLM, as long as the context is open."""

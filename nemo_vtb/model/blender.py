@@ -44,7 +44,7 @@ from nemo_vtb.model.checkpointing import base_fingerprint
 from nemo_vtb.model.frames import frame_counter
 from nemo_vtb.model.generation import Generation
 from nemo_vtb.model.llm_files import llm_files
-from nemo_vtb.model.loss import IGNORE, kind_sums, target_nll
+from nemo_vtb.model.loss import IGNORE, kind_sums, row_nll
 from nemo_vtb.model.nemo_parts import check_restored_config, read_parts
 from nemo_vtb.model.perception import encode, setup_perception, silent_forward
 from nemo_vtb.model.portable import Portable
@@ -207,7 +207,7 @@ class VoiceTextBlender(Portable, Saving, Generation, SplitLLM, SALM, ModelPT):
             hidden = self.hidden_states(batch)  # (T, H)
         else:  # every conversation of the row was broken: this rank must take part in the reduction all the same
             hidden = self._nothing()
-        nll = target_nll(hidden, batch['labels'], self.backbone.head, chunk=self.cfg.get('loss_chunk', 1024))  # (N,)
+        nll = row_nll(hidden, batch['labels'], self.backbone.nll, chunk=self.cfg.get('loss_chunk', 1024))  # (N,)
         sums, counts = kind_sums(nll, batch['labels'], batch['label_kinds'], len(KINDS))
         self._window_targets += float(counts.sum())
         loss = nll.sum() if base is None else self._anchored(nll, base, hidden, batch, anchor)
@@ -260,7 +260,7 @@ class VoiceTextBlender(Portable, Saving, Generation, SplitLLM, SALM, ModelPT):
         else:
             with self.backbone.without_lora():
                 hidden = self.hidden_states(batch)
-        nll = target_nll(hidden, batch['labels'], self.backbone.head, chunk=self.cfg.get('loss_chunk', 1024))
+        nll = row_nll(hidden, batch['labels'], self.backbone.nll, chunk=self.cfg.get('loss_chunk', 1024))
         return kind_sums(nll, batch['labels'], batch['label_kinds'], len(KINDS))
 
     def on_validation_epoch_start(self) -> None:
@@ -273,14 +273,14 @@ class VoiceTextBlender(Portable, Saving, Generation, SplitLLM, SALM, ModelPT):
         """One packed row of the validation set named by `batch['dataset']`; returns what it is made of, per kind."""
         hits: list[Tensor] = []
 
-        def head(hidden: Tensor) -> Tensor:
-            logits = self.backbone.head(hidden)
-            hits.append(logits.argmax(-1))
-            return logits
+        def score(hidden: Tensor, of: Tensor) -> Tensor:
+            nll, right = self.backbone.score(hidden, of)
+            hits.append(right)
+            return nll
 
-        targets = batch['labels'][batch['labels'] != -100]  # (N,)
-        nll = target_nll(self.hidden_states(batch), batch['labels'], head)
-        right = (torch.cat(hits) == targets).sum() if hits else targets.sum() * 0
+        targets = batch['labels'][batch['labels'] != IGNORE]  # (N,)
+        nll = row_nll(self.hidden_states(batch), batch['labels'], score)
+        right = torch.cat(hits).sum() if hits else targets.sum() * 0
         counts = torch.full_like(right, targets.numel())
         sums = torch.stack([nll.double().sum(), right.double(), counts.double()])
         self._val_sums[batch.get('dataset', 'validation')] += sums

@@ -20,12 +20,28 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ['IGNORE', 'kind_sums', 'target_nll']
+__all__ = ['IGNORE', 'kind_sums', 'row_nll', 'target_nll']
 
 IGNORE = -100
 
 
 def target_nll(hidden: Tensor, labels: Tensor, head: Callable[[Tensor], Tensor], *, chunk: int = 1024) -> Tensor:
+    """`row_nll` by a head that gives whole logits.
+
+    Args:
+        hidden: (T, H) output of the LLM.
+        labels: (T,) int64, the token that each position must predict, `IGNORE` elsewhere.
+        head: Maps (n, H) to logits (n, V).
+        chunk: How many positions reach the vocabulary at once.
+    """
+
+    def nll(h: Tensor, y: Tensor) -> Tensor:
+        return cross_entropy(head(h).float(), y, reduction='none')  # (n,)
+
+    return row_nll(hidden, labels, nll, chunk=chunk)
+
+
+def row_nll(hidden: Tensor, labels: Tensor, nll: Callable[[Tensor, Tensor], Tensor], *, chunk: int = 1024) -> Tensor:
     """Negative log-likelihood of each target token.
 
     Only supervised positions reach the vocabulary, `chunk` at a time; while training, the logits of a chunk are made
@@ -34,7 +50,7 @@ def target_nll(hidden: Tensor, labels: Tensor, head: Callable[[Tensor], Tensor],
     Args:
         hidden: (T, H) output of the LLM.
         labels: (T,) int64, the token that each position must predict, `IGNORE` elsewhere.
-        head: Maps (n, H) to logits (n, V).
+        nll: Maps (n, H) and targets (n,) to (n,), as `Backbone.nll` does wherever the vocabulary is.
         chunk: How many positions reach the vocabulary at once.
 
     Returns:
@@ -44,10 +60,6 @@ def target_nll(hidden: Tensor, labels: Tensor, head: Callable[[Tensor], Tensor],
     if index.numel() == 0:
         return hidden.sum(-1)[:0].float()  # keeps the graph: a row without targets has zero, not undefined, gradients
     picked, targets = hidden.index_select(0, index), labels.index_select(0, index)  # (N, H), (N,)
-
-    def nll(h: Tensor, y: Tensor) -> Tensor:
-        return cross_entropy(head(h).float(), y, reduction='none')  # (n,)
-
     if index.numel() <= chunk:
         return nll(picked, targets)
     keep = hidden.requires_grad and torch.is_grad_enabled()
@@ -59,7 +71,7 @@ def kind_sums(nll: Tensor, labels: Tensor, label_kinds: Tensor, num_kinds: int) 
     """Sum the loss per kind of data.
 
     Args:
-        nll: (N,) from `target_nll`.
+        nll: (N,) from `row_nll`.
         labels: (T,) as given to it.
         label_kinds: (T,) int64, number of the kind where `labels` is a target.
         num_kinds: How many kinds there are.

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -185,7 +186,6 @@ def check(name: str, *, sequence_parallel: bool = False) -> Parity:
         name: Key of `CASES`.
         sequence_parallel: Whether norms and residuals are cut along the row.
     """
-    from nemo_vtb.backbone.megatron import lora
     from nemo_vtb.backbone.megatron.model import build_backbone
 
     model = _tiny_model(name)
@@ -204,13 +204,12 @@ def check(name: str, *, sequence_parallel: bool = False) -> Parity:
     backbone.load_lora(state)
     row = _row(backbone.hidden_size, backbone.geometry.vocab)
     theirs = _reference(tuned, row)
-    embeds = row['embeds'].clone().requires_grad_(True)
-    logits = backbone.head(backbone(embeds, row['position_ids'], row['cu_seqlens'], row['max_seqlen']))
-    loss = cross_entropy(logits, row['labels'])
-    loss.backward()
-    backbone.sum_partial_gradients()
-    gradients = lora.lora_state(backbone.gpt, backbone.geometry, gradients=True)
-    assert gradients.keys() == theirs['gradients'].keys(), gradients.keys() ^ theirs['gradients'].keys()
+    ours = [_by_logits(backbone, row), _by_parts_of_the_vocabulary(backbone, row)]
+    for found in ours:
+        keys = found['gradients'].keys()
+        assert keys == theirs['gradients'].keys(), keys ^ theirs['gradients'].keys()
+    expected = theirs['logits'].argmax(-1)
+    assert torch.equal(ours[1]['hits'], expected == row['labels'].clamp(min=0)), 'the most likely tokens'
     back = backbone.lora_state()
     # moments of an optimizer go the same way
     parts = {key: backbone.shard_lora(key, value) for key, value in state.items()}
@@ -220,10 +219,12 @@ def check(name: str, *, sequence_parallel: bool = False) -> Parity:
         family=name,
         ranks=dist.get_world_size(),
         sequence_parallel=backbone.sequence_parallel,
-        logits=_largest([(logits.detach(), theirs['logits'])]),
-        loss=abs(loss.item() - theirs['loss']),
-        lora_gradients=_largest([(gradients[key], value) for key, value in theirs['gradients'].items()]),
-        input_gradients=_largest([(embeds.grad, theirs['embeds'])]),
+        logits=_largest([(ours[0]['logits'], theirs['logits'])]),
+        loss=max(abs(found['loss'] - theirs['loss']) for found in ours),
+        lora_gradients=_largest(
+            [(found['gradients'][key], value) for found in ours for key, value in theirs['gradients'].items()]
+        ),
+        input_gradients=_largest([(found['embeds'], theirs['embeds']) for found in ours]),
         weights_exact=all(torch.equal(value, original[key]) for key, value in backbone.base_weights()),
         lora_exact=all(
             found.keys() == state.keys() and all(torch.equal(found[key], state[key]) for key in state)
@@ -231,6 +232,37 @@ def check(name: str, *, sequence_parallel: bool = False) -> Parity:
         ),
         answers_equal=answers_equal,
     )
+
+
+def _by_logits(backbone: Any, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Whole logits on every rank, as a divergence from the base LLM needs them."""
+    embeds = row['embeds'].clone().requires_grad_(True)
+    logits = backbone.head(backbone(embeds, row['position_ids'], row['cu_seqlens'], row['max_seqlen']))
+    return {'logits': logits.detach(), **_learn(backbone, cross_entropy(logits, row['labels']), embeds)}
+
+
+def _by_parts_of_the_vocabulary(backbone: Any, row: Mapping[str, Any]) -> dict[str, Any]:
+    """As training computes its loss: no rank may see the logits of another."""
+    from nemo_vtb.backbone.megatron.model import mappings
+    from nemo_vtb.model.loss import row_nll
+
+    embeds = row['embeds'].clone().requires_grad_(True)
+    hidden = backbone(embeds, row['position_ids'], row['cu_seqlens'], row['max_seqlen'])
+    with patch.object(mappings, 'gather_from_tensor_model_parallel_region', side_effect=AssertionError('gathered')):
+        loss = row_nll(hidden, row['labels'], backbone.nll, chunk=5).mean()
+        hits = backbone.score(hidden.detach(), row['labels'].clamp(min=0))[1]
+        return {'hits': hits, **_learn(backbone, loss, embeds)}
+
+
+def _learn(backbone: Any, loss: Tensor, embeds: Tensor) -> dict[str, Any]:
+    from nemo_vtb.backbone.megatron import lora
+
+    backbone.zero_grad()
+    loss.backward()
+    backbone.sum_partial_gradients()
+    gradients = lora.lora_state(backbone.gpt, backbone.geometry, gradients=True)
+    gradients = {key: value.clone() for key, value in gradients.items()}
+    return {'loss': loss.item(), 'gradients': gradients, 'embeds': embeds.grad}
 
 
 def _largest(pairs: Sequence[tuple[Tensor, Tensor]]) -> float:

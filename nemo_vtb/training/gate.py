@@ -36,7 +36,7 @@ from nemo_vtb.data.collate import Collator, PackItem, pack_row
 from nemo_vtb.data.conversation import KINDS, Conversation, Text, Turn
 from nemo_vtb.errors import VtbConfigError
 from nemo_vtb.evaluation.suites.build import make_choices
-from nemo_vtb.model.loss import IGNORE, target_nll
+from nemo_vtb.model.loss import IGNORE, row_nll
 from nemo_vtb.training.meter import data_parallel_size
 
 __all__ = ['GATE_METRICS', 'RetentionGate', 'choice_scores', 'gate_of']
@@ -226,7 +226,7 @@ def choice_scores(model: Any, row: Sequence[PackItem]) -> Tensor:
     """Negative log-likelihood of each answer of a packed row: (N,) float64 on the CPU."""
     batch = {k: v.to(model.device) if isinstance(v, Tensor) else v for k, v in pack_row(row).items()}
     hidden = model.hidden_states(batch)  # (T, H)
-    nll = target_nll(hidden, batch['labels'], model.backbone.head, chunk=model.cfg.get('loss_chunk', 1024))
+    nll = row_nll(hidden, batch['labels'], model.backbone.nll, chunk=model.cfg.get('loss_chunk', 1024))
     positions = (batch['labels'] != IGNORE).nonzero().flatten()
     whose = torch.bucketize(positions, batch['cu_seqlens'][1:].to(positions.dtype), right=True)
     sums = torch.zeros(len(row), dtype=torch.float64)

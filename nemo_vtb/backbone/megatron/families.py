@@ -117,6 +117,12 @@ class Geometry:
         """Query heads that share a key-value head, as laid out for megatron."""
         return self.heads_padded // self.kv_padded
 
+    def widths(self, tensor_parallel: int) -> list[int]:
+        """Inputs and outputs of the linears of one rank."""
+        qkv = (self.heads_padded + 2 * self.kv_padded) * self.head_dim
+        shards = (qkv, self.heads_padded * self.head_dim, self.ffn_padded)
+        return [self.hidden, *(width // tensor_parallel for width in shards)]
+
 
 def family_of(config: Any) -> Family:
     """Read the family from a Hugging Face configuration (of a text LLM, or with one inside).

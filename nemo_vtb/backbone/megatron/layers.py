@@ -18,9 +18,9 @@ Letters: T row length, B batch (1 for packed rows), D width of a head, H hidden 
 
 import importlib.util
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -46,11 +46,14 @@ from nemo_vtb.backbone.packed_attention import attend, window_mask
 from nemo_vtb.errors import VtbConfigError
 
 __all__ = [
+    'FP8_MULTIPLE',
+    'FUSIONS',
     'Kernels',
     'KeyValueCache',
     'PackedRow',
     'PackedSelfAttention',
     'RMSNorm',
+    'check_fp8',
     'choose_kernels',
     'layer_spec',
     'packed_row',
@@ -58,6 +61,9 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+FP8_MULTIPLE = 16
+"""FP8 matrix products want sides of a multiple of this."""
 
 
 class RMSNorm(nn.Module):
@@ -146,6 +152,7 @@ class PackedSelfAttention(SelfAttention):
         kinds = list(dict.fromkeys(family.rope_kinds))
         self.table = kinds.index(family.rope_kinds[self.layer_number - 1])
         self.cache: KeyValueCache | None = None
+        self.rotate = _fused_rotate if config.vtb_fused_rope else _rotate
 
     def forward(
         self,
@@ -160,7 +167,7 @@ class PackedSelfAttention(SelfAttention):
         query, key, value = self.get_query_key_value_tensors(hidden_states, None)  # (T, B, heads, D)
         assert rotary_pos_emb is not None
         cos, sin = (rotary_pos_emb[2 * self.table + n].unsqueeze(2).to(query.dtype) for n in (0, 1))  # (T, B, 1, D)
-        query, key = _rotate(query, cos, sin), _rotate(key, cos, sin)
+        query, key = self.rotate(query, key, cos, sin)
         if self.cache is not None:
             key, value = self.cache.extend(key, value)
         if self.checkpoint_core_attention and self.training:
@@ -173,9 +180,16 @@ class PackedSelfAttention(SelfAttention):
         return self.linear_proj(out)
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
+def _rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    def turned(x: Tensor) -> Tensor:
+        first, second = x.chunk(2, dim=-1)
+        return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+    return turned(query), turned(key)
+
+
+# compiled when first called; rows differ in length
+_fused_rotate = torch.compile(_rotate, dynamic=True)
 
 
 class SDPACore(nn.Module):
@@ -255,17 +269,40 @@ class TECore(nn.Module):
         return out.reshape(query.shape[0], 1, -1)
 
 
+CrossEntropy = Callable[[Tensor, Tensor], Tensor]
+"""(n, V of this rank) logits and (n,) targets to (n,); the ranks sum over the vocabulary among themselves."""
+
+FUSIONS = ('activation', 'rope', 'cross_entropy')
+"""What can be one kernel instead of several; see `choose_kernels`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Kernels:
     """The modules that a decoder is built of, and their names for the log."""
 
+    name: str
+    """'te', 'liger' or 'torch'."""
     column: type
     row: type
     norm: type
     core: type
-    fused_activation: bool
+    parts: str
+    """Where they come from, for the log."""
+    cross_entropy: CrossEntropy = tensor_parallel.vocab_parallel_cross_entropy
+    fused_activation: bool = False
     """Gate, activation and product in one kernel, compiled by torch."""
-    names: str
+    fused_rope: bool = False
+    """Queries and keys rotated in one kernel, compiled by torch."""
+
+    @property
+    def names(self) -> str:
+        """For the log."""
+        fused = {
+            'activation': self.fused_activation,
+            'rope': self.fused_rope,
+            'cross_entropy': self.cross_entropy is not tensor_parallel.vocab_parallel_cross_entropy,
+        }
+        return f'{self.parts}; fused: {", ".join(name for name, on in fused.items() if on) or "nothing"}'
 
 
 def usable_kernels() -> list[str]:
@@ -276,40 +313,105 @@ def usable_kernels() -> list[str]:
     return [*(['te'] if HAVE_TE else []), *(['liger'] if liger else []), 'torch']
 
 
-def choose_kernels(wanted: str = 'auto') -> Kernels:
+def choose_kernels(wanted: str = 'auto', fusions: str | Sequence[str] = 'auto') -> Kernels:
     """Take the fastest modules that are there: Transformer Engine, Liger's Triton kernels, or torch's own.
 
     Args:
         wanted: 'auto', or one of 'te', 'liger' and 'torch' to compare them.
+        fusions: 'auto' is all of `FUSIONS` on GPUs, unless `wanted` is 'torch', the plain reference; or a list.
 
     Raises:
         VtbConfigError: What is wanted is unknown or cannot run here.
     """
-    there = usable_kernels()
+    there, gpu = usable_kernels(), torch.cuda.is_available()
     if wanted not in ('auto', *there):
         raise VtbConfigError(
             'These kernels cannot be used here.',
-            field='kernels',
+            field='trainer.strategy.kernels',
             got=wanted,
             allowed=['auto', *there],
             remedy=parallel.te_refusal if wanted == 'te' else None,
         )
-    chosen = there[0] if wanted == 'auto' else wanted
+    # on a CPU the compiler costs more than it saves
+    auto = FUSIONS if gpu and wanted != 'torch' else ()
+    # that of megatron rounds gradients to bfloat16, whatever the device
+    can = FUSIONS if gpu else FUSIONS[:2]
+    fused = auto if fusions == 'auto' else (fusions,) if isinstance(fusions, str) else tuple(fusions)
+    if unknown := sorted(set(fused) - set(can)):
+        raise VtbConfigError(
+            'These fusions cannot be used here.',
+            field='trainer.strategy.fusions',
+            got=unknown,
+            allowed=f"'auto', or a list of {', '.join(can)}",
+            remedy='trainer.strategy.fusions=auto takes what the device has',
+        )
+    chosen = _modules_of(there[0] if wanted == 'auto' else wanted)
+    cross_entropy = _fused_cross_entropy(chosen.name) if 'cross_entropy' in fused else chosen.cross_entropy
+    return replace(
+        chosen, fused_activation='activation' in fused, fused_rope='rope' in fused, cross_entropy=cross_entropy
+    )
+
+
+def _modules_of(chosen: str) -> Kernels:
     if chosen == 'te':
         from megatron.core.extensions.transformer_engine import TEColumnParallelLinear, TENorm, TERowParallelLinear
 
-        names = 'Transformer Engine: linears, norm, variable-length attention; fused activation'
-        return Kernels(TEColumnParallelLinear, TERowParallelLinear, TENorm, TECore, True, names)
+        parts = 'Transformer Engine: linears, norm, variable-length attention'
+        return Kernels(chosen, TEColumnParallelLinear, TERowParallelLinear, TENorm, TECore, parts)
     if chosen == 'liger':
         from liger_kernel.megatron import LigerMegatronRMSNorm
 
-        names = "Liger: norm; megatron-core's linears; torch's attention; fused activation"
-        return Kernels(ColumnParallelLinear, RowParallelLinear, LigerMegatronRMSNorm, SDPACore, True, names)
-    # on a CPU the compiler costs more than it saves, and beside others this is the plain reference
-    names = "megatron-core's linears; torch's attention; our norm"
-    fused = torch.cuda.is_available() and wanted == 'auto'
-    names += '; fused activation' if fused else ''
-    return Kernels(ColumnParallelLinear, RowParallelLinear, RMSNorm, SDPACore, fused, names)
+        parts = "Liger: norm; megatron-core's linears; torch's attention"
+        return Kernels(chosen, ColumnParallelLinear, RowParallelLinear, LigerMegatronRMSNorm, SDPACore, parts)
+    parts = "megatron-core's linears; torch's attention; our norm"
+    return Kernels(chosen, ColumnParallelLinear, RowParallelLinear, RMSNorm, SDPACore, parts)
+
+
+def _fused_cross_entropy(chosen: str) -> CrossEntropy:
+    """One kernel over this rank's part of the vocabulary; for GPUs."""
+    from megatron.core.fusions.fused_cross_entropy import fused_vocab_parallel_cross_entropy as of_megatron
+
+    def fused(logits: Tensor, targets: Tensor) -> Tensor:
+        group = parallel.tp_group()
+        if chosen == 'te':
+            from megatron.core.extensions.transformer_engine import te_parallel_cross_entropy
+
+            return te_parallel_cross_entropy(logits.unsqueeze(1), targets.unsqueeze(1), group).squeeze(1)
+        if chosen == 'liger' and group.size() == 1:  # its kernel knows nothing of other ranks
+            from liger_kernel.megatron import LigerMegatronCrossEntropy
+
+            return LigerMegatronCrossEntropy()(logits.unsqueeze(1), targets.unsqueeze(1), group).squeeze(1)
+        if logits.dtype == torch.float32:  # megatron's has gradients in bfloat16
+            return tensor_parallel.vocab_parallel_cross_entropy(logits, targets)
+        return of_megatron(logits, targets, group)
+
+    return fused
+
+
+def check_fp8(fp8: str, kernels: Kernels, widths: Sequence[int]) -> None:
+    """Refuse FP8 matrix products where they cannot run.
+
+    Args:
+        fp8: 'hybrid' or 'e4m3'.
+        kernels: Of the decoder.
+        widths: Inputs and outputs of its linears on this rank.
+
+    Raises:
+        VtbConfigError: Another format, no Transformer Engine, a GPU without FP8, or widths that it cannot multiply.
+    """
+    can: object = ['hybrid', 'e4m3']
+    remedy: str | None = 'hybrid is the usual one: e4m3 forward, e5m2 for gradients'
+    if fp8 in ('hybrid', 'e4m3'):
+        can = 'null'
+        if kernels.name != 'te':
+            remedy = f'FP8 needs Transformer Engine ({parallel.te_refusal or "not there, or other kernels chosen"})'
+        elif torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 9):
+            remedy = 'FP8 needs a GPU of the generation of L40 or H100'
+        elif odd := sorted({width for width in widths if width % FP8_MULTIPLE}):
+            remedy = f'a rank has widths {odd} that {FP8_MULTIPLE} does not divide: fewer tensor-parallel ranks'
+        else:
+            return
+    raise VtbConfigError('FP8 cannot be used here.', field='trainer.strategy.fp8', got=fp8, allowed=can, remedy=remedy)
 
 
 def layer_spec(family: Family, kernels: Kernels) -> ModuleSpec:

@@ -18,12 +18,13 @@ together, with the same arguments, and get the same results.
 """
 
 import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.tensor_parallel import mappings
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
@@ -33,7 +34,16 @@ from torch.nn.functional import linear, pad
 
 from nemo_vtb.backbone.megatron import convert, lora, parallel
 from nemo_vtb.backbone.megatron.families import Family, Geometry, family_of, geometry_of
-from nemo_vtb.backbone.megatron.layers import Kernels, KeyValueCache, PackedRow, choose_kernels, layer_spec, packed_row
+from nemo_vtb.backbone.megatron.layers import (
+    FP8_MULTIPLE,
+    Kernels,
+    KeyValueCache,
+    PackedRow,
+    check_fp8,
+    choose_kernels,
+    layer_spec,
+    packed_row,
+)
 from nemo_vtb.backbone.megatron.parallel import tp_group, tp_rank, tp_size
 from nemo_vtb.backbone.rotary import keep_float32
 
@@ -50,10 +60,13 @@ class MegatronBackbone(nn.Module):
         sequence_parallel: Norms and residuals hold a part of the row each; for rows of any length.
         dtype: Of the weights.
         kernels: See `choose_kernels`.
+        fusions: See `choose_kernels`.
+        fp8: Format of FP8 matrix products, 'hybrid' or 'e4m3', with Transformer Engine alone; None for none.
         overrides: Further fields of megatron's `TransformerConfig`, such as `recompute_granularity`.
 
     Raises:
         VtbModelError: The family is not supported.
+        VtbConfigError: The kernels, fusions or FP8 cannot be had here.
     """
 
     def __init__(
@@ -63,6 +76,8 @@ class MegatronBackbone(nn.Module):
         sequence_parallel: bool = False,
         dtype: torch.dtype = torch.float32,
         kernels: str | Kernels = 'auto',
+        fusions: str | Sequence[str] = 'auto',
+        fp8: str | None = None,
         **overrides: Any,
     ) -> None:
         super().__init__()
@@ -71,8 +86,16 @@ class MegatronBackbone(nn.Module):
         self.geometry: Geometry = geometry_of(config, tp_size())
         self.hidden_size = self.geometry.hidden
         self.tied = bool(self.hf_config.tie_word_embeddings)
-        kernels = choose_kernels(kernels) if isinstance(kernels, str) else kernels
-        logger.info('Megatron decoder (%s), %d tensor-parallel ranks: %s', self.family.name, tp_size(), kernels.names)
+        kernels = choose_kernels(kernels, fusions) if isinstance(kernels, str) else kernels
+        if fp8:
+            check_fp8(fp8, kernels, self.geometry.widths(tp_size()))
+            overrides = {'fp8': fp8} | overrides
+        self.kernels = kernels
+        made_again = overrides.get('recompute_granularity') or 'nothing'
+        logger.info(
+            'Megatron decoder (%s), %d tensor-parallel ranks: %s; FP8: %s; recomputed: %s',
+            self.family.name, tp_size(), kernels.names, fp8 or 'none', made_again,
+        )  # fmt: skip
         if parallel.te_refusal:
             logger.info('Transformer Engine is installed, but not used: %s', parallel.te_refusal)
         overrides = {'sequence_parallel': sequence_parallel and tp_size() > 1} | overrides
@@ -92,8 +115,9 @@ class MegatronBackbone(nn.Module):
     def forward(self, embeds: Tensor, position_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
         """(T, H) of a packed row to hidden states (T, H); attention is causal and never crosses `cu_seqlens`."""
         length = embeds.shape[0]
-        missing = -length % tp_size() if self.sequence_parallel else 0
-        if missing:  # a conversation of padding, so that the ranks get equal parts
+        multiple = (tp_size() if self.sequence_parallel else 1) * (FP8_MULTIPLE if self.gpt.config.fp8 else 1)
+        missing = -length % multiple
+        if missing:  # a conversation of padding, so that the ranks get equal parts, and FP8 its multiple
             embeds, position_ids = pad(embeds, (0, 0, 0, missing)), pad(position_ids, (0, missing))
             cu_seqlens = torch.cat([cu_seqlens, cu_seqlens[-1:] + missing])
         packed = packed_row(cu_seqlens, max(max_seqlen, missing))
@@ -102,14 +126,49 @@ class MegatronBackbone(nn.Module):
 
     def head(self, hidden: Tensor) -> Tensor:
         """(n, H) to logits (n, V), with the LLM's own soft-capping."""
-        group = tp_group()
-        hidden = mappings.copy_to_tensor_model_parallel_region(hidden, group=group)
+        logits = mappings.gather_from_tensor_model_parallel_region(self._own_logits(hidden), group=tp_group())
+        return logits[..., : self.geometry.vocab]  # without the rows that fill up the last rank
+
+    def nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """(n, H) and the tokens (n,) that must follow to their negative log-likelihoods (n,), float32.
+
+        No rank has the logits of another: they exchange three numbers a token.
+        """
+        return self.kernels.cross_entropy(self._masked(self._own_logits(hidden)), targets).float()
+
+    @torch.no_grad()
+    def score(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """As `nll`, and whether the most likely token is the target: (n,) bool. Without gradients."""
+        logits = self._masked(self._own_logits(hidden))
+        right = self._best(logits) == targets  # first, since the loss overwrites the logits
+        return self.kernels.cross_entropy(logits, targets).float(), right
+
+    def _own_logits(self, hidden: Tensor) -> Tensor:
+        """(n, H) to the logits of this rank's part of the vocabulary: (n, V of this rank)."""
+        hidden = mappings.copy_to_tensor_model_parallel_region(hidden, group=tp_group())
         weight = self.gpt.shared_embedding_or_output_weight() if self.tied else self.gpt.output_layer.weight
-        logits = mappings.gather_from_tensor_model_parallel_region(linear(hidden, weight), group=group)
-        logits = logits[..., : self.geometry.vocab]  # without the rows that fill up the last rank
+        logits = linear(hidden, weight)
         if cap := self.family.logit_softcap:
             logits = torch.tanh(logits / cap) * cap
         return logits
+
+    def _masked(self, logits: Tensor) -> Tensor:
+        """The rows that fill up the last rank are never likely; finite, since kernels subtract from it."""
+        real = self.geometry.vocab - tp_rank() * logits.shape[-1]
+        if real >= logits.shape[-1]:
+            return logits
+        filler = torch.arange(logits.shape[-1], device=logits.device) >= real
+        return logits.masked_fill(filler, torch.finfo(logits.dtype).min / 2)
+
+    def _best(self, logits: Tensor) -> Tensor:
+        """(n, V of this rank), masked, to the most likely tokens (n,); of equal ones the first, as argmax has it."""
+        value, place = logits.max(-1)
+        highest = value.clone()
+        dist.all_reduce(highest, op=dist.ReduceOp.MAX, group=tp_group())
+        token = place + tp_rank() * logits.shape[-1]
+        token = token.where(value == highest, self.geometry.vocab_padded)
+        dist.all_reduce(token, op=dist.ReduceOp.MIN, group=tp_group())
+        return token
 
     @contextmanager
     def without_lora(self) -> Iterator[None]:
@@ -189,7 +248,7 @@ class MegatronBackbone(nn.Module):
             while len(answers) < max_new_tokens and bool(is_open.any()):
                 distances = _distances(mask, places, step.shape[1])  # (B, 1, T, S)
                 hidden = self._decode(step.transpose(0, 1), positions.t(), distances, None)  # (T, B, H)
-                ids = self.head(hidden[at, rows]).argmax(-1).where(is_open, pad_id)  # (B,)
+                ids = self._best(self._masked(self._own_logits(hidden[at, rows]))).where(is_open, pad_id)  # (B,)
                 answers.append(ids)
                 is_open = is_open & ~torch.isin(ids, stops)
                 last = last + 1
@@ -221,8 +280,9 @@ class MegatronBackbone(nn.Module):
         row."""
         attentions = [layer.self_attention for layer in self.gpt.decoder.layers]
         parallel = [m for m in self.modules() if getattr(m, 'sequence_parallel', False) is True]
-        was_training = self.training
+        was_training, fp8 = self.training, self.gpt.config.fp8
         self.eval()
+        self.gpt.config.fp8 = None  # single tokens are no matrix that it could multiply
         for attention in attentions:
             attention.cache = KeyValueCache()
         for module in parallel:
@@ -234,6 +294,7 @@ class MegatronBackbone(nn.Module):
                 attention.cache = None
             for module in parallel:
                 module.sequence_parallel = True
+            self.gpt.config.fp8 = fp8
             self.train(was_training)
 
 
@@ -335,7 +396,7 @@ def _build_gpt(
         'gradient_accumulation_fusion': False,
     }
     megatron = TransformerConfig(**fields | dict(overrides))
-    megatron.vtb_family = family
+    megatron.vtb_family, megatron.vtb_fused_rope = family, kernels.fused_rope
     block = TransformerBlockSubmodules(
         layer_specs=[layer_spec(family, kernels)] * config.num_hidden_layers, layer_norm=kernels.norm
     )

@@ -56,7 +56,10 @@ class MegatronStrategy(ModelParallelStrategy):
         tensor_parallel: Ranks that hold one LLM; 'auto' takes all of a node.
         sequence_parallel: Split the activations between the layers over these ranks as well.
         spread_audio: Each of them encodes its part of a row's clips, instead of all of them all clips.
-        recompute: Activations that the backward pass makes again: None, 'selective' or 'full'.
+        recompute: Activations that the backward pass makes again: None, 'selective' (attention) or 'full' (layers).
+        kernels: 'auto' takes the fastest that are there; or 'te', 'liger', 'torch'.
+        fusions: 'auto' takes what the device has; or a list of 'activation', 'rope' and 'cross_entropy'.
+        fp8: Format of FP8 matrix products, 'hybrid' or 'e4m3', with Transformer Engine alone; None for none.
         shard_optimizer: Each data-parallel rank keeps its part of the optimizer's moments (ZeRO-1).
         sharded_checkpoint: Checkpoints are folders that all ranks write at once, in the background.
         process_group_backend: None: gloo on CPU, NCCL on GPU.
@@ -71,6 +74,9 @@ class MegatronStrategy(ModelParallelStrategy):
         sequence_parallel: bool = False,
         spread_audio: bool = True,
         recompute: Literal['selective', 'full'] | None = None,
+        kernels: str = 'auto',
+        fusions: str | Sequence[str] = 'auto',
+        fp8: Literal['hybrid', 'e4m3'] | None = None,
         shard_optimizer: bool = False,
         sharded_checkpoint: bool = False,
         process_group_backend: str | None = None,
@@ -83,7 +89,16 @@ class MegatronStrategy(ModelParallelStrategy):
             timeout=timeout,
         )
         self.sequence_parallel, self.spread_audio, self.recompute = sequence_parallel, spread_audio, recompute
+        self.kernels, self.fusions, self.fp8 = kernels, fusions, fp8
         self.shard_optimizer, self.sharded_checkpoint = shard_optimizer, sharded_checkpoint
+        if recompute not in (None, 'selective', 'full'):
+            raise VtbConfigError(
+                'There is no such way to recompute activations.',
+                field='trainer.strategy.recompute',
+                got=recompute,
+                allowed="null, 'selective' or 'full'",
+                remedy='selective: attention scores, nearly free; full: whole layers, a third more time, least memory',
+            )
         self._accumulating = False
 
     # ---- ranks
@@ -118,12 +133,13 @@ class MegatronStrategy(ModelParallelStrategy):
 
     @property
     def decoder_options(self) -> dict[str, Any]:
-        """Fields of megatron's `TransformerConfig`."""
-        if self.recompute is None:
-            return {}
+        """What `MegatronBackbone` is told beyond the LLM: kernels, and fields of megatron's `TransformerConfig`."""
+        options: dict[str, Any] = {'kernels': self.kernels, 'fusions': self.fusions, 'fp8': self.fp8}
+        if self.recompute is not None:
+            options['recompute_granularity'] = self.recompute
         if self.recompute == 'full':
-            return {'recompute_granularity': 'full', 'recompute_method': 'uniform', 'recompute_num_layers': 1}
-        return {'recompute_granularity': 'selective'}
+            options |= {'recompute_method': 'uniform', 'recompute_num_layers': 1}
+        return options
 
     def setup_environment(self) -> None:
         """Make the process groups, Lightning's and Megatron's, which must be the same."""
