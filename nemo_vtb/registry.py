@@ -26,13 +26,16 @@ from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
 
-__all__ = ['NEMO_MODULE', 'PREFIX', 'STRATEGY', 'is_registered', 'register']
+__all__ = ['NEMO_MODULE', 'PREFIX', 'STRATEGIES', 'is_registered', 'register']
 
 NEMO_MODULE = 'nemo.core.classes.common'
 # with the dot, so that a stranger's `nemo_vtb_evil.X` is not admitted
 PREFIX = 'nemo_vtb.'
 # NeMo also looks at the base class, and knows strategies of Lightning's and its own alone
-STRATEGY = 'nemo_vtb.backbone.megatron.strategy.MegatronStrategy'
+STRATEGIES = (
+    'nemo_vtb.backbone.megatron.strategy.MegatronStrategy',
+    'nemo_vtb.backbone.fully_sharded.FullyShardedStrategy',
+)
 
 
 def register() -> None:
@@ -57,7 +60,7 @@ def _add_prefix(module: ModuleType) -> None:
         prefixes.append(PREFIX)
     exact = getattr(module, 'ALLOWED_EXACT_CLASS_TARGETS', None)
     if isinstance(exact, set):
-        exact.add(STRATEGY)
+        exact.update(STRATEGIES)
 
 
 class _NemoFinder(MetaPathFinder):

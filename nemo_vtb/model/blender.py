@@ -34,6 +34,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from nemo_vtb.backbone.base import Backbone
+from nemo_vtb.backbone.fully_sharded import FullyShardedStrategy
 from nemo_vtb.backbone.hf import HFBackbone, load_llm
 from nemo_vtb.backbone.megatron.strategy import MegatronStrategy
 from nemo_vtb.data.conversation import KINDS
@@ -100,12 +101,17 @@ class VoiceTextBlender(Portable, Saving, Generation, SplitLLM, SALM, ModelPT):
         self.is_split = trainer is not None and isinstance(trainer.strategy, MegatronStrategy)
         base = base_folder(self, restored)
         source = str(self.cfg.pretrained_llm) if pretrained else base or str(folder)
+        self.is_sharded = trainer is not None and isinstance(trainer.strategy, FullyShardedStrategy)
+        if self.is_sharded:
+            self._check_shardable(source, pretrained or base is not None)
         (self._plan_llm if self.is_split else self._build_llm)(source, pretrained or base is not None)
         self.perception = setup_perception(self.cfg, *self._llm_scale, pretrained=pretrained)
         self.frames = frame_counter(self.cfg.perception, chunk_s=self.cfg.get('encoder_chunk_size_seconds'))
         if not restoring:
             maybe_load_pretrained_models(self)
         self._freeze()
+        if self.is_sharded:
+            self._check_frozen()
         self._adopt(restored)
         self._use_fsdp = self._use_tp = False
         self._window_targets = 0.0
@@ -234,6 +240,10 @@ class VoiceTextBlender(Portable, Saving, Generation, SplitLLM, SALM, ModelPT):
     def _nothing(self) -> Tensor:
         """(1, H) of zeros that every trained parameter has a zero gradient of."""
         zero = sum((p.flatten()[:1] * 0.0).sum() for p in self.parameters() if p.requires_grad)
+        if self.is_sharded:  # the other ranks wait for the layers of this one
+            one = torch.zeros(1, dtype=torch.int64, device=self.device)
+            borders = torch.tensor([0, 1], dtype=torch.int32, device=self.device)
+            zero = zero + (self.backbone.forward(self.backbone.embed(one), one, borders, 1) * 0.0).sum()
         return torch.zeros(1, self.backbone.hidden_size, device=self.device) + zero
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -352,7 +362,7 @@ class VoiceTextBlender(Portable, Saving, Generation, SplitLLM, SALM, ModelPT):
                     allowed=f'the {what} with fingerprint {checkpoint[key][:12]}; this one has {now[:12]}',
                     remedy='name the LLM of that run, or start in another folder (exp_manager.explicit_log_dir=...)',
                 )
-        if self.is_split:
+        if self.is_split or (self.is_sharded and self._built):
             return  # has read it already, each rank its part
         for name, value in base.items():
             checkpoint['state_dict'].setdefault(name, value)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     class _Module(nn.Module):
         backbone: Any
         is_split: bool
+        is_sharded: bool
         _first_lora: dict[str, Tensor]
         _built: bool
 
@@ -147,7 +148,7 @@ class Portable(_Module):
 
     def save_to(self, save_path: str | Path, **options: Any) -> None:
         """Write the `.nemo` file; the ranks that hold one LLM call it together, and the first one writes."""
-        if self.is_split:
+        if self.is_split or (self.is_sharded and self._built):
             self._portable = {**self.base_weights(), **self.trained_state()}
         try:
             super().save_to(save_path, **options)

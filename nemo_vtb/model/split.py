@@ -15,6 +15,7 @@
 
 import re
 from collections.abc import Iterable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,7 +42,9 @@ class SplitLLM(_Salm):
     """Mixin of `VoiceTextBlender`: the LLM is read, each rank its part, once the ranks know one another."""
 
     is_split: bool
+    is_sharded: bool
     _built = False
+    _whole: ExitStack | None = None
 
     @property
     def spread_group(self) -> dist.ProcessGroup | None:
@@ -53,13 +56,19 @@ class SplitLLM(_Salm):
 
     def base_weights(self) -> dict[str, Tensor]:
         """The untouched LLM under the names of the state dict; {} if it is trained itself."""
+        if self.is_sharded and self._built:
+            return base_weights(self._llm_source, self.backbone.lora_state())
         if not self.is_split:
             return frozen_base(self)
         return base_weights(self._llm_source, self._first_lora)
 
     def configure_model(self) -> None:
-        """Read this rank's part of the LLM; Lightning calls it when the ranks know one another."""
-        if not self.is_split or self._built:
+        """Read this rank's part of the LLM, or give it up; Lightning calls it when the ranks know one another."""
+        if self._built:
+            return
+        if self.is_sharded:
+            self._shard_llm()
+        if not self.is_split:
             return
         from nemo_vtb.backbone.megatron.model import build_backbone
 
@@ -79,6 +88,53 @@ class SplitLLM(_Salm):
         object.__setattr__(self, 'backbone', backbone)
         self._built = True
 
+    def _check_shardable(self, source: str, pretrained: bool) -> None:
+        """Refuse what ranks with parts of a Hugging Face LLM cannot train.
+
+        Raises:
+            VtbConfigError: The LLM has no weights, or typed chats are held to it, which not every row has.
+        """
+        if not pretrained:
+            raise _no_weights('trainer.strategy=fully_sharded')
+        if self.cfg.get('text_anchor'):
+            raise VtbConfigError(
+                'The untouched LLM runs on rows with typed chats alone; the other ranks would wait for it.',
+                field='model.text_anchor',
+                got=self.cfg.text_anchor,
+                allowed='0 with trainer.strategy=fully_sharded',
+                remedy='model.text_anchor=0, or train with DDP or on the Megatron backbone',
+            )
+        self._llm_source = source
+
+    def _check_frozen(self) -> None:
+        for name, parameter in (*self.llm.named_parameters(), ('embed_tokens.weight', self.embed_tokens.weight)):
+            self._require_frozen(name, parameter)
+
+    def _shard_llm(self) -> None:
+        from nemo_vtb.backbone.fully_sharded import shard_decoder
+
+        if 'bf16-true' in str(self.trainer.precision):
+            self.llm.to(torch.bfloat16)  # before it is cut: Lightning does so with the rest
+        strategy: Any = self.trainer.strategy
+        shard_decoder(self.backbone.decoder, strategy.device_mesh['data_parallel'])
+        self._built = True
+
+    def on_validation_model_eval(self) -> None:
+        """Lightning calls it before anything of a validation; see `kept_whole`."""
+        super().on_validation_model_eval()
+        if self.is_sharded and self._whole is None:
+            from nemo_vtb.backbone.fully_sharded import kept_whole
+
+            self._whole = ExitStack()
+            self._whole.enter_context(kept_whole(self.backbone.decoder))
+
+    def on_validation_model_train(self) -> None:
+        """Lightning calls it behind everything of a validation."""
+        if self._whole is not None:
+            self._whole.close()
+            self._whole = None
+        super().on_validation_model_train()
+
     def _plan_llm(self, source: str, pretrained: bool) -> None:
         """Find out what the rest of the model needs to know of the LLM; draw the first LoRA weights.
 
@@ -87,13 +143,7 @@ class SplitLLM(_Salm):
         """
         require_megatron()
         if not pretrained:
-            raise VtbConfigError(
-                'The Megatron backbone reads the weights of the LLM from its folder.',
-                field='model.pretrained_weights',
-                got=False,
-                allowed=True,
-                remedy='save random weights with `save_pretrained`, or train with another strategy',
-            )
+            raise _no_weights('the Megatron backbone')
         self._llm_source = source
         shape = self._shape_of_llm()
         table = base_weights(source)['embed_tokens.weight']  # (V, H), mapped
@@ -161,9 +211,19 @@ class SplitLLM(_Salm):
         matches = {key: any(re.match(p, own) for p in self.cfg.get(key) or ()) for key in _FREEZING}
         if matches['prevent_freeze_params'] or not matches['freeze_params']:
             raise VtbConfigError(
-                'The Megatron backbone trains LoRA, not the LLM itself.',
+                'With this strategy LoRA is trained, not the LLM itself.',
                 field='model.freeze_params',
                 got=f'{own} is to be trained',
                 allowed=r"'^llm\\..+$' and '^embed_tokens\\..+$'",
                 remedy='freeze the LLM, or train with another strategy',
             )
+
+
+def _no_weights(who: str) -> VtbConfigError:
+    return VtbConfigError(
+        f'The weights of the LLM are read from its folder ({who}).',
+        field='model.pretrained_weights',
+        got=False,
+        allowed=True,
+        remedy='save random weights with `save_pretrained`, or train with another strategy',
+    )

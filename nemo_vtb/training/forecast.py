@@ -97,6 +97,8 @@ def forecast(cfg: DictConfig) -> Forecast:
     with _empty_weights():
         speech = _speech(cfg.model, llm.config.get_text_config().hidden_size)
     shares = _shares(llm, tensor)
+    if _is_fully_sharded(cfg):
+        shares['llm'] = _gathered(llm, data)
     parts = {name: _part(module, True) for name, module in speech.items()}
     parts['llm'] = Part(sum(p.numel() for p in llm.parameters() if not p.requires_grad), shares['llm'], False)
     parts['lora'] = Part(lora, shares['lora'], True)
@@ -239,6 +241,20 @@ def _shares(llm: nn.Module, tensor: int) -> dict[str, int]:
             size = -(-size // parts)
         shares['lora' if '.lora_' in name else 'llm'] += size
     return shares
+
+
+def _is_fully_sharded(cfg: DictConfig) -> bool:
+    strategy = cfg.trainer.get('strategy')
+    name = strategy.get('_target_', '') if isinstance(strategy, Mapping | DictConfig) else strategy
+    return str(name).endswith(('FullyShardedStrategy', 'fully_sharded'))
+
+
+def _gathered(llm: nn.Module, ranks: int) -> int:
+    """Frozen parameters on one GPU under FSDP2: a part of each layer, one layer whole, and what is no layer."""
+    frozen = {name: p.numel() for name, p in llm.named_parameters() if not p.requires_grad}
+    inside = sum(size for name, size in frozen.items() if '.layers.' in name)
+    outside = sum(frozen.values()) - inside
+    return outside + -(-inside // ranks) + inside // llm.config.get_text_config().num_hidden_layers
 
 
 def _bytes(precision: str) -> tuple[int, int, int]:

@@ -21,6 +21,7 @@ from lightning.pytorch import Callback, Trainer
 from nemo.utils.trainer_utils import resolve_trainer_cfg
 from omegaconf import DictConfig
 
+from nemo_vtb.backbone.fully_sharded import register_fully_sharded
 from nemo_vtb.backbone.megatron.strategy import register_strategy, tensor_parallel_of
 from nemo_vtb.checkpoint.warm import warm_start
 from nemo_vtb.errors import VtbConfigError
@@ -52,6 +53,7 @@ def build_trainer(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> Traine
     if counted:  # the data has one long epoch: validation is counted in batches, across epochs
         options['check_val_every_n_epoch'] = None
     register_strategy()
+    register_fully_sharded()
     trainer = Trainer(**options)
     world = trainer.world_size // tensor_parallel_of(trainer)  # the ranks of one LLM see the same rows
     rows = int(cfg.data.get('rows_per_batch') or world)

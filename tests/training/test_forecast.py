@@ -93,6 +93,19 @@ def test_one_kv_head_is_on_every_gpu_and_moments_are_shared() -> None:
     assert zero.training_gb == pytest.approx(trained * (4 + 1) / 1e9)
 
 
+def test_fsdp2_keeps_a_part_of_each_layer() -> None:
+    from nemo_vtb.training.forecast import forecast
+
+    model = 'llama31_8b_canary1b_flash'
+    whole, eight = (forecast(composed(model, name, 'trainer.devices=8')) for name in ('megatron_tp1', 'fully_sharded'))
+    table = 128256 * 4096  # token embedding, and as much for the head
+    layers = whole.parts['llm'].local - 2 * table - 4096
+    assert eight.parts['llm'].local == pytest.approx(2 * table + layers / 8 + layers / 32, rel=1e-3)
+    assert eight.parts['lora'] == whole.parts['lora']
+    by_name = composed(model, 'megatron_tp1', 'trainer.devices=8', 'trainer.strategy=fully_sharded')
+    assert forecast(by_name).parts == eight.parts
+
+
 def test_what_is_not_known_is_named() -> None:
     from nemo_vtb.training.forecast import forecast
 

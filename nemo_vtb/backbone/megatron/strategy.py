@@ -17,23 +17,19 @@ Letters in mesh names are Lightning's: `data_parallel`, `tensor_parallel`. Ranks
 """
 
 import importlib.util
-import inspect
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
 from lightning.pytorch import Trainer
-from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy, StrategyRegistry
+from lightning.pytorch.strategies import StrategyRegistry
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
+from nemo_vtb.backbone.reducing import ReducingStrategy
 from nemo_vtb.data.random_state import follow
 from nemo_vtb.errors import VtbConfigError, VtbDataError, VtbModelError
 
@@ -41,11 +37,8 @@ __all__ = ['MegatronStrategy', 'register_strategy', 'require_megatron', 'tensor_
 
 logger = logging.getLogger(__name__)
 
-_BUCKET = 32 * 2**20
-"""Elements that are reduced at once: enough to fill the network, little beside the model."""
 
-
-class MegatronStrategy(ModelParallelStrategy):
+class MegatronStrategy(ReducingStrategy):
     """`tensor_parallel` neighbouring ranks hold one LLM; the others hold copies and see other rows.
 
     Encoder and adapter are whole on each rank. There is no wrapper around the model: after the last micro-batch of a
@@ -82,15 +75,9 @@ class MegatronStrategy(ModelParallelStrategy):
         process_group_backend: str | None = None,
         timeout: timedelta | None = default_pg_timeout,
     ) -> None:
-        super().__init__(
-            tensor_parallel_size=tensor_parallel,
-            save_distributed_checkpoint=False,
-            process_group_backend=process_group_backend,
-            timeout=timeout,
-        )
+        super().__init__(tensor_parallel, shard_optimizer, sharded_checkpoint, process_group_backend, timeout)
         self.sequence_parallel, self.spread_audio, self.recompute = sequence_parallel, spread_audio, recompute
         self.kernels, self.fusions, self.fp8 = kernels, fusions, fp8
-        self.shard_optimizer, self.sharded_checkpoint = shard_optimizer, sharded_checkpoint
         if recompute not in (None, 'selective', 'full'):
             raise VtbConfigError(
                 'There is no such way to recompute activations.',
@@ -99,7 +86,6 @@ class MegatronStrategy(ModelParallelStrategy):
                 allowed="null, 'selective' or 'full'",
                 remedy='selective: attention scores, nearly free; full: whole layers, a third more time, least memory',
             )
-        self._accumulating = False
 
     # ---- ranks
 
@@ -120,16 +106,6 @@ class MegatronStrategy(ModelParallelStrategy):
                 remedy=f'trainer.devices={max(1, size)}, or another tensor_parallel',
             )
         return size
-
-    @property
-    def tensor_group(self) -> dist.ProcessGroup:
-        """The ranks that hold one LLM; they see the same rows."""
-        return self.device_mesh['tensor_parallel'].get_group()
-
-    @property
-    def data_group(self) -> dist.ProcessGroup:
-        """The ranks that hold the same part of the LLM; they see different rows."""
-        return self.device_mesh['data_parallel'].get_group()
 
     @property
     def decoder_options(self) -> dict[str, Any]:
@@ -155,26 +131,12 @@ class MegatronStrategy(ModelParallelStrategy):
         follow(parallel.generator_states, parallel.set_generator_states)
 
     def setup(self, trainer: Trainer) -> None:
-        """Build optimizers on the device; gradients are clipped by the norm over all shards."""
+        """Begin equal, then draw for other rows other numbers."""
         super().setup(trainer)
-        module = self.lightning_module
-        assert module is not None
-        own = (value for name, value in module.state_dict(keep_vars=True).items() if not name.startswith('llm.'))
-        self.take_from_first(own)
         if copy := dist.get_rank(self.data_group):
             from nemo_vtb.backbone.megatron.parallel import seed_everything
 
             seed_everything(self._seed + 7919 * copy)  # other rows, other dropout
-        # torch's would see the shards of this rank alone
-        self.precision_plugin.clip_grad_by_norm = self._clip_by_norm
-
-    @torch.no_grad()
-    def take_from_first(self, tensors: Iterable[Tensor]) -> None:
-        """Overwrite tensors by those of rank 0, as DDP does: copies of one model must begin equal, seeds or not."""
-        for tensor in tensors if self.world_size > 1 else ():
-            value = tensor.detach().to(self.root_device)
-            dist.broadcast(value, 0)
-            tensor.copy_(value)
 
     def batch_to_device(self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0) -> Any:
         """Move a row to the device.
@@ -198,118 +160,10 @@ class MegatronStrategy(ModelParallelStrategy):
                 )
         return batch
 
-    # ---- gradients
-
-    @contextmanager
-    def block_backward_sync(self) -> Iterator[None]:
-        """Lightning holds this open while it accumulates."""
-        self._accumulating = True
-        try:
-            yield
-        finally:
-            self._accumulating = False
-
-    def post_backward(self, closure_loss: Tensor) -> None:
-        """Reduce the gradients, once per optimizer step."""
-        if self._accumulating or self.world_size == 1:
-            return
-        assert self.lightning_module is not None
-        parameters = [p for p in self.lightning_module.parameters() if p.requires_grad]
-        for parameter in parameters:
-            if parameter.grad is None:  # nothing of it was used on this rank, but perhaps on others
-                parameter.grad = torch.zeros_like(parameter)
-        world, data = self.world_size, self.world_size // self.tensor_parallel
-        spread = {id(p) for p in self._spread_parameters()}
-        partial = [p for p in parameters if _is_partial(p) or id(p) in spread]
-        apart = {id(p) for p in partial}
-        sharded = [p for p in parameters if _is_sharded(p) and id(p) not in apart]
-        equal = [p for p in parameters if not _is_sharded(p) and id(p) not in apart]
-        _reduce((p.grad for p in sharded), self.data_group, 1.0 / data)
-        _reduce((p.grad for p in partial), dist.group.WORLD, 1.0 / data)
-        # equal already within the group: their mean keeps kernels that round differently from drifting apart
-        _reduce((p.grad for p in equal), dist.group.WORLD, 1.0 / world)
-        # running statistics as under DDP: those of rank 0, once per step
-        for buffer in self._running_statistics():
-            dist.broadcast(buffer, 0)
-
     def _spread_parameters(self) -> Iterable[nn.Parameter]:
         if self.tensor_parallel == 1 or not self.spread_audio:
             return ()
         return self.lightning_module.perception.parameters()
-
-    def _running_statistics(self) -> list[Tensor]:
-        module = self.lightning_module
-        assert module is not None
-        norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
-        return [buffer for norm in norms for buffer in norm.buffers()]
-
-    def _clip_by_norm(self, optimizer: Optimizer, clip_val: float) -> None:
-        parameters = [p for group in optimizer.param_groups for p in group['params'] if p.grad is not None]
-        device = self.root_device
-        squares = torch.zeros(2, dtype=torch.float32, device=device)  # of shards, of whole parameters
-        for parameter in parameters:
-            squares[0 if _is_sharded(parameter) else 1] += parameter.grad.float().pow(2).sum()
-        dist.all_reduce(squares[:1], group=self.tensor_group)
-        factor = (clip_val / (squares.sum().sqrt() + 1e-6)).clamp(max=1.0)
-        for parameter in parameters:
-            parameter.grad.mul_(factor)
-
-    # ---- optimizer
-
-    def setup_optimizers(self, trainer: Trainer) -> None:
-        """Build the optimizers; with `shard_optimizer` the data-parallel ranks share their moments."""
-        super().setup_optimizers(trainer)
-        if self.shard_optimizer and dist.get_world_size(self.data_group) > 1:
-            self._shard_moments()
-
-    def _shard_moments(self) -> None:
-        from torch.distributed.optim import ZeroRedundancyOptimizer
-
-        assert self.lightning_module is not None
-        plain = self.optimizers[0]  # type: ignore[has-type]
-        # some defaults are set by a class itself and are no arguments of it
-        known = inspect.signature(type(plain)).parameters
-        options = {name: value for name, value in plain.defaults.items() if name in known}
-        optimizer = ZeroRedundancyOptimizer(
-            plain.param_groups, optimizer_class=type(plain), process_group=self.data_group, **options
-        )
-        self.optimizers = [optimizer]
-        for config in self.lr_scheduler_configs:
-            config.scheduler.optimizer = optimizer
-
-    # ---- checkpoints
-
-    @property
-    def lightning_restore_optimizer(self) -> bool:
-        """Lightning's order: the model, then the optimizer."""
-        return True
-
-    def lightning_module_state_dict(self) -> dict[str, Any]:
-        """What the Hugging Face backbone would have: LoRA whole, under PEFT's names. All ranks call it together."""
-        return self.lightning_module.trained_state()
-
-    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        """Take this rank's part of a checkpoint that any backbone has written."""
-        self.lightning_module.load_trained_state(checkpoint['state_dict'])
-
-    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """The optimizer's state as on the Hugging Face backbone: moments of LoRA whole. All ranks call it together."""
-        if isinstance(optimizer, LightningOptimizer):
-            optimizer = optimizer._optimizer
-        if hasattr(optimizer, 'consolidate_state_dict'):
-            optimizer.consolidate_state_dict(to=0)
-            if dist.get_rank(self.data_group) != 0:
-                return {}  # the checkpoint is written by a rank of the first copy
-        state = optimizer.state_dict()
-        parameters = [p for group in optimizer.param_groups for p in group['params']]
-        return {**state, 'state': self._converted(parameters, state['state'], 'gather_lora')}
-
-    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Take this rank's part of the moments."""
-        for optimizer, state in zip(self.optimizers, checkpoint['optimizer_states'], strict=True):
-            parameters = [p for group in optimizer.param_groups for p in group['params']]
-            local = self._converted(parameters, state['state'], 'shard_lora')
-            optimizer.load_state_dict({**state, 'state': local})
 
     def _converted(self, parameters: Sequence[nn.Parameter], state: Mapping[int, Any], how: str) -> dict[int, Any]:
         """Gather or shard the moments of LoRA; all else is whole on each rank."""
@@ -323,23 +177,6 @@ class MegatronStrategy(ModelParallelStrategy):
                 entry = {k: change(name, v) if isinstance(v, Tensor) and v.dim() else v for k, v in entry.items()}
             converted[number] = entry
         return converted
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
-        """Write one file by rank 0, or a folder by all ranks."""
-        if self.sharded_checkpoint:
-            self.checkpoint_io.save_together(checkpoint, self.broadcast(str(filepath)))
-        else:
-            ParallelStrategy.save_checkpoint(self, checkpoint, filepath, storage_options)
-
-    def load_checkpoint(self, checkpoint_path: str | Path) -> dict[str, Any]:
-        """Read a checkpoint, a file or a folder, on each rank."""
-        torch.cuda.empty_cache()
-        return self.checkpoint_io.load_checkpoint(checkpoint_path)
-
-    def teardown(self) -> None:
-        """Wait for a checkpoint that is still being written."""
-        self.checkpoint_io.teardown()
-        super().teardown()
 
 
 def require_megatron() -> None:
@@ -365,30 +202,3 @@ def tensor_parallel_of(trainer: Trainer) -> int:
     """Ranks of a trainer that see the same rows: 1 unless it has this strategy."""
     strategy = trainer.strategy
     return strategy.tensor_parallel if isinstance(strategy, MegatronStrategy) else 1
-
-
-def _is_sharded(parameter: nn.Parameter) -> bool:
-    return bool(getattr(parameter, 'tensor_model_parallel', False))
-
-
-def _is_partial(parameter: nn.Parameter) -> bool:
-    """Whether each rank of the LLM has only part of the gradient of a parameter that is whole on all of them."""
-    return bool(getattr(parameter, 'partial_gradient', False))
-
-
-def _reduce(gradients: Iterable[Tensor | None], group: dist.ProcessGroup | None, scale: float) -> None:
-    """Sum over a group, then scale; in buckets of one dtype, since a collective has a price of its own."""
-    if group is None or dist.get_world_size(group) == 1:
-        return
-    bucket: list[Tensor] = []
-    for gradient in (*(g for g in gradients if g is not None), None):
-        full = gradient is None or (bucket and bucket[0].dtype != gradient.dtype)
-        if bucket and (full or sum(g.numel() for g in bucket) > _BUCKET):
-            flat = torch.cat([g.reshape(-1) for g in bucket])
-            dist.all_reduce(flat, group=group)
-            flat.mul_(scale)
-            for one, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
-                one.copy_(part.view_as(one))
-            bucket = []
-        if gradient is not None:
-            bucket.append(gradient)

@@ -114,3 +114,12 @@ def test_each_goes_on_from_a_checkpoint_of_the_other(
     assert list(rest) == list(range(HALF + 1, STEPS + 1))
     for step, losses in rest.items():
         assert losses == pytest.approx(whole[step], abs=1e-4), step
+
+
+def test_fsdp2_has_the_same_curve_with_its_gate(script: Script) -> None:
+    """The gate asks the LLM between the steps, at each validation; NeMo admits the class of the strategy."""
+    script.train('fs2', 2, 'fully_sharded', 'gate.enabled=true', 'gate.items=9')
+    whole, ours = script.losses('hf'), script.losses('fs2')
+    assert list(ours) == list(range(1, STEPS + 1))
+    for step, losses in ours.items():
+        assert losses == pytest.approx(whole[step], abs=1e-4), step

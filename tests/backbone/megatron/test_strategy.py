@@ -84,12 +84,15 @@ class Runs:
 
     def losses(self, name: str) -> dict[int, dict[str, float]]:
         """Step -> loss per kind."""
-        return {r['step']: r['losses'] for r in read_history(self.folder / name / 'history.jsonl')}
+        return {r['step']: r['losses'] for r in self._steps(name)}
 
     def rows(self, name: str) -> list[tuple[Any, ...]]:
         """What each step was made of."""
-        records = read_history(self.folder / name / 'history.jsonl')
-        return [(r['step'], r['tokens'], r['audio_s'], r['targets'], r['lr']) for r in records]
+        return [(r['step'], r['tokens'], r['audio_s'], r['targets'], r['lr']) for r in self._steps(name)]
+
+    def _steps(self, name: str) -> list[dict[str, Any]]:
+        """Records of training, without those of validations."""
+        return [r for r in read_history(self.folder / name / 'history.jsonl') if r['type'] == 'train']
 
     def checkpoint(self, name: str) -> dict[str, Any]:
         """The checkpoint at the end of a run, a file or shards."""

@@ -36,7 +36,9 @@ TRAINER = {
 }  # fmt: skip
 
 
-def write_config(folder: Path, family: str = 'llama', adapter: Mapping[str, Any] | None = None) -> None:
+def write_config(
+    folder: Path, family: str = 'llama', adapter: Mapping[str, Any] | None = None, validation: int = 0
+) -> None:
     """`cfg.yaml`: a tiny LLM with saved weights, a tiny Whisper, all four kinds of data, two learning rates."""
     from nemo_vtb.testing import tiny_corpus, tiny_model_cfg
 
@@ -48,13 +50,22 @@ def write_config(folder: Path, family: str = 'llama', adapter: Mapping[str, Any]
         model['perception']['modality_adapter'] = dict(adapter)
     data = {
         'train_ds': {'sample_rate': 16000, 'seed': 1, 'input_cfg': corpus.input_cfg('train')},
+        **({'validation_ds': validation_sets(corpus)} if validation else {}),
         'budget': dict.fromkeys(KINDS, 0.25),
         'max_tokens': 192,
         'rows_per_batch': 2,
         'num_workers': 0,
         'index_dir': str(folder / 'index'),
     }
-    OmegaConf.save({'name': 'x', 'seed': 7, 'model': model, 'trainer': TRAINER, 'data': data}, folder / 'cfg.yaml')
+    trainer = TRAINER | ({'limit_val_batches': 1.0, 'val_check_interval': validation} if validation else {})
+    OmegaConf.save({'name': 'x', 'seed': 7, 'model': model, 'trainer': trainer, 'data': data}, folder / 'cfg.yaml')
+
+
+def validation_sets(corpus: Any) -> dict[str, Any]:
+    """One set of typed chats, one of recordings."""
+    text, *spoken = corpus.input_cfg('validation')
+    sets = {'text': {'input_cfg': [text]}, 'speech': {'input_cfg': spoken[:1]}}
+    return {'sample_rate': 16000, 'datasets': sets}
 
 
 def run_job(folder: Path, job: Mapping[str, Any]) -> None:
@@ -75,8 +86,13 @@ def run_job(folder: Path, job: Mapping[str, Any]) -> None:
     trainer = build_trainer(cfg, [History(out)])
     model = build_model(cfg, trainer)
     data = VtbDataModule(cfg.data, model.renderer, model.frames, run_dir=out)
+    if (rank := job.get('empty_on')) is not None:
+        leave_out_a_row(model, rank)
     trainer.fit(model, data, ckpt_path=job.get('resume') and folder / job['resume'] / 'end.ckpt')
     trainer.save_checkpoint(out / 'end.ckpt')
+    if trainer.limit_val_batches and trainer.is_global_zero:
+        values = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        (out / 'metrics.json').write_text(json.dumps(values))
     if job.get('draw'):
         (out / f'drawn{trainer.global_rank}').write_text(json.dumps(torch.rand(5000, dtype=torch.float64).tolist()))
     if job.get('nemo'):
@@ -84,6 +100,19 @@ def run_job(folder: Path, job: Mapping[str, Any]) -> None:
     trainer.strategy.checkpoint_io.teardown()
     if trainer.world_size > 1:
         check_copies(model, trainer)
+
+
+def leave_out_a_row(model: Any, rank: int) -> None:
+    """As if every conversation of the second row of a rank had been broken."""
+    from nemo_vtb.data.collate import pack_row
+
+    step = model.training_step
+
+    def training_step(batch: dict[str, Any], batch_idx: int) -> Any:
+        gone = batch_idx == 1 and model.global_rank == rank
+        return step(pack_row([]) if gone else batch, batch_idx)
+
+    model.training_step = training_step
 
 
 def check_copies(model: Any, trainer: Any) -> None:
@@ -95,6 +124,22 @@ def check_copies(model: Any, trainer: Any) -> None:
     for name, value in lora.items():
         if not getattr(value, 'tensor_model_parallel', False):
             check_copy(name, value)
+    if model.is_sharded:
+        check_shards(model, trainer.world_size)
+
+
+def check_shards(model: Any, ranks: int) -> None:
+    """Each rank has its part of the frozen decoder, and the whole of LoRA, the same everywhere."""
+    from torch.distributed.tensor import DTensor
+
+    layers = dict(model.backbone.decoder.layers.named_parameters())
+    assert any('.lora_' in name for name in layers)
+    for name, value in layers.items():
+        if '.lora_' in name:
+            check_copy(name, value)
+        else:
+            assert isinstance(value, DTensor), name
+            assert value.to_local().numel() * ranks == value.numel(), name
 
 
 def check_copy(name: str, value: torch.Tensor) -> None:

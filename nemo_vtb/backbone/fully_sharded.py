@@ -1,0 +1,104 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""FSDP2 for the Hugging Face backbone: each rank keeps a part of the frozen LLM, and gathers a layer to run it."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
+from lightning.pytorch.strategies import StrategyRegistry
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+
+from nemo_vtb.backbone.reducing import ReducingStrategy
+
+__all__ = ['FullyShardedStrategy', 'kept_whole', 'register_fully_sharded', 'shard_decoder']
+
+
+class FullyShardedStrategy(ReducingStrategy):
+    """Data parallel, with the decoder layers of the frozen LLM spread over all ranks (FSDP2).
+
+    What is trained (LoRA, adapter, encoder) stays whole on each rank, as under DDP, and so do the token embedding and
+    the head: how often they run differs from rank to rank, and a rank that gathers alone would wait forever.
+
+    Args:
+        shard_optimizer: Each rank keeps its part of the optimizer's moments (ZeRO-1).
+        sharded_checkpoint: Checkpoints are folders that all ranks write at once, in the background.
+        process_group_backend: None: gloo on CPU, NCCL on GPU.
+        timeout: Of a collective.
+    """
+
+    strategy_name = 'fully_sharded'
+
+    def __init__(
+        self,
+        shard_optimizer: bool = False,
+        sharded_checkpoint: bool = False,
+        process_group_backend: str | None = None,
+        timeout: timedelta | None = default_pg_timeout,
+    ) -> None:
+        super().__init__(1, shard_optimizer, sharded_checkpoint, process_group_backend, timeout)
+
+    def setup_environment(self) -> None:
+        """All ranks are data parallel."""
+        self._data_parallel_size = self.world_size
+        super().setup_environment()
+
+    def _tensors_that_begin_equal(self) -> Iterable[Tensor]:
+        # LoRA is whole here, and drawn by each rank for itself
+        assert self.lightning_module is not None
+        lora = [p for name, p in self.lightning_module.named_parameters() if '.lora_' in name]
+        return [*super()._tensors_that_begin_equal(), *lora]
+
+
+def shard_decoder(decoder: nn.Module, mesh: DeviceMesh) -> None:
+    """Spread the frozen weights of a decoder over the ranks, layer by layer.
+
+    Args:
+        decoder: With `layers`; its trained parameters stay as they are.
+        mesh: The data-parallel ranks.
+    """
+    trained = {parameter for parameter in decoder.parameters() if parameter.requires_grad}
+    layers: Any = decoder.layers
+    for module in (*layers, decoder):
+        fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=trained)
+
+
+@contextmanager
+def kept_whole(decoder: nn.Module) -> Iterator[None]:
+    """Gather a decoder once, for passes that not all ranks run equally often (validation, answers)."""
+    parts = [module for module in decoder.modules() if isinstance(module, FSDPModule)]
+
+    def keep(whole: bool) -> None:
+        # what is made in inference mode could not be trained on afterwards
+        with torch.inference_mode(False), torch.no_grad():
+            for part in parts:
+                part.set_reshard_after_forward(not whole, recurse=False)
+                part.unshard() if whole else part.reshard()
+
+    keep(True)
+    try:
+        yield
+    finally:
+        keep(False)
+
+
+def register_fully_sharded() -> None:
+    """Make `trainer.strategy=fully_sharded` a name of `FullyShardedStrategy`."""
+    if 'fully_sharded' not in StrategyRegistry:
+        StrategyRegistry.register('fully_sharded', FullyShardedStrategy, description='FSDP2 of the frozen LLM')
