@@ -14,7 +14,7 @@
 """FSDP2 for the Hugging Face backbone: each rank keeps a part of the frozen LLM, and gathers a layer to run it."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -53,11 +53,35 @@ class FullyShardedStrategy(ReducingStrategy):
         timeout: timedelta | None = default_pg_timeout,
     ) -> None:
         super().__init__(1, shard_optimizer, sharded_checkpoint, process_group_backend, timeout)
+        self._whole = ExitStack()
 
     def setup_environment(self) -> None:
         """All ranks are data parallel."""
         self._data_parallel_size = self.world_size
         super().setup_environment()
+
+    # ---- ranks do not run the LLM equally often there
+
+    def on_validation_start(self) -> None:
+        """Gather the LLM; what asks it in a validation does so behind this."""
+        self._whole.enter_context(kept_whole(self._decoder))
+
+    def on_validation_end(self) -> None:
+        """Give it back."""
+        self._whole.close()
+
+    def on_test_start(self) -> None:
+        """As at a validation."""
+        self.on_validation_start()
+
+    def on_test_end(self) -> None:
+        """As at a validation."""
+        self.on_validation_end()
+
+    @property
+    def _decoder(self) -> nn.Module:
+        backbone: Any = self.lightning_module.backbone
+        return backbone.decoder
 
     def _tensors_that_begin_equal(self) -> Iterable[Tensor]:
         # LoRA is whole here, and drawn by each rank for itself

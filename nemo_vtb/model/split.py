@@ -15,7 +15,6 @@
 
 import re
 from collections.abc import Iterable
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -44,7 +43,6 @@ class SplitLLM(_Salm):
     is_split: bool
     is_sharded: bool
     _built = False
-    _whole: ExitStack | None = None
 
     @property
     def spread_group(self) -> dist.ProcessGroup | None:
@@ -118,22 +116,6 @@ class SplitLLM(_Salm):
         strategy: Any = self.trainer.strategy
         shard_decoder(self.backbone.decoder, strategy.device_mesh['data_parallel'])
         self._built = True
-
-    def on_validation_model_eval(self) -> None:
-        """Lightning calls it before anything of a validation; see `kept_whole`."""
-        super().on_validation_model_eval()
-        if self.is_sharded and self._whole is None:
-            from nemo_vtb.backbone.fully_sharded import kept_whole
-
-            self._whole = ExitStack()
-            self._whole.enter_context(kept_whole(self.backbone.decoder))
-
-    def on_validation_model_train(self) -> None:
-        """Lightning calls it behind everything of a validation."""
-        if self._whole is not None:
-            self._whole.close()
-            self._whole = None
-        super().on_validation_model_train()
 
     def _plan_llm(self, source: str, pretrained: bool) -> None:
         """Find out what the rest of the model needs to know of the LLM; draw the first LoRA weights.
