@@ -107,16 +107,16 @@ class Recorder:
             return Text(part['text'])
         if 'asset' in part:
             return _recording(part['asset'], part['key'])
-        return self.say(part['say'], part['lang'], name, part['typed'])
+        return self.say(part['say'], part['lang'], name, part['said'])
 
-    def say(self, lines: Sequence[Mapping[str, str]], lang: str, name: str, typed: str) -> Audio:
+    def say(self, lines: Sequence[Mapping[str, str]], lang: str, name: str, said: str) -> Audio:
         """Have lines spoken one after the other, each by its voice, in one recording.
 
         Args:
             lines: `text` and `voice` of each.
             lang: Of all of them.
             name: Begins the file name.
-            typed: The transcript.
+            said: The transcript.
 
         Raises:
             VtbAssetError: The voice is missing.
@@ -139,7 +139,7 @@ class Recorder:
             part = path.with_name(f'.{path.name}.part')
             write_wav(part, clip)
             os.replace(part, path)  # a kill leaves no half of it
-        return Audio(str(path), probe(path).duration_s, text=typed)
+        return Audio(str(path), probe(path).duration_s, text=said)
 
 
 @cache

@@ -66,8 +66,8 @@ def make_emergent(seed: int = _SEED) -> list[Item]:
     """Items `{id, task, turns, constraints, right, wrong}`, 20 of each task.
 
     A turn is `{role, parts}`; a part is `{text}` (typed), `{say: [{text, voice}], lang, typed}` (spoken by voices one
-    after the other in one recording) or `{asset, key, typed}` (a real recording). `typed` is what the base LLM reads
-    in its place. `right` keeps the constraints, `wrong` does not.
+    after the other in one recording) or `{asset, key, typed}` (a real recording); both have `said`, the transcript.
+    `typed` is what the base LLM reads in its place. `right` keeps the constraints, `wrong` does not.
     """
     items = []
     for task, make in TASKS.items():
@@ -83,10 +83,15 @@ def _bank(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.split('|')] for line in lines]
 
 
-def _say(text: str, number: int, lang: str = 'en', typed: str | None = None) -> dict[str, Any]:
+def _say(text: str, number: int, lang: str = 'en') -> dict[str, Any]:
     voices = _CAST[lang]
     utterance = {'text': text, 'voice': voices[number % len(voices)]}
-    return {'say': [utterance], 'lang': lang, 'typed': text if typed is None else typed}
+    return {'say': [utterance], 'lang': lang, 'said': text, 'typed': text}
+
+
+def _clip(recording: dict[str, Any]) -> dict[str, Any]:
+    """A recording that an instruction speaks of: the reader is told what is the recording and what the instruction."""
+    return recording | {'typed': f'The clip says: "{recording["said"]}"'}
 
 
 def _item(parts: Parts, constraints: list[dict[str, Any]], right: str, wrong: str) -> Item:
@@ -114,17 +119,18 @@ def _unseen_prompts(rng: Random) -> Iterator[Item]:
     """Questions and wordings for a transcript in turn; the transcripts of real and of synthesised speech in turn."""
     wordings = [line for (line,) in _bank(banks.TRANSCRIBE)]
     rng.shuffle(wordings)
-    real = [{'asset': asset, 'key': key, 'typed': read} for asset, key, read in _bank(banks.READ)]
+    real = [{'asset': asset, 'key': key, 'said': read} for asset, key, read in _bank(banks.READ)]
     commands = [_say(said, number) for number, (said,) in enumerate(_bank(banks.COMMANDS))]
     recordings = [recording for pair in zip(commands, real, strict=True) for recording in pair]
     pairs = zip(_bank(banks.QUESTIONS), recordings, wordings, strict=True)
     for number, ((said, question, right, echo), recording, wording) in enumerate(pairs):
         first = right.split()[0]
         brief = {'kind': 'words', 'at_most': 8}
-        parts: Parts = [_say(said, number), {'text': question}]
+        parts: Parts = [_clip(_say(said, number)), {'text': question}]
         yield _item(parts, [*_only(right, echo), brief], f'{first.capitalize()}.', said)
-        parts = [{'text': wording}, recording] if number % 4 < 2 else [recording, {'text': wording}]
-        read = recording['typed']
+        parts = [_clip(recording), {'text': wording}]
+        parts = parts[::-1] if number % 4 < 2 else parts
+        read = recording['said']
         yield _item(parts, [_heard(read)], read, f'Someone talks about {read.split()[-1]}')
 
 
@@ -140,13 +146,18 @@ def _json_items() -> Iterator[Item]:
         constraints: list[dict[str, Any]] = [{'kind': 'json', 'keys': ['thing', 'place']}]
         constraints += [{'kind': 'includes', 'text': word} for word in (thing, place)]
         yield _item(
-            [{'text': _JSON}, _say(said, number)], constraints, json.dumps({'thing': thing, 'place': place}), said
+            [{'text': _JSON}, _clip(_say(said, number))],
+            constraints,
+            json.dumps({'thing': thing, 'place': place}),
+            said,
         )
 
 
 def _upper_items() -> Iterator[Item]:
     for number, (said,) in enumerate(_bank(banks.ALOUD)):
-        yield _item([{'text': _UPPER}, _say(said, number)], [{'kind': 'upper'}, _heard(said)], said.upper(), said)
+        yield _item(
+            [{'text': _UPPER}, _clip(_say(said, number))], [{'kind': 'upper'}, _heard(said)], said.upper(), said
+        )
 
 
 def _bullet_items() -> Iterator[Item]:
@@ -154,7 +165,7 @@ def _bullet_items() -> Iterator[Item]:
         constraints: list[dict[str, Any]] = [{'kind': 'bullets', 'at_least': 3, 'at_most': 3}]
         constraints += [{'kind': 'includes', 'text': thing} for thing in things]
         right = '\n'.join(f'- {thing}' for thing in things)
-        yield _item([_say(said, number), {'text': _BULLETS}], constraints, right, ', '.join(things))
+        yield _item([_clip(_say(said, number)), {'text': _BULLETS}], constraints, right, ', '.join(things))
 
 
 def _names(rng: Random, given: bool) -> Iterator[Item]:
@@ -166,8 +177,8 @@ def _names(rng: Random, given: bool) -> Iterator[Item]:
         text = sentences[number % len(sentences)]
         right, said = text.format(name), text.format(sound)
         instruction = _WITH_NAMES.format(', '.join(listed)) if given else _WITHOUT_NAMES
-        # typed as it sounds: the base LLM must use the names as well
-        spoken = _say(said, number, typed=said)
+        # typed as it sounds, too: the base LLM must use the names as well
+        spoken = _clip(_say(said, number))
         yield _item([{'text': instruction}, spoken], [{'kind': 'includes', 'text': name}, _heard(right)], right, said)
 
 
@@ -182,16 +193,16 @@ def _direction(rng: Random) -> Iterator[Item]:
         key, spanish, italian = real[number]
         first, other = ('es', 'it') if number % 2 == 0 else ('it', 'es')
         said, right = (spanish, italian) if first == 'es' else (italian, spanish)
-        yield _translation({'asset': f'asterisk-{first}', 'key': key, 'typed': said}, first, other, right)
+        yield _translation({'asset': f'asterisk-{first}', 'key': key, 'said': said}, first, other, right)
 
 
 def _translation(spoken: dict[str, Any], source: str, target: str, right: str) -> Item:
     instruction = (
         f'Here is {_LANGUAGES[source]} speech. Translate it from {_LANGUAGES[source]} to {_LANGUAGES[target]}.'
     )
-    said = spoken['typed']
+    said = spoken['said']
     constraint = {'kind': 'chrf', 'text': right, 'at_least': _MIN_CHRF, 'unlike': said}
-    return _item([{'text': instruction}, spoken], [constraint], right, said)
+    return _item([{'text': instruction}, _clip(spoken)], [constraint], right, said)
 
 
 def _two_speakers(rng: Random) -> Iterator[Item]:
@@ -206,7 +217,7 @@ def _two_speakers(rng: Random) -> Iterator[Item]:
             f'{name[4:].capitalize()}: "{line}"' for name, line in zip(names, (first, second), strict=True)
         )
         lines = [{'text': t, 'voice': v} for t, v in zip((first, second), voices, strict=True)]
-        recording = {'say': lines, 'lang': 'en', 'typed': typed}
+        recording = {'say': lines, 'lang': 'en', 'said': f'{first} {second}', 'typed': typed}
         for asked in (0, 1):
             parts: Parts = [{'text': 'Two people talk.'}, recording, {'text': question.format(names[asked])}]
             right, wrong = answers[asked], answers[1 - asked]
