@@ -34,10 +34,12 @@ quickstart: ## set up, train on all four kinds, evaluate, answer, export (about 
 
 test: ## set up, then the tests (about 5 minutes after the installation)
 	@sh tools/bootstrap.sh assets $(TEST_ASSETS)
+	@sh tools/bootstrap.sh browser
 	@$(PY) -m pytest
 
 test-all: ## set up, then all tests, the slow ones too
 	@sh tools/bootstrap.sh assets $(TEST_ASSETS) $(LONG_ASSETS)
+	@sh tools/bootstrap.sh browser
 	@$(PY) -m pytest -m "not gpu"
 
 bench: ## every benchmark in its quick form; the last line of each is one JSON object

@@ -16,8 +16,6 @@
 Usage: python examples/speechllm_eval.py model=FILE.nemo data=[TEST.jsonl,...]   (keys: conf/eval/speechllm_eval.yaml)
 """
 
-from pathlib import Path
-
 from nemo_vtb.scripts import quiet_logs, start_script
 
 start_script()
@@ -27,9 +25,9 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from nemo_vtb.errors import report_errors
-from nemo_vtb.evaluation.asking import EVAL_SCHEMA, check_settings, find_datasets, load_model
+from nemo_vtb.evaluation.asking import EVAL_SCHEMA, check_settings, find_datasets
 from nemo_vtb.evaluation.judge import judge_of
-from nemo_vtb.evaluation.suite import Plan, journal_beside, run_suites, suites_of
+from nemo_vtb.evaluation.suite import Plan, measure_file, needs_data, suites_of
 
 
 @hydra_runner(config_path='../conf/eval', config_name='speechllm_eval')
@@ -40,17 +38,12 @@ def main(cfg: DictConfig) -> None:
     quiet_logs()
     check_settings(cfg, EVAL_SCHEMA)
     suites = suites_of(cfg.suite)
-    datasets = find_datasets(cfg.data) if 'speech' in suites else {}
+    datasets = find_datasets(cfg.data) if needs_data(suites) else {}
     keys = ('limit', 'batch_size', 'max_new_tokens', 'tasks', 'include', 'chat_template')
     judge = judge_of(suites=suites, **cfg.judge)
-    output = Path(cfg.output or Path(cfg.model).with_suffix('.eval.json'))
-    plan = Plan(suites, datasets, **{key: cfg[key] for key in keys}, judge=judge, folder=output.with_suffix('.audio'))
-    model = load_model(cfg.model, cfg.device)
-    journal = journal_beside(output, cfg.model)
-    result = run_suites(model, plan, journal=journal, console=console)
+    plan = Plan(suites, datasets, **{key: cfg[key] for key in keys}, judge=judge)
+    result, path = measure_file(cfg.model, plan, cfg.output, device=cfg.device, console=console)
     result.show(console, examples=cfg.examples)
-    path = result.to_json(output)
-    journal.finish()
     console.print(f'All {len(result.samples)} answers: {path}', highlight=False)
 
 

@@ -34,6 +34,7 @@ commands:
   assets    fetch the embedded models, recordings and the demonstration corpus
   inspect   show how conversations are rendered: roles, recordings, supervised tokens
   eval      measure a model on held-out data, its base LLM beside it
+  report    one page: what models hear, what they kept, where they fail
   info      what is in a .nemo file, without loading its weights
   doctor    check this installation and say what to do about what is wrong
   export    write a model for NeMo's SALM, vLLM, transformers, PEFT, stock ASR; with proof that it answers the same
@@ -111,6 +112,7 @@ _COMMANDS: dict[str, str] = {
     'info': 'nemo_vtb.commands.info',
     'inspect': 'nemo_vtb.commands.inspect',
     'parity': 'nemo_vtb.commands.parity',
+    'report': 'nemo_vtb.commands.report',
 }
 
 

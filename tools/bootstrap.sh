@@ -16,6 +16,7 @@
 # Makes .venv ready on a machine that has only Python and make: pinned packages, then the embedded assets.
 # Usage: tools/bootstrap.sh venv            the packages only
 #        tools/bootstrap.sh assets NAME...  the packages, then these assets (`vtb assets NAME...`)
+#        tools/bootstrap.sh browser         Chromium, for the test of the report's page, where this user may install it
 # Safe to run twice: a stamp file named after the pins tells what is already done.
 # Settings: PYTHON=...           the Python to use (3.11 or 3.12)
 #           TORCH_INDEX_URL=...  another index for torch alone, for example PyTorch's own index of CPU builds
@@ -139,6 +140,23 @@ prepare_assets() {
     fi
 }
 
+prepare_browser() {
+    for candidate in chromium chromium-browser google-chrome chrome; do
+        if command -v "$candidate" >/dev/null 2>&1; then
+            say "The browser for the test of the report's page: $candidate."
+            return
+        fi
+    done
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+        say "Installing Chromium for the test of the report's page: 300 MB, about a minute; once only."
+        if apt-get -qq update >/dev/null && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y \
+            --no-install-recommends chromium >/dev/null; then
+            return
+        fi
+    fi
+    say "No Chromium here: the test of the report's page is left out (sudo apt-get install chromium)."
+}
+
 case "${1:-}" in
     venv)
         prepare_venv
@@ -148,7 +166,10 @@ case "${1:-}" in
         prepare_venv
         prepare_assets "$@"
         ;;
+    browser)
+        prepare_browser
+        ;;
     *)
-        fail "usage: $0 venv | assets NAME..." "make help lists what there is"
+        fail "usage: $0 venv | assets NAME... | browser" "make help lists what there is"
         ;;
 esac

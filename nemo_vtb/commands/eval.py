@@ -15,11 +15,8 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 __all__ = ['main']
-
-_DEMO_SETS = ('asr_ast', 'speech_qa', 'mixed_modal', 'text', 'text_reference')
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,19 +25,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     # after the parsing, so that --help is instant
     from rich.console import Console
 
-    from nemo_vtb.evaluation.asking import find_datasets, load_model
+    from nemo_vtb.evaluation.asking import DEMO_SETS, find_datasets
     from nemo_vtb.evaluation.judge import judge_of
-    from nemo_vtb.evaluation.suite import Plan, journal_beside, run_suites, suites_of
+    from nemo_vtb.evaluation.suite import Plan, measure_file, needs_data, suites_of
     from nemo_vtb.scripts import quiet_logs
 
     console = Console()
     quiet_logs()
     suites = suites_of(arguments.suite)
-    demo = [f'asset:demo-corpus/{name}.test.jsonl' for name in _DEMO_SETS]
-    output = Path(arguments.output or Path(arguments.model).with_suffix('.eval.json'))
     plan = Plan(
         suites=suites,
-        datasets=find_datasets(arguments.data or demo) if 'speech' in suites else {},
+        datasets=find_datasets(arguments.data or DEMO_SETS) if needs_data(suites) else {},
         limit=arguments.limit,
         batch_size=arguments.batch_size,
         max_new_tokens=arguments.max_new_tokens,
@@ -48,14 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         include=arguments.include,
         chat_template=not arguments.no_chat_template,
         judge=judge_of(arguments.judge_url, arguments.judge_model, suites, api_key_env=arguments.judge_key_env),
-        folder=output.with_suffix('.audio'),
     )
-    model = load_model(arguments.model, arguments.device)
-    journal = journal_beside(output, arguments.model)
-    result = run_suites(model, plan, journal=journal, console=console)
+    result, path = measure_file(arguments.model, plan, arguments.output, device=arguments.device, console=console)
     result.show(console)
-    path = result.to_json(output)
-    journal.finish()
     answers = len(result.samples) + sum(len(suite.get('samples', ())) for suite in result.suites.values())
     console.print(f'All {answers} answers: {path}', highlight=False, markup=False, soft_wrap=True)
     return 0
@@ -73,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         '--suite',
         default='speech',
         help='speech (with perplexity), text (lm-eval), instruct (typed and spoken instructions), emergent (what was '
-        'never taught) or all (default: speech)',
+        'never taught), ladder (typed against spoken) or all (default: speech)',
     )
     parser.add_argument('--tasks', nargs='+', default=(), metavar='NAME', help='tasks of lm-eval (default: our own)')
     parser.add_argument('--include', nargs='+', default=(), metavar='DIR', help='folders with YAML tasks of lm-eval')

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 
 __all__ = [
+    'DEMO_SETS',
     'EVAL_SCHEMA',
     'EXPORT_SCHEMA',
     'GENERATE_SCHEMA',
@@ -59,7 +60,7 @@ EVAL_SCHEMA = Section(
         'data': ListOf(_PATH),
         'limit': Key((int,), low=1),
         'examples': Key((bool,), null=False),
-        'suite': Key((str,), choices=('speech', 'text', 'instruct', 'emergent', 'all'), null=False),
+        'suite': Key((str,), choices=('speech', 'text', 'instruct', 'emergent', 'ladder', 'all'), null=False),
         'tasks': ListOf(_PATH),
         'include': ListOf(_PATH),
         'chat_template': Key((bool,), null=False),
@@ -104,6 +105,12 @@ GENERATE_SCHEMA = Section(
 """Keys of `conf/eval/speechllm_generate.yaml`."""
 
 AUDIO_MARK = '{audio}'
+
+DEMO_SETS = tuple(
+    f'asset:demo-corpus/{name}.test.jsonl'
+    for name in ('asr_ast', 'speech_qa', 'mixed_modal', 'text', 'text_reference')
+)
+"""Held-out data that every installation has."""
 
 
 def check_settings(cfg: 'DictConfig | Mapping[str, Any]', schema: Section) -> None:

@@ -36,17 +36,20 @@ __all__ = [
     'exact_match',
     'f1',
     'get_normalizer',
+    'is_long',
     'normalize_answer',
     'normalizer_for',
     'paired_interval',
     'paired_p_value',
     'perplexity',
+    'perplexity_kept',
     'wer',
 ]
 
 RESAMPLES = 1000
 # resampling chrF means scoring the corpus anew each time
 CHRF_RESAMPLES = 200
+_LONG_WORDS = 12
 # languages written without spaces between words
 _UNSPACED = ('ja', 'lo', 'my', 'th', 'yue', 'zh')
 _BLEU_TOKENIZERS = {'zh': 'zh', 'yue': 'zh', 'ja': 'char', 'ko': 'char', 'th': 'char', 'lo': 'char', 'my': 'char'}
@@ -237,6 +240,11 @@ def f1(references: Sequence[str], hypotheses: Sequence[str]) -> Score:
     return Score('F1', value, low, high, len(values), True, 'SQuAD normalisation')
 
 
+def is_long(references: Sequence[str]) -> bool:
+    """Whether references are sentences rather than names: those are never answered word by word."""
+    return sum(len(r.split()) for r in references) > _LONG_WORDS * len(references)
+
+
 def _f1(reference: str, hypothesis: str) -> float:
     wanted, got = normalize_answer(reference).split(), normalize_answer(hypothesis).split()
     if not wanted or not got:
@@ -248,12 +256,12 @@ def _f1(reference: str, hypothesis: str) -> float:
 # ---- likelihood
 
 
-def perplexity(nll_sums: Sequence[float], targets: Sequence[int]) -> Score:
-    """Perplexity exp(nll / targets) of all rows together; the interval resamples rows.
+def perplexity(nll_sums: Sequence[float], targets: Sequence[float]) -> Score:
+    """Perplexity exp(nll / targets) of all chats together; the interval resamples chats.
 
     Args:
-        nll_sums: Sum of the negative log-likelihoods (nats) of each row's targets.
-        targets: Number of targets of each row.
+        nll_sums: Sum of the negative log-likelihoods (nats) of each chat's targets.
+        targets: Number of targets of each chat.
 
     Raises:
         VtbDataError: Lists of different lengths, or no target.
@@ -272,6 +280,32 @@ def perplexity(nll_sums: Sequence[float], targets: Sequence[int]) -> Score:
     low, high = bootstrap_interval(of, len(sums))
     value = of(np.arange(len(sums)))
     return Score('perplexity', value, low, high, int(counts.sum()), False, 'targets: answers and their end of turn')
+
+
+def perplexity_kept(
+    base: Sequence[float], ours: Sequence[float], targets: Sequence[float]
+) -> tuple[float, float | None, float | None]:
+    """Perplexity of the base LLM by that of the model, in percent (100: nothing is forgotten); chats drawn in pairs.
+
+    Args:
+        base: Sum of the base LLM's negative log-likelihoods (nats) of each chat's targets.
+        ours: Those of the model.
+        targets: Number of targets of each chat.
+
+    Returns:
+        Value, lower and upper end of the 95 % interval (None where there is one chat alone).
+    """
+    _check_pairs('perplexity', base, ours)
+    difference, counts = (
+        np.asarray(base, dtype=float) - np.asarray(ours, dtype=float),
+        np.asarray(targets, dtype=float),
+    )
+
+    def of(chosen: np.ndarray) -> float:
+        mean = difference[chosen].sum() / max(counts[chosen].sum(), 1)
+        return 100 * math.exp(min(mean, 700.0))
+
+    return of(np.arange(len(counts))), *bootstrap_interval(of, len(counts))
 
 
 # ---- intervals

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ['FORMAT_VERSION', 'SUITE_KEYS', 'Evaluation', 'Row', 'Sample', 'plain', 'readable', 'write_json']
 
-SUITE_KEYS = ('text_suite', 'instruct', 'emergent')
+SUITE_KEYS = ('text_suite', 'instruct', 'emergent', 'ladder')
 """Keys of a result that a suite of its own fills: `tasks` by name, each with value, interval and base."""
 
 FORMAT_VERSION = 1
@@ -47,6 +47,7 @@ _SUITE_TITLES = {
     'text_suite': 'Text ability (percent): this model beside its base LLM',
     'instruct': 'Instructions that a program checks (percent), spoken and typed',
     'emergent': 'What was never taught (percent)',
+    'ladder': 'The same questions typed and spoken (percent)',
 }
 _PERCENT = ('WER', 'CER', 'exact match', 'F1', 'judge: correct')
 _EXPLANATIONS = {
@@ -73,6 +74,7 @@ class Row:
         high: Upper end.
         higher_is_better: Direction of the metric.
         signature: Normaliser, tokeniser and versions.
+        kept: Of a perplexity: base LLM by model in percent, and the ends of its interval, chats drawn in pairs.
     """
 
     task: str
@@ -85,6 +87,7 @@ class Row:
     high: float | None = None
     higher_is_better: bool = True
     signature: str = ''
+    kept: tuple[float | None, ...] | None = None
 
     @property
     def change_percent(self) -> float | None:
@@ -125,7 +128,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Rows, samples, `info` (model, data, settings, seconds), and `suites`: `text_suite`, `instruct`, `emergent`."""
+    """Rows, samples, `info` (model, data, settings, seconds), and `suites`: those of `SUITE_KEYS`."""
 
     rows: tuple[Row, ...]
     samples: tuple[Sample, ...] = ()
@@ -264,7 +267,7 @@ class Evaluation:
             for task, entry in suite['tasks'].items():
                 base, p = entry.get('base'), entry.get('p_value')
                 table.add_row(
-                    task,
+                    entry.get('title', task),
                     entry['metric'],
                     str(entry['n']),
                     _percent(base['value']) if base else '-',

@@ -14,7 +14,7 @@
 """An evaluation as a whole: the suites that were asked for, one result, and answers that survive a kill."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,16 +22,16 @@ from nemo_vtb.errors import VtbConfigError
 from nemo_vtb.evaluation.journal import Journal
 from nemo_vtb.evaluation.judge import Judge, add_verdicts, ask_controls
 from nemo_vtb.evaluation.result import Evaluation
-from nemo_vtb.evaluation.tasks import evaluate
+from nemo_vtb.evaluation.tasks import evaluate, load_conversations
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from nemo_vtb.model.blender import VoiceTextBlender
 
-__all__ = ['SUITE_NAMES', 'Plan', 'journal_beside', 'run_suites', 'suites_of']
+__all__ = ['SUITE_NAMES', 'Plan', 'measure_file', 'needs_data', 'run_suites', 'stamp_of', 'suites_of']
 
-SUITE_NAMES = ('speech', 'text', 'instruct', 'emergent')
+SUITE_NAMES = ('speech', 'text', 'instruct', 'emergent', 'ladder')
 """What `vtb eval --suite` takes beside `all`."""
 
 
@@ -41,7 +41,7 @@ class Plan:
 
     Args:
         suites: Out of `SUITE_NAMES`.
-        datasets: Name -> JSONL file, for the suite `speech`.
+        datasets: Name -> JSONL file, for the suites `speech` and `ladder`.
         limit: At most so many conversations of each source, and items of each task; None for all.
         batch_size: Prompts answered at once.
         max_new_tokens: Longest answer of the suite `speech`.
@@ -49,7 +49,7 @@ class Plan:
         include: Folders with YAML tasks of lm-eval.
         chat_template: Whether typed questions of lm-eval become user turns.
         judge: Who judges the answers about speech; None for nobody.
-        folder: Where synthesised recordings go, for the suites `instruct` and `emergent`.
+        folder: Where synthesised recordings go, for the suites `instruct`, `emergent` and `ladder`.
     """
 
     suites: Sequence[str] = ('speech',)
@@ -77,12 +77,47 @@ def suites_of(name: str) -> tuple[str, ...]:
     return (name,)
 
 
-def journal_beside(output: str | Path, model_file: str | Path) -> Journal:
-    """The journal of an evaluation: NAME.answers.jsonl beside its result, for this state of the model file."""
-    output, file = Path(output), Path(model_file)
-    facts = file.stat()
-    stamp = {'model': str(file.resolve()), 'bytes': facts.st_size, 'mtime_ns': facts.st_mtime_ns}
-    return Journal(output.with_suffix('.answers.jsonl'), stamp)
+def needs_data(suites: Sequence[str]) -> bool:
+    """Whether any of the suites asks about held-out files."""
+    return bool({'speech', 'ladder'} & set(suites))
+
+
+def measure_file(
+    file: str | Path, plan: Plan, output: str | Path | None, *, device: str = 'auto', console: 'Console | None' = None
+) -> tuple[Evaluation, Path]:
+    """Measure a `.nemo` file and write the result; the answers of a killed call are not asked again.
+
+    Args:
+        file: The model.
+        plan: What is measured; without a folder, recordings go into NAME.audio beside the result.
+        output: The result; None is NAME.eval.json beside the model.
+        device: Where the model answers.
+        console: Where progress is shown; None for silence.
+
+    Returns:
+        The result and its file.
+
+    Raises:
+        VtbCheckpointError: The file is no model, or the result cannot be written.
+    """
+    from nemo_vtb.checkpoint.nemo_file import load
+
+    output = Path(output or Path(file).with_suffix('.eval.json'))
+    plan = replace(plan, folder=plan.folder or output.with_suffix('.audio'))
+    model = load(str(file), device)
+    stamp = stamp_of(file)
+    journal = Journal(output.with_suffix('.answers.jsonl'), stamp)
+    result = run_suites(model, plan, journal=journal, console=console)
+    result = replace(result, info=dict(result.info) | {'file': stamp})
+    path = result.to_json(output)
+    journal.finish()
+    return result, path
+
+
+def stamp_of(file: str | Path) -> dict[str, Any]:
+    """Path, size and time of a model file: what a result was measured on."""
+    facts = Path(file).stat()
+    return {'model': str(Path(file).resolve()), 'bytes': facts.st_size, 'mtime_ns': facts.st_mtime_ns}
 
 
 def run_suites(
@@ -123,20 +158,39 @@ def run_suites(
     for name in ('instruct', 'emergent'):
         if name in plan.suites:
             suites[name] = _asked(name, model, plan, journal, _teller(console))
+    if 'ladder' in plan.suites:
+        suites['ladder'] = _ladder(model, plan, journal, _teller(console))
     return Evaluation(result.rows, result.samples, dict(result.info) | {'suites': list(plan.suites)}, suites)
 
 
 def _asked(
     name: str, model: 'VoiceTextBlender', plan: Plan, journal: Journal, tell: Callable[[str], None] | None
 ) -> dict[str, Any]:
-    if plan.folder is None:
-        raise VtbConfigError('The suite writes recordings.', field='folder', got=None, allowed='a folder')
     from nemo_vtb.evaluation.emergent import run_emergent
     from nemo_vtb.evaluation.instruct import run_instruct
 
     run = {'instruct': run_instruct, 'emergent': run_emergent}[name]
     options: dict[str, Any] = {'limit': plan.limit, 'batch_size': plan.batch_size, 'journal': journal}
-    return run(model, plan.folder / name, on_task=tell, **options)
+    return run(model, _folder(plan) / name, on_task=tell, **options)
+
+
+def _folder(plan: Plan) -> Path:
+    if plan.folder is None:
+        raise VtbConfigError('The suite writes recordings.', field='folder', got=None, allowed='a folder')
+    return plan.folder
+
+
+def _ladder(
+    model: 'VoiceTextBlender', plan: Plan, journal: Journal, tell: Callable[[str], None] | None
+) -> dict[str, Any]:
+    from itertools import chain
+
+    from nemo_vtb.evaluation.ladder import LADDER_QUESTIONS, ladder_questions, run_ladder
+
+    held_out = chain.from_iterable(load_conversations(file, name) for name, file in (plan.datasets or {}).items())
+    questions = ladder_questions(held_out, min(LADDER_QUESTIONS, plan.limit or LADDER_QUESTIONS))
+    folder = _folder(plan) / 'ladder'
+    return run_ladder(model, questions, folder, batch_size=plan.batch_size, journal=journal, on_task=tell)
 
 
 def _text(

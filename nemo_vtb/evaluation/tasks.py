@@ -58,7 +58,6 @@ _TASK_NAMES = {
     's2t_translation': 'ast',
 }
 _ROW_TOKENS = 1024
-_LONG_WORDS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,13 +306,21 @@ def _scores(task: str, references: list[str], hypotheses: list[str], lang: str) 
         return [metrics.bleu(references, hypotheses, lang=lang), metrics.chrf(references, hypotheses)]
     scores = [metrics.exact_match(references, hypotheses), metrics.f1(references, hypotheses)]
     # long free answers are never equal word by word
-    return scores[1:] if sum(len(r.split()) for r in references) > _LONG_WORDS * len(references) else scores
+    return scores[1:] if metrics.is_long(references) else scores
 
 
-def _row(task: str, source: str, score: Score, *, n: int | None = None, base: float | None = None) -> Row:
+def _row(
+    task: str,
+    source: str,
+    score: Score,
+    *,
+    n: int | None = None,
+    base: float | None = None,
+    kept: tuple[float | None, ...] | None = None,
+) -> Row:
     return Row(
         task, source, score.metric, n or score.n, score.value, base, score.low, score.high,
-        score.higher_is_better, score.signature,
+        score.higher_is_better, score.signature, kept,
     )  # fmt: skip
 
 
@@ -338,7 +345,7 @@ def _sample(question: Question, answer: str, base: str | None = None) -> Sample:
 
 
 def _text_rows(model: 'VoiceTextBlender', chats: Sequence[Conversation], progress: '_Steps') -> list[Row]:
-    """Perplexity of base LLM and model on the same packed rows."""
+    """Perplexity of base LLM and model on the same chats; intervals draw chats."""
     from nemo_vtb.data.collate import Collator, pack_row
 
     groups: dict[str, list[Conversation]] = {}
@@ -349,15 +356,17 @@ def _text_rows(model: 'VoiceTextBlender', chats: Sequence[Conversation], progres
     for source, group in groups.items():
         packs = list(_packs([collator.prepare(chat) for chat in group]))
         sums: dict[bool, list[float]] = {True: [], False: []}
-        counts: list[int] = []
+        counts: list[float] = []
         for pack in progress(f'perplexity of {source}', packs):
             batch = _to_device(pack_row(pack), model.device)
             for use_lora in (True, False):
-                nll, targets = model.batch_nll(batch, use_lora=use_lora)
-                sums[use_lora].append(float(nll.sum()))
-            counts.append(int(targets.sum()))
+                nll, targets = model.conversation_nll(batch, use_lora=use_lora)  # (N,), (N,)
+                sums[use_lora] += nll.tolist()
+            counts += targets.tolist()
         base = metrics.perplexity(sums[False], counts).value
-        rows.append(_row('text', source, metrics.perplexity(sums[True], counts), n=len(group), base=base))
+        kept = metrics.perplexity_kept(sums[False], sums[True], counts)
+        ours = metrics.perplexity(sums[True], counts)
+        rows.append(_row('text', source, ours, n=len(group), base=base, kept=kept))
     return rows
 
 

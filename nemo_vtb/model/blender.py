@@ -265,13 +265,26 @@ class VoiceTextBlender(Portable, Saving, Generation, SplitLLM, SALM, ModelPT):
     @torch.no_grad()
     def batch_nll(self, batch: dict[str, Any], *, use_lora: bool = True) -> tuple[Tensor, Tensor]:
         """Sum of the losses and number of targets of one packed row, per kind: two float32 tensors of (4,)."""
+        nll = self._nll_of_targets(batch, use_lora)
+        return kind_sums(nll, batch['labels'], batch['label_kinds'], len(KINDS))
+
+    @torch.no_grad()
+    def conversation_nll(self, batch: dict[str, Any], *, use_lora: bool = True) -> tuple[Tensor, Tensor]:
+        """Sum of the losses and number of targets of each of the N conversations of a packed row: two of (N,)."""
+        nll = self._nll_of_targets(batch, use_lora)  # (targets,)
+        places = (batch['labels'].flatten() != -100).nonzero().flatten()
+        ends = batch['cu_seqlens'][1:].to(places)
+        owners = torch.bucketize(places, ends, right=True)
+        zeros = torch.zeros(len(ends), dtype=torch.float32, device=nll.device)
+        return zeros.index_add(0, owners, nll.float()), zeros.index_add(0, owners, torch.ones_like(nll.float()))
+
+    def _nll_of_targets(self, batch: dict[str, Any], use_lora: bool) -> Tensor:
         if use_lora:
             hidden = self.hidden_states(batch)
         else:
             with self.backbone.without_lora():
                 hidden = self.hidden_states(batch)
-        nll = row_nll(hidden, batch['labels'], self.backbone.nll, chunk=self.cfg.get('loss_chunk', 1024))
-        return kind_sums(nll, batch['labels'], batch['label_kinds'], len(KINDS))
+        return row_nll(hidden, batch['labels'], self.backbone.nll, chunk=self.cfg.get('loss_chunk', 1024))
 
     def on_validation_epoch_start(self) -> None:
         """Forget the sums of the last validation."""

@@ -112,6 +112,11 @@ def test_packed_equals_each_alone(shared: VoiceTextBlender, conversations: list[
     torch.testing.assert_close(sums, sum(p[0] for p in parts), atol=1e-3, rtol=1e-5)
     assert torch.equal(counts, sum(p[1] for p in parts))
     assert counts.count_nonzero() == 4
+    # the same losses by conversation: in the row, and alone
+    with torch.no_grad():
+        each, targets = shared.conversation_nll(packed)
+        torch.testing.assert_close(each, torch.stack([p[0].sum() for p in parts]).detach(), atol=1e-3, rtol=1e-5)
+        assert targets.tolist() == [float(p[1].sum()) for p in parts]
     assert any('.lora_' in n for n in whole) and any(n.startswith('perception.') for n in whole)
     for name, gradient in gradients(shared).items():
         torch.testing.assert_close(whole[name], gradient, atol=1e-5, rtol=1e-3, msg=name)
