@@ -42,7 +42,8 @@ def main(cfg: DictConfig) -> None:
     keys = ('limit', 'batch_size', 'max_new_tokens', 'tasks', 'include', 'chat_template')
     judge = judge_of(suites=suites, **cfg.judge)
     plan = Plan(suites, datasets, **{key: cfg[key] for key in keys}, judge=judge)
-    result, path = measure_file(cfg.model, plan, cfg.output, device=cfg.device, console=console)
+    options = {'device': cfg.device, 'record': cfg.record}
+    result, path = measure_file(cfg.model, plan, cfg.output, console=console, **options)
     result.show(console, examples=cfg.examples)
     console.print(f'All {len(result.samples)} answers: {path}', highlight=False)
 

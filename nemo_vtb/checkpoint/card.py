@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemo_vtb.checkpoint.salm import NO_FORMAT, needs_plugin, prompt_format
+from nemo_vtb.model.archive import in_order
 from nemo_vtb.package_info import __version__
 
 if TYPE_CHECKING:
@@ -71,7 +72,9 @@ def write_card(model: 'VoiceTextBlender', folder: Path, target: str, parity: 'Pa
         model_name=folder.name,
     )
     parts = [f'---\n{data.to_yaml()}\n---', f'# {folder.name}', _what(model, target), _open(model, folder, target)]
-    parts += [_evaluation(model.provenance.get('evaluation')), _ledger(model.provenance.get('ledger')), _proof(parity)]
+    known = model.provenance
+    parts += [_evaluation(known.get('evaluation')), _retention(known.get('retention')), _ledger(known.get('ledger'))]
+    parts.append(_proof(parity))
     parts.append(
         f'Written by nemo_vtb {__version__}. The licences of the LLM, of the speech encoder and of the training data '
         'hold for these weights; they are not known to the program that wrote this card.'
@@ -127,15 +130,24 @@ def _open(model: 'VoiceTextBlender', folder: Path, target: str) -> str:
 
 def _evaluation(evaluation: Mapping[str, Any] | None) -> str:
     rows: Sequence[Mapping[str, Any]] = (evaluation or {}).get('rows') or ()
-    if not rows:
+    return '## Measured\n\n' + _table(rows) if rows else ''
+
+
+def _retention(retention: Mapping[str, Any] | None) -> str:
+    if not retention:
         return ''
-    names = list(rows[0])
+    note = 'Percent of the base LLM, both asked the same.'
+    return f'## Text ability kept\n\n{retention["sentence"]} {note}\n\n{_table(retention["kept"])}'
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    names = in_order(rows[0])
     lines = [names, ['---'] * len(names), *([_cell(row.get(name)) for name in names] for row in rows)]
-    return '## Measured\n\n' + '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
 def _cell(value: Any) -> str:
-    return f'{value:.4g}' if isinstance(value, float) else str(value).replace('|', '\\|')
+    return '-' if value is None else f'{value:.4g}' if isinstance(value, float) else str(value).replace('|', '\\|')
 
 
 def _ledger(ledger: Mapping[str, Any] | None) -> str:

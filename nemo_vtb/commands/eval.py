@@ -44,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         chat_template=not arguments.no_chat_template,
         judge=judge_of(arguments.judge_url, arguments.judge_model, suites, api_key_env=arguments.judge_key_env),
     )
-    result, path = measure_file(arguments.model, plan, arguments.output, device=arguments.device, console=console)
+    options = {'device': arguments.device, 'record': arguments.record}
+    result, path = measure_file(arguments.model, plan, arguments.output, console=console, **options)
     result.show(console)
     answers = len(result.samples) + sum(len(suite.get('samples', ())) for suite in result.suites.values())
     console.print(f'All {answers} answers: {path}', highlight=False, markup=False, soft_wrap=True)
@@ -84,5 +85,6 @@ def _parser() -> argparse.ArgumentParser:
         help='variable of its key (default: OPENAI_API_KEY)',
     )
     parser.add_argument('--output', help='JSON file for numbers and answers (default: beside the model)')
+    parser.add_argument('--record', action='store_true', help="write the numbers into the file's passport, too")
     parser.add_argument('--device', default='auto', help='auto, cpu, cuda ... (default: auto)')
     return parser

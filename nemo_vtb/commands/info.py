@@ -148,13 +148,36 @@ def _passport_tables(passport: Mapping[str, Any]) -> list[Any]:
         table.add_row(name, Text(str(value)))
     for name in ('run_config', 'ledger', 'evaluation', 'retention', 'parity'):
         table.add_row(name, 'in the file (`--json` prints it)' if passport.get(name) else Text('none', style='dim'))
-    tables = [table]
+    tables = [table, *_measured(passport)]
     if ledger := passport.get('ledger'):
         columns = ('name', 'kind', 'conversations', 'tokens')
         trained = Table('source', *columns[1:], title='Trained on', title_justify='left')
         for one in ledger['sources']:
             trained.add_row(*(Text(str(one.get(key))) for key in columns))
         tables.append(trained)
+    return tables
+
+
+def _measured(passport: Mapping[str, Any]) -> list[Any]:
+    from rich.table import Table
+    from rich.text import Text
+
+    from nemo_vtb.model.archive import in_order
+
+    tables = []
+    retention = passport.get('retention') or {}
+    for title, rows in (
+        ('Measured', (passport.get('evaluation') or {}).get('rows')),
+        (f'Text ability kept: {retention.get("sentence", "")}', retention.get('kept')),
+    ):
+        if rows:
+            columns = [name for name in in_order(rows[0]) if name != 'signature']
+            table = Table(*columns, title=Text(title), title_justify='left')
+            for row in rows:
+                values = (row.get(name) for name in columns)
+                shown = ('-' if v is None else f'{v:.4g}' if isinstance(v, float) else str(v) for v in values)
+                table.add_row(*map(Text, shown))
+            tables.append(table)
     return tables
 
 

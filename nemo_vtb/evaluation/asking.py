@@ -64,6 +64,7 @@ EVAL_SCHEMA = Section(
         'tasks': ListOf(_PATH),
         'include': ListOf(_PATH),
         'chat_template': Key((bool,), null=False),
+        'record': Key((bool,), null=False),
         'judge': Section(
             {
                 'url': Key((str,)),

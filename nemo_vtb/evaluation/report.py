@@ -22,7 +22,7 @@ from typing import Any
 
 from nemo_vtb.data.files import write_atomically
 from nemo_vtb.errors import VtbDataError
-from nemo_vtb.evaluation.result import Evaluation, Row, write_json
+from nemo_vtb.evaluation.result import Evaluation, Row, finite, write_json
 
 __all__ = ['LEVELS', 'Subject', 'Verdict', 'judge', 'make_report', 'read_subject', 'text_kept', 'write_report']
 
@@ -216,7 +216,7 @@ def write_report(report: Mapping[str, Any], folder: str | Path) -> dict[str, Pat
     slim = [
         m | {'worst': [{k: v for k, v in w.items() if k != 'players'} for w in m['worst']]} for m in report['models']
     ]
-    write_json(paths['json'], _finite({**report, 'models': slim}))
+    write_json(paths['json'], finite({**report, 'models': slim}))
     return paths
 
 
@@ -326,11 +326,3 @@ def _first_json(paths: Sequence[Path]) -> dict[str, Any] | None:
             value: dict[str, Any] = json.loads(path.read_text(encoding='utf-8'))
             return value
     return None
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(k): _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -28,7 +28,7 @@ from nemo_vtb.errors import VtbCheckpointError, VtbDataError
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ['FORMAT_VERSION', 'SUITE_KEYS', 'Evaluation', 'Row', 'Sample', 'plain', 'readable', 'write_json']
+__all__ = ['FORMAT_VERSION', 'SUITE_KEYS', 'Evaluation', 'Row', 'Sample', 'finite', 'plain', 'readable', 'write_json']
 
 SUITE_KEYS = ('text_suite', 'instruct', 'emergent', 'ladder')
 """Keys of a result that a suite of its own fills: `tasks` by name, each with value, interval and base."""
@@ -153,7 +153,7 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values; numbers that are not finite become None."""
-        return _finite(
+        return finite(
             {
                 'format_version': FORMAT_VERSION,
                 'info': dict(self.info),
@@ -336,13 +336,14 @@ def write_json(path: str | Path, value: Any) -> Path:
     return Path(path)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The same plain value with None for numbers that JSON does not know."""
     if isinstance(value, Mapping):
-        return {str(k): _finite(v) for k, v in value.items()}
+        return {str(k): finite(v) for k, v in value.items()}
     if isinstance(value, str):
         return value
     if isinstance(value, Iterable):
-        return [_finite(v) for v in value]
+        return [finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

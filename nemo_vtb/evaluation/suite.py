@@ -83,7 +83,13 @@ def needs_data(suites: Sequence[str]) -> bool:
 
 
 def measure_file(
-    file: str | Path, plan: Plan, output: str | Path | None, *, device: str = 'auto', console: 'Console | None' = None
+    file: str | Path,
+    plan: Plan,
+    output: str | Path | None,
+    *,
+    device: str = 'auto',
+    record: bool = False,
+    console: 'Console | None' = None,
 ) -> tuple[Evaluation, Path]:
     """Measure a `.nemo` file and write the result; the answers of a killed call are not asked again.
 
@@ -92,6 +98,7 @@ def measure_file(
         plan: What is measured; without a folder, recordings go into NAME.audio beside the result.
         output: The result; None is NAME.eval.json beside the model.
         device: Where the model answers.
+        record: Whether the numbers go into the passport of the file, too.
         console: Where progress is shown; None for silence.
 
     Returns:
@@ -101,14 +108,16 @@ def measure_file(
         VtbCheckpointError: The file is no model, or the result cannot be written.
     """
     from nemo_vtb.checkpoint.nemo_file import load
+    from nemo_vtb.evaluation.record import record as write_record
 
     output = Path(output or Path(file).with_suffix('.eval.json'))
     plan = replace(plan, folder=plan.folder or output.with_suffix('.audio'))
     model = load(str(file), device)
-    stamp = stamp_of(file)
-    journal = Journal(output.with_suffix('.answers.jsonl'), stamp)
+    journal = Journal(output.with_suffix('.answers.jsonl'), stamp_of(file))
     result = run_suites(model, plan, journal=journal, console=console)
-    result = replace(result, info=dict(result.info) | {'file': stamp})
+    if record:
+        write_record(file, result)
+    result = replace(result, info=dict(result.info) | {'file': stamp_of(file)})
     path = result.to_json(output)
     journal.finish()
     return result, path

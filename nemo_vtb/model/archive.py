@@ -23,7 +23,7 @@ import hashlib
 import json
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -37,9 +37,11 @@ __all__ = [
     'Member',
     'broken',
     'change_section',
+    'change_sections',
     'check_digest',
     'extract',
     'hostile',
+    'in_order',
     'open_plain',
     'read_members',
     'read_passport',
@@ -56,6 +58,8 @@ _MAX_MEMBERS = 4096
 _MAX_TEXT_BYTES = 64 * 2**20
 # weights hardly compress: what grows beyond this was made to fill a disk
 _MAX_GROWTH, _FREE_GROWTH = 8, 64 * 2**20
+
+_COLUMNS = tuple('task source name measure metric n base model ours kept low high signature'.split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +137,16 @@ def write_archive(path: Path, files: Mapping[str, Member], passport: Mapping[str
 
 
 def change_section(path: Path, section: str, value: Any) -> None:
-    """Write something else into one section of a passport; the weights are copied as they are.
+    """`change_sections` for one section."""
+    change_sections(path, {section: value})
+
+
+def change_sections(path: Path, sections: Mapping[str, Any]) -> None:
+    """Write something else into sections of a passport; the weights are copied as they are.
 
     Args:
         path: A file of ours; replaced when the new one is whole.
-        section: Name of the section.
-        value: What `json` can write.
+        sections: Name -> what `json` can write.
 
     Raises:
         VtbCheckpointError: The file is damaged, or has no passport.
@@ -151,9 +159,14 @@ def change_section(path: Path, section: str, value: Any) -> None:
         raise broken(path, f'no {PASSPORT} in it')
     files = {name: member for name, member in members.items() if name != PASSPORT}
     with atomic_path(path) as temporary:
-        written = write_archive(temporary, files, {**passport, section: value})
+        written = write_archive(temporary, files, {**passport, **sections})
         for name in files:
             check_digest(path, name, written['members'][name]['sha256'], passport)
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Names of measures in the order of a table; the JSON of a passport is sorted by name."""
+    return sorted(names, key=lambda name: _COLUMNS.index(name) if name in _COLUMNS else len(_COLUMNS))
 
 
 def _header(name: str, size: int) -> bytes:

@@ -1,0 +1,81 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Numbers in the passport of the file that was measured: beside untouched weights, and in the card of each export."""
+
+import io
+import math
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from nemo_vtb.checkpoint.card import write_card
+from nemo_vtb.checkpoint.nemo_file import load
+from nemo_vtb.commands import info as info_command
+from nemo_vtb.commands.info import read_info
+from nemo_vtb.evaluation.record import record, summary
+from nemo_vtb.evaluation.result import Evaluation, Row
+from nemo_vtb.evaluation.suite import Plan, measure_file, stamp_of
+from nemo_vtb.model.blender import VoiceTextBlender
+from nemo_vtb.testing import TinyCorpus
+
+
+@pytest.fixture
+def nemo_file(tiny_model: VoiceTextBlender, tmp_path: Path) -> Path:
+    path = tmp_path / 'tiny.nemo'
+    tiny_model.save_to(str(path))
+    return path
+
+
+def test_a_measured_file_says_so(
+    nemo_file: Path, corpus: TinyCorpus, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    before = read_info(nemo_file).passport['members']
+    data = {name: corpus.path(name, 'test') for name in ('speech_qa', 'text')}
+    plan = Plan(('speech',), data, limit=3, max_new_tokens=3)
+    plain, _ = measure_file(nemo_file, plan, None, device='cpu')
+    assert read_info(nemo_file).passport.get('evaluation') is None
+    result, path = measure_file(nemo_file, plan, None, device='cpu', record=True, console=Console(file=io.StringIO()))
+    assert [r.ours for r in result.rows] == [r.ours for r in plain.rows]
+    assert Evaluation.from_json(path).info['file'] == stamp_of(nemo_file) != plain.info['file']
+
+    passport = read_info(nemo_file).passport
+    assert [r['model'] for r in passport['evaluation']['rows']] == pytest.approx([r.ours for r in result.rows])
+    assert passport['retention']['kept'][0]['kept'] == pytest.approx(100, abs=0.1)
+    assert passport['members'] == before
+    model = load(str(nemo_file), 'cpu')
+    (tmp_path / 'peft').mkdir()
+    write_card(model, tmp_path / 'peft', 'peft', None)
+    card = (tmp_path / 'peft' / 'README.md').read_text()
+    assert '| speech_qa | tiny-qa | exact match |' in card and '## Text ability kept' in card
+    assert info_command.main([str(nemo_file)]) == 0
+    shown = capsys.readouterr().out
+    assert 'Measured' in shown and 'perplexity' in shown and 'Text ability kept' in shown
+
+
+def test_numbers_that_json_does_not_know(nemo_file: Path) -> None:
+    rows = (Row('text', 'chats', 'perplexity', 4, math.inf, 10.0, 5.0, math.inf, False),)
+    record(nemo_file, Evaluation(rows))
+    passport = read_info(nemo_file).passport
+    assert passport['evaluation']['rows'][0]['model'] is None and passport['retention']['verdict'] == 'red'
+
+
+def test_suites_are_rows_and_nothing_measured_is_no_retention() -> None:
+    task = {'metric': 'acc', 'value': 0.5, 'n': 8, 'interval': [0.2, 0.8], 'base': {'value': 0.25}}
+    evaluation, retention = summary(Evaluation((), suites={'emergent': {'tasks': {'names': task}}}))
+    assert evaluation['rows'][0] | {'signature': ''} == {
+        'task': 'emergent', 'source': 'names', 'measure': 'acc', 'n': 8, 'base': 0.25, 'model': 0.5, 'low': 0.2,
+        'high': 0.8, 'signature': '',
+    }  # fmt: skip
+    assert retention is None
