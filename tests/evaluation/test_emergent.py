@@ -137,6 +137,10 @@ def test_limits_of_wer_and_chrf() -> None:
     heard = [{'kind': 'wer', 'text': 'red blue green black white pink grey brown gold teal', 'at_most': 30.0}]
     assert follows('Red, blue, green, black, white, pink, grey!', heard)
     assert not follows('red blue green black white pink', heard)
+    assert follows(
+        'The clip says: "Red blue green black white pink grey brown." Anything else I can do for you?', heard
+    )
+    assert not follows('The clip says: "I am red." Anything else that I can do for you, my friend?', heard)
     translated = [{'kind': 'chrf', 'text': 'La conferenza è terminata.', 'at_least': 40.0}]
     assert follows('La conferenza è finita.', translated)
     assert not follows('The conference is over.', translated)
