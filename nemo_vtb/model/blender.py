@@ -209,6 +209,9 @@ class VoiceTextBlender(Portable, Saving, Generation, SplitLLM, SALM, ModelPT):
         # before the row itself: switching LoRA off must not happen between its forward and backward pass
         filled = bool(batch['input_ids'].numel())
         base = base_hidden(self.backbone, batch) if anchor and filled else None  # (M, H)
+        if anchor and self.is_sharded and (base is None or not len(base)):
+            with torch.no_grad():
+                self._one_token()
         if filled:
             hidden = self.hidden_states(batch)  # (T, H)
         else:  # every conversation of the row was broken: this rank must take part in the reduction all the same
@@ -240,11 +243,15 @@ class VoiceTextBlender(Portable, Saving, Generation, SplitLLM, SALM, ModelPT):
     def _nothing(self) -> Tensor:
         """(1, H) of zeros that every trained parameter has a zero gradient of."""
         zero = sum((p.flatten()[:1] * 0.0).sum() for p in self.parameters() if p.requires_grad)
-        if self.is_sharded:  # the other ranks wait for the layers of this one
-            one = torch.zeros(1, dtype=torch.int64, device=self.device)
-            borders = torch.tensor([0, 1], dtype=torch.int32, device=self.device)
-            zero = zero + (self.backbone.forward(self.backbone.embed(one), one, borders, 1) * 0.0).sum()
+        if self.is_sharded:
+            zero = zero + (self._one_token() * 0.0).sum()
         return torch.zeros(1, self.backbone.hidden_size, device=self.device) + zero
+
+    def _one_token(self) -> Tensor:
+        """(1, H): a pass for ranks that have nothing to run, since the others wait for their parts of the layers."""
+        one = torch.zeros(1, dtype=torch.int64, device=self.device)
+        borders = torch.tensor([0, 1], dtype=torch.int32, device=self.device)
+        return self.backbone.forward(self.backbone.embed(one), one, borders, 1)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Divide the summed gradients by the number of target tokens of the whole global batch."""

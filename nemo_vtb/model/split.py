@@ -90,18 +90,10 @@ class SplitLLM(_Salm):
         """Refuse what ranks with parts of a Hugging Face LLM cannot train.
 
         Raises:
-            VtbConfigError: The LLM has no weights, or typed chats are held to it, which not every row has.
+            VtbConfigError: The LLM has no weights.
         """
         if not pretrained:
             raise _no_weights('trainer.strategy=fully_sharded')
-        if self.cfg.get('text_anchor'):
-            raise VtbConfigError(
-                'The untouched LLM runs on rows with typed chats alone; the other ranks would wait for it.',
-                field='model.text_anchor',
-                got=self.cfg.text_anchor,
-                allowed='0 with trainer.strategy=fully_sharded',
-                remedy='model.text_anchor=0, or train with DDP or on the Megatron backbone',
-            )
         self._llm_source = source
 
     def _check_frozen(self) -> None:

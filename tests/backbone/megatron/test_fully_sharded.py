@@ -30,6 +30,7 @@ def sharded(devices: int = 2, **options: Any) -> dict[str, Any]:
 
 
 HALF = {'trainer.max_steps': 3}
+ANCHOR = {'model.text_anchor': 15.0}
 JOBS: dict[str, dict[str, Any]] = {
     'hf': {'nemo': True},
     'hf_half': {'set': HALF},
@@ -38,6 +39,9 @@ JOBS: dict[str, dict[str, Any]] = {
     'fs2_rest': {'set': sharded(), 'resume': 'hf_half'},
     'hf_rest': {'resume': 'fs2_half'},
     'broken': {'set': sharded(), 'empty_on': 1},
+    'anchor': {'set': HALF | sharded() | ANCHOR},
+    'anchor_whole': {'set': HALF | ANCHOR},
+    'anchor_broken': {'set': HALF | sharded() | ANCHOR, 'empty_on': 1},
     'warm': {'set': HALF | sharded() | {'init_from_nemo': 'hf/model.nemo'}},
     'warm_whole': {'set': HALF | {'init_from_nemo': 'hf/model.nemo'}},
     'bf16': {'set': HALF | sharded() | {'trainer.precision': 'bf16-true'}},
@@ -52,9 +56,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         if source := job.get('set', {}).get('init_from_nemo'):
             job['set']['init_from_nemo'] = str(runs.folder / source)
     (runs.folder / 'jobs.json').write_text(json.dumps(JOBS))
-    here(runs, 'hf', 'hf_half', 'warm_whole', 'bf16_whole')
+    here(runs, 'hf', 'hf_half', 'warm_whole', 'bf16_whole', 'anchor_whole')
     # one launch for all, since most of a launch is imports
-    runs.ranked(2, 'fs2', 'fs2_half', 'fs2_rest', 'broken', 'warm', 'bf16')
+    runs.ranked(2, 'fs2', 'fs2_half', 'fs2_rest', 'broken', 'warm', 'bf16', 'anchor', 'anchor_broken')
     return runs
 
 
@@ -104,6 +108,14 @@ def test_a_rank_whose_row_is_broken_does_not_stop_the_others(runs: Runs) -> None
     assert list(losses) == list(range(1, 7)) and losses[1] == pytest.approx(runs.losses('hf')[1], abs=1e-4)
 
 
+def test_typed_chats_are_held_to_the_untouched_llm(runs: Runs) -> None:
+    """Some rows have none, and one is broken: their ranks must not leave the others alone."""
+    runs.check_equal('anchor', 'anchor_whole')
+    assert list(runs.losses('anchor_broken')) == [1, 2, 3]
+    by_kind = runs.losses('anchor_whole').values()
+    assert any('text' in losses for losses in by_kind) and runs.losses('anchor')[3] != runs.losses('fs2')[3]
+
+
 def test_a_nemo_file_is_where_it_begins(runs: Runs) -> None:
     for step, losses in runs.losses('warm_whole').items():
         assert runs.losses('warm')[step] == pytest.approx(losses, abs=1e-4), step
@@ -118,7 +130,6 @@ def test_an_llm_in_bfloat16(runs: Runs) -> None:
     ('key', 'value', 'named'),
     [
         ('model.freeze_params', [r'^embed_tokens\..+$'], 'freeze_params'),
-        ('model.text_anchor', 1.0, 'text_anchor'),
         ('model.pretrained_weights', False, 'pretrained_weights'),
     ],
 )
