@@ -48,6 +48,8 @@ def write_config(
     model['optimizer']['weight_decay'] = 0.01
     if adapter is not None:
         model['perception']['modality_adapter'] = dict(adapter)
+        # a bias in front of a batch norm has no gradient but rounding, of 1e-9, which Adam's own 1e-8 makes steps of
+        model['optimizer']['eps'] = 1e-6
     data = {
         'train_ds': {'sample_rate': 16000, 'seed': 1, 'input_cfg': corpus.input_cfg('train')},
         **({'validation_ds': validation_sets(corpus)} if validation else {}),
