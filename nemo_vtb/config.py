@@ -142,7 +142,9 @@ def check_budget(cfg: DictConfig | Mapping[str, Any]) -> None:
     budget = OmegaConf.select(conf, 'data.budget')
     if not budget:
         return
-    shares = {str(kind): float(share) for kind, share in budget.items()}
+    shares = {str(kind): float(share) for kind, share in budget.items() if kind != 'auto'}
+    if not shares:
+        return
     total = sum(shares.values())
     if abs(total - 1.0) > 1e-6:
         scaled = {kind: round(share / total, 4) for kind, share in shares.items()} if total > 0 else None
@@ -160,6 +162,14 @@ def _check_gate(cfg: DictConfig | Mapping[str, Any]) -> None:
     conf = cfg if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg))
     path = 'exp_manager.checkpoint_callback_params.monitor'
     monitor = OmegaConf.select(conf, path)
+    if OmegaConf.select(conf, 'data.budget.auto') and not OmegaConf.select(conf, 'gate.enabled'):
+        raise VtbConfigError(
+            'The share of typed chats is raised by what the gate measures, and the gate is off.',
+            field='data.budget.auto',
+            got=OmegaConf.select(conf, 'data.budget.auto'),
+            allowed='null, or gate.enabled=true',
+            remedy='gate.enabled=true',
+        )
     if monitor in ('gated_loss', 'retention', 'hearing') and not OmegaConf.select(conf, 'gate.enabled'):
         raise VtbConfigError(
             'The best checkpoint is chosen by a metric that is not measured.',

@@ -192,7 +192,10 @@ _DATA_KEYS: dict[str, Node] = {
         LOADER_KEYS | {'datasets': MapOf(Section(LOADER_KEYS, more='loader'))},
         more='loader',
     ),
-    'budget': Section({kind: Key((float, int), low=0.0, high=1.0, null=False) for kind in KINDS}),
+    'budget': Section(
+        {kind: Key((float, int), low=0.0, high=1.0, null=False) for kind in KINDS}
+        | {'auto': Key((float, int), low=0.0, high=0.5)}
+    ),
     'max_tokens': Key((int,), low=1, null=False),
     'rows_per_batch': COUNT,
     'num_workers': NOT_NEGATIVE,

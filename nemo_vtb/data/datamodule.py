@@ -370,6 +370,13 @@ class VtbDataModule(pl.LightningDataModule):
             self._random_at_batch = random_state()
         return whole
 
+    def on_retention(self, retention: float, limit: float) -> None:
+        """After a validation: with `data.budget.auto`, ask for more typed chats if less than `limit` was kept."""
+        if self.settings.budget_auto is None or retention >= limit or not isinstance(self.progress, Progress):
+            return
+        if said := self.progress.raise_text():
+            logger.warning('Retention %.1f %%, limit %.1f %%: %s', 100 * retention, 100 * limit, said)
+
     def restore_random(self) -> None:
         """Set the random generators of a resumed run, once, right before its first row."""
         if self._random_to_restore and self.trainer is not None:

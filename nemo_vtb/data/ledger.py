@@ -67,6 +67,12 @@ class Ledger:
         self.rows = self.batches = 0
         self._curve: list[list[int]] = []  # [batches, delivered of each source ...]
         self._stride = 1
+        self._changes: list[dict[str, Any]] = []
+
+    def change_shares(self, shares: Mapping[str, float]) -> None:
+        """From the next batch on other shares are asked; `asked` is the mean over all tokens from then on."""
+        before = {name: account.asked for name, account in self.accounts.items()}
+        self._changes.append({'batches': self.batches, 'units': self._units, 'asked': before, 'shares': dict(shares)})
 
     def add(self, source: str, conversations: int, tokens: int, supervised_tokens: int, audio_s: float) -> None:
         """Count conversations of one source; negative numbers take back what could not be loaded."""
@@ -80,10 +86,23 @@ class Ledger:
         """Count the rows of a global batch, after its conversations."""
         self.rows += rows
         self.batches += 1
+        self._ask()
         if self.batches % self._stride == 0:
             self._curve.append([self.batches, *(self._delivered(a) for a in self.accounts.values())])
         if len(self._curve) > _POINTS:
             self._curve, self._stride = self._curve[1::2], self._stride * 2
+
+    @property
+    def _units(self) -> int:
+        return sum(self._delivered(a) for a in self.accounts.values())
+
+    def _ask(self) -> None:
+        if not self._changes:
+            return
+        last, total = self._changes[-1], self._units
+        for name, account in self.accounts.items():
+            units = last['asked'][name] * last['units'] + last['shares'][name] * (total - last['units'])
+            account.asked = units / total if total else last['shares'][name]
 
     def skip(self, source: str, reason: str, count: int = 1) -> None:
         """Count conversations that were left out."""
@@ -156,6 +175,7 @@ class Ledger:
             'sources': [
                 asdict(a) | {'delivered': delivered[a.name], 'epochs': a.epochs} for a in self.accounts.values()
             ],
+            'changes': self._changes,
             'curve': self._curve,
             'stride': self._stride,
         }
@@ -167,6 +187,7 @@ class Ledger:
         accounts = [SourceAccount(**{name: source[name] for name in names}) for source in state['sources']]
         ledger = cls(accounts, state['max_tokens'], state['unit'])
         ledger.rows, ledger.batches = state['rows'], state['batches']
+        ledger._changes = [dict(change) for change in state.get('changes') or ()]
         ledger._curve, ledger._stride = [list(point) for point in state['curve']], state['stride']
         return ledger
 
@@ -180,6 +201,10 @@ class Ledger:
                 account.conversations, account.tokens = old.conversations, old.tokens
                 account.supervised_tokens, account.audio_s = old.supervised_tokens, old.audio_s
                 account.skips = old.skips
+        if former._changes and same:
+            self._changes = former._changes
+            for name, account in self.accounts.items():
+                account.asked = former.accounts[name].asked
         self.rows, self.batches = former.rows, former.batches
         self._curve, self._stride = (former._curve, former._stride) if same else ([], 1)
 

@@ -29,7 +29,7 @@ from nemo_vtb.data.sampler import PlanState, TokenBudgetPlan, TokenBudgetSampler
 from nemo_vtb.data.settings import DataSettings
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 
-__all__ = ['Progress', 'Quarantine']
+__all__ = ['MAX_TEXT', 'Progress', 'Quarantine']
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +65,21 @@ class Quarantine:
         return tuple(fault.get(name) for name in ('source', 'file', 'byte_offset', 'reason'))
 
 
+MAX_TEXT = 0.5
+"""The share of typed chats is never raised beyond this: a run that needs more needs other data."""
+
+
+def _check_text(budget: Mapping[str, float], step: float) -> None:
+    if not 0 < budget.get('text', 0.0) < 1:
+        raise VtbConfigError(
+            'The share of typed chats cannot be raised.',
+            field='data.budget.auto',
+            got=step,
+            allowed='a budget with a share of text between 0 and 1',
+            remedy='add a source of kind text, or set data.budget.auto=null',
+        )
+
+
 _FIELDS = ('source', 'file', 'line', 'byte_offset', 'id', 'reason', 'detail')
 
 
@@ -83,6 +98,8 @@ class Progress:
             SourceAccount(s.name, s.kind, share, len(s)) for s, share in zip(self.sources, plan.shares, strict=True)
         ]
         self.ledger = Ledger(accounts, plan.max_tokens, plan.unit)
+        if settings.budget_auto:
+            _check_text(plan.coming_budget, settings.budget_auto)
         for source in self.sources:
             for reason, count in source.index.meta['quarantined'].items():
                 self.ledger.skip(source.name, reason, count)
@@ -90,6 +107,7 @@ class Progress:
                 self.ledger.skip(source.name, 'overlong', len(source.dropped))
         self._skips_before = {name: dict(a.skips) for name, a in self.ledger.accounts.items()}
         self.batches = 0
+        self._changing = 0  # the batch from which the last change of shares holds
         self._rows = 0  # of this rank, in the present global batch
         self._faults: list[dict[str, Any]] = []  # of this rank, not yet told to the others
         self._failed: set[tuple[int, int]] = set()
@@ -192,6 +210,25 @@ class Progress:
             self._quarantine.add(list(faults.values()))
         self._check()
 
+    def raise_text(self) -> str | None:
+        """Ask for a larger share of typed chats, from the same row on all ranks; all of them call it together.
+
+        Returns:
+            What was changed, in words; None where the share is at its highest, or the last change is yet to come.
+        """
+        rows = self.sampler.rows_per_batch
+        batch = self.batches + 1 + self.settings.refund_batches  # nobody has planned as far as that
+        budget = self.plan.coming_budget
+        text, step = budget['text'], float(self.settings.budget_auto or 0.0)
+        if self._changing > self.batches or text >= MAX_TEXT:
+            return None
+        now = min(MAX_TEXT, text + step)
+        changed = {kind: now if kind == 'text' else s * (1 - now) / (1 - text) for kind, s in budget.items()}
+        self.plan.change_budget(batch * rows, changed)
+        self._changing = batch
+        self._consumed = self.sampler.state_after(self.batches)
+        return f'share of typed chats {text:.1%} -> {now:.1%} from step {batch} on'
+
     def state_dict(self) -> dict[str, Any]:
         """Plan and ledger after the last whole global batch. All ranks call it together, as for a checkpoint."""
         if self.world_size > 1:
@@ -200,6 +237,7 @@ class Progress:
         return {
             'plan': self._consumed,
             'batches': self.batches,
+            'changing': self._changing,
             'ledger': self.ledger.to_json(),
             'failed': [[self.sources[s].name, e] for s, e in sorted(self._failed)[:1000]],
         }
@@ -214,11 +252,15 @@ class Progress:
         self.batches = self.plan.row // self.sampler.rows_per_batch
         self._consumed = self.sampler.state_after(self.batches)
         self.ledger.load_state_dict(state['ledger'])
+        self._changing = state.get('changing', 0)
         numbers = {source.name: number for number, source in enumerate(self.sources)}
         self._failed = {(numbers[name], entry) for name, entry in state['failed'] if name in numbers}
         self._rows, self._faults = 0, []
 
     def _count_batch(self) -> None:
+        if (budget := self.plan.change_at(self.batches * self.sampler.rows_per_batch)) is not None:
+            shares = self.plan.shares_of(budget)
+            self.ledger.change_shares({s.name: share for s, share in zip(self.sources, shares, strict=True)})
         rows = self.sampler.take_batch(self.batches)
         entries: dict[int, list[int]] = {}
         for row in rows:

@@ -114,7 +114,8 @@ class TokenBudgetPlan:
         self.sources = list(sources)
         self.max_tokens, self.unit, self.seed, self.on_exhausted = max_tokens, unit, seed, on_exhausted
         self.kinds = sorted({s.kind for s in self.sources})
-        self.shares = resolve_shares(self.sources, budget, temperature, unit)
+        self._temperature = temperature
+        self._first_shares = self.shares = resolve_shares(self.sources, budget, temperature, unit)
         self._kind_of = [self.kinds.index(s.kind) for s in self.sources]
         self._packer = RowPacker(max_tokens)
         self._streams = [_Stream(s, seed, unit == 'supervised_tokens') for s in self.sources]
@@ -140,6 +141,9 @@ class TokenBudgetPlan:
         self._pools = [LookAhead(capacity) for capacity in self._capacities]
         self._alive = [True] * count
         self._refunds: dict[int, list[tuple[int, int]]] = {}  # row -> (source, cost) given back before it is planned
+        self._changes: dict[int, dict[str, float]] = {}  # row -> budget that holds from it on
+        self._budget: dict[str, float] | None = None  # the last of them that was reached
+        self.shares = self._first_shares
         self._set_shares()
         for source in range(count):
             self._refill(source)
@@ -203,6 +207,8 @@ class TokenBudgetPlan:
         """Plan the next row; None when the data is used up (`max_repeats`)."""
         for source, cost in self._refunds.get(self.row, ()):
             self._count(source, -cost)
+        if (budget := self._changes.get(self.row)) is not None:
+            self._take_budget(budget)
         if not self._retire():
             return None
         items: list[tuple[int, int]] = []
@@ -238,10 +244,48 @@ class TokenBudgetPlan:
         cost = int((supervised if self.unit == 'supervised_tokens' else tokens)[0])
         self._refunds.setdefault(row, []).append((source, cost))
 
+    def change_budget(self, row: int, budget: Mapping[str, float]) -> None:
+        """Other shares of the kinds from `row` on; part of the state, so that a resumed run has them at the same row.
+
+        Raises:
+            VtbDataError: That row is planned already, so that the plan would depend on chance.
+            VtbConfigError: The shares do not fit the sources.
+        """
+        if row < self.row:
+            raise VtbDataError('A change of shares came too late.', field='row', got=row, allowed=f'>= {self.row}')
+        self.shares_of(budget)
+        self._changes[row] = dict(budget)
+
+    def shares_of(self, budget: Mapping[str, float]) -> list[float]:
+        """Share of each source under other shares of the kinds."""
+        return resolve_shares(self.sources, budget, self._temperature, self.unit)
+
+    def change_at(self, row: int) -> dict[str, float] | None:
+        """The budget that begins with `row`, None if none does."""
+        return self._changes.get(row)
+
+    @property
+    def coming_budget(self) -> dict[str, float]:
+        """Share of each kind once every change that is known has been reached."""
+        if self._changes:
+            return dict(self._changes[max(self._changes)])
+        if self._budget is not None:
+            return dict(self._budget)
+        return {
+            k: sum(s for s, n in zip(self.shares, self._kind_of, strict=True) if n == i)
+            for i, k in enumerate(self.kinds)
+        }
+
+    def _take_budget(self, budget: Mapping[str, float]) -> None:
+        self._budget = dict(budget)
+        self.shares = self.shares_of(budget)
+        self._set_shares()
+
     def forget_before(self, row: int) -> None:
-        """Forget refunds of rows that were trained on."""
-        for older in [at for at in self._refunds if at < row]:
-            del self._refunds[older]
+        """Forget refunds and changes of rows that were trained on."""
+        for table in (self._refunds, self._changes):
+            for older in [at for at in table if at < row]:
+                del table[older]
 
     def epochs(self) -> list[float]:
         """How often each source has been drawn from end to end."""
@@ -257,11 +301,12 @@ class TokenBudgetPlan:
             self._total,
             tuple(self._alive),
             tuple(tuple(pool.items) for pool in self._pools),
+            self._budget,
         )
 
     def state_of(self, snapshot: tuple) -> PlanState:
         """A snapshot as JSON-able state: O(1) in the size of the data and in the length of the run."""
-        row, draws, spent, kind_spent, total, alive, pools = snapshot
+        row, draws, spent, kind_spent, total, alive, pools, budget = snapshot
         return {
             'version': STATE_VERSION,
             'fingerprint': self.fingerprint,
@@ -279,6 +324,8 @@ class TokenBudgetPlan:
             },
             # also those that became known after the snapshot was taken
             'refunds': [[at, *r] for at, refunds in sorted(self._refunds.items()) if at >= row for r in refunds],
+            'budget': budget,
+            'changes': [[at, change] for at, change in sorted(self._changes.items()) if at >= row],
         }
 
     def state_dict(self) -> PlanState:
@@ -314,6 +361,9 @@ class TokenBudgetPlan:
             for draw in saved['pool']:
                 pool.add(draw, *self._streams[number].draw(draw))
             pool.drawn = saved['draws'] - 1
+        self._changes = dict(state.get('changes') or ())
+        if state.get('budget'):
+            self._take_budget(state['budget'])
         self._set_shares()
         self._spent = [state['sources'][source.name]['spent'] for source in self.sources]
         self._kind_spent = [state['kind_spent'][kind] for kind in self.kinds]

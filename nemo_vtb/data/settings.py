@@ -43,6 +43,8 @@ class DataSettings:
     'As `validation_ds`.'
     budget: Mapping[str, float] | None = None
     'Share of each kind, sum 1; None: in proportion to the tokens that each kind has.'
+    budget_auto: float | None = None
+    'Added to the share of text by `data.budget.auto` after a validation under `gate.limit`; None: never.'
     unit: str = 'tokens'
     'What shares are counted in: tokens (text and audio frames) or supervised_tokens.'
     sampler: str = 'budget'
@@ -104,6 +106,10 @@ class DataSettings:
         merged |= {'seed': train['seed']} if isinstance(train.get('seed'), int) else {}
         if not isinstance(merged.get('seed', 0), int):
             del merged['seed']  # NeMo's 'trng' and 'randomized' cannot be repeated: our default seed is taken
+        budget = merged.get('budget')
+        if isinstance(budget, Mapping) and 'auto' in budget:
+            merged['budget_auto'] = budget['auto']
+            merged['budget'] = {kind: share for kind, share in budget.items() if kind != 'auto'} or None
         for name in ('train_ds', 'validation_ds', 'test_ds'):
             merged[name] = merged.get(name) or {}
         settings = cls(**merged)
@@ -119,6 +125,12 @@ class DataSettings:
         for name in ('max_tokens', 'pool_size', 'refund_batches', 'sample_rate'):
             if int(getattr(self, name)) < 1:
                 raise VtbConfigError('Value too small.', field=f'data.{name}', got=getattr(self, name), allowed='>= 1')
+        if self.budget_auto is not None and (self.sampler == 'nemo' or not 0 < self.budget_auto <= 0.5):
+            raise VtbConfigError(
+                'The share of typed chats cannot be raised like this.', field='data.budget.auto',
+                got=f'{self.budget_auto}, data.sampler={self.sampler}',
+                allowed='null, or above 0 and at most 0.5 with data.sampler=budget',
+            )  # fmt: skip
         if not 0 <= self.max_skip_ratio <= 1:
             raise VtbConfigError(
                 'Not a ratio.', field='data.max_skip_ratio', got=self.max_skip_ratio, allowed='0 ... 1'

@@ -30,13 +30,14 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from nemo_vtb.data.collate import Collator, PackItem, pack_row
 from nemo_vtb.data.conversation import KINDS, Conversation, Text, Turn
+from nemo_vtb.data.datamodule import VtbDataModule
 from nemo_vtb.errors import VtbConfigError
 from nemo_vtb.evaluation.suites.build import make_choices
-from nemo_vtb.model.loss import IGNORE, row_nll
 from nemo_vtb.training.meter import data_parallel_size
 
 __all__ = ['GATE_METRICS', 'RetentionGate', 'choice_scores', 'gate_of']
@@ -138,6 +139,9 @@ class RetentionGate(pl.Callback):
         self.values = self._numbers(kinds, sound, choices)
         for name, value in self.values.items():
             pl_module.log(name, torch.tensor(value, dtype=torch.float32), prog_bar=name == 'retention')
+        # a run of `trainer.validate` changes nothing
+        if trainer.state.fn == TrainerFn.FITTING and isinstance(trainer.datamodule, VtbDataModule):
+            trainer.datamodule.on_retention(self.values.get('retention', 1.0), self.limit)
 
     # ---- for people
 
@@ -225,12 +229,7 @@ def choice_rows(items: Sequence[Mapping[str, Any]], collator: Collator) -> list[
 def choice_scores(model: Any, row: Sequence[PackItem]) -> Tensor:
     """Negative log-likelihood of each answer of a packed row: (N,) float64 on the CPU."""
     batch = {k: v.to(model.device) if isinstance(v, Tensor) else v for k, v in pack_row(row).items()}
-    hidden = model.hidden_states(batch)  # (T, H)
-    nll = row_nll(hidden, batch['labels'], model.backbone.nll, chunk=model.cfg.get('loss_chunk', 1024))
-    positions = (batch['labels'] != IGNORE).nonzero().flatten()
-    whose = torch.bucketize(positions, batch['cu_seqlens'][1:].to(positions.dtype), right=True)
-    sums = torch.zeros(len(row), dtype=torch.float64)
-    return sums.index_add(0, whose.cpu(), nll.detach().double().cpu())
+    return model.conversation_nll(batch)[0].double().cpu()
 
 
 def _chats(items: Sequence[Mapping[str, Any]]) -> Iterator[Conversation]:

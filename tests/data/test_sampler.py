@@ -170,6 +170,43 @@ def test_a_refund_is_made_up_for_and_survives_a_resume() -> None:
         p.refund(10, source, entry)
 
 
+@pytest.mark.parametrize('stop', [40, 60, 61, 100, 239])
+def test_other_shares_begin_at_their_row_and_survive_a_resume(stop: int) -> None:
+    other = {'text': 0.4, 'asr_ast': 0.2, 'speech_qa': 0.2, 'mixed_modal': 0.2}
+
+    def changed() -> TokenBudgetPlan:
+        p = plan()
+        p.change_budget(60, other)
+        p.change_budget(240, BUDGET)
+        return p
+
+    p = changed()
+    rows = take(p, 1200)
+    assert rows[:60] == take(plan(), 60) and rows[60:120] != take(plan(), 120)[60:]
+    counts = tokens(p, rows)
+    for part, budget in ((counts[60:240], other), (counts[240:], BUDGET)):
+        asked = np.array(p.shares_of(budget))
+        assert np.abs(part.sum(0) / part.sum() / asked - 1).max() < 0.02
+    first = changed()
+    assert take(first, stop) == rows[:stop]
+    again = plan()
+    again.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert again.coming_budget == BUDGET
+    assert take(again, 400) == rows[stop : stop + 400]
+    with pytest.raises(VtbDataError, match='too late'):
+        again.change_budget(10, other)
+    with pytest.raises(VtbConfigError, match='do not sum to 1'):
+        again.change_budget(5000, {**other, 'text': 0.9})
+
+
+def test_a_state_without_changes_is_read() -> None:
+    p, q = plan(), plan()
+    take(p, 30)
+    state = p.state_dict()
+    q.load_state_dict({key: value for key, value in state.items() if key not in ('budget', 'changes')})
+    assert take(q, 50) == take(p, 50)
+
+
 @pytest.mark.parametrize(
     ('change', 'named'),
     [

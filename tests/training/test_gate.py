@@ -141,6 +141,77 @@ def test_a_dead_adapter_is_deaf(run: SimpleNamespace) -> None:
     assert deaf['retention'] == pytest.approx(healthy['retention'])
 
 
+def auto(folder: Path, corpus: TinyCorpus, steps: int, resume: Path | None = None) -> SimpleNamespace:
+    """A run whose text ability is under the limit at once, so that more text is asked for at each validation."""
+    torch.manual_seed(0)
+    model = VoiceTextBlender(tiny_model_cfg(folder / 'm'))
+    cfg = {
+        'train_ds': {'seed': 1, 'input_cfg': corpus.input_cfg()},
+        'validation_ds': {'datasets': {'text': {'input_cfg': corpus.input_cfg()[:1]}}},
+        'budget': {'text': 0.1, 'asr_ast': 0.5, 'speech_qa': 0.2, 'mixed_modal': 0.2, 'auto': 0.2},
+        'max_tokens': 512,
+        'rows_per_batch': 1,
+        'refund_batches': 4,
+        'num_workers': 0,
+    }
+    gate = RetentionGate(limit=1.0, items=0)
+    saver = ModelCheckpoint(folder / 'ckpt', filename='{step}', save_top_k=-1, every_n_train_steps=None)
+    trainer = pl.Trainer(
+        accelerator='cpu', max_steps=steps, val_check_interval=4, check_val_every_n_epoch=None, logger=False,
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, use_distributed_sampler=False,
+        callbacks=[gate, saver],
+    )  # fmt: skip
+    data = VtbDataModule(cfg, model.renderer, model.frames, run_dir=folder)
+    trainer.fit(model, data, ckpt_path=resume)
+    return SimpleNamespace(data=data, model=model, ledger=data.ledger.to_json(), folder=folder)
+
+
+def test_more_text_is_asked_for_and_a_resumed_run_asks_the_same(
+    tmp_path: Path, corpus: TinyCorpus, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # a tiny random LLM gains text ability by any training: what it kept is given here, all else is real
+    monkeypatch.setattr(RetentionGate, '_numbers', lambda *_: {'retention': 0.9, 'gated_loss': 1.0})
+    whole = auto(tmp_path / 'whole', corpus, 40)
+    changes = whole.ledger['changes']
+    # at step 4 for step 9, at 12 (not before the last has come) for 17
+    assert [c['batches'] for c in changes] == [9, 17]
+    chats = [s['name'] for s in whole.ledger['sources'] if s['kind'] == 'text']
+    text = [sum(c['shares'][name] for name in chats) for c in changes]
+    assert text == pytest.approx([0.3, 0.5])
+    assert 'share of typed chats 10.0% -> 30.0% from step 9 on' in caplog.text
+    asked, delivered = (whole.ledger['kinds']['text'][key] for key in ('asked', 'delivered'))
+    assert 0.35 < asked < 0.45 and delivered == pytest.approx(asked, rel=0.1)
+
+    for step in (4, 8, 20):
+        part = auto(tmp_path / f'part{step}', corpus, step)
+        (saved,) = (part.folder / 'ckpt').glob(f'step={step}.ckpt')
+        rest = auto(part.folder, corpus, 40, saved)
+        assert rest.ledger == whole.ledger
+        for (name, a), b in zip(rest.model.named_parameters(), whole.model.parameters(), strict=True):
+            assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize(
+    ('data', 'words'),
+    [
+        ({'budget': {'asr_ast': 1.0, 'auto': 0.1}}, 'share of text between 0 and 1'),
+        ({'budget': {'text': 0.5, 'asr_ast': 0.5, 'auto': 0.7}}, 'at most 0.5'),
+        ({'budget': {'text': 0.5, 'asr_ast': 0.5, 'auto': 0.1}, 'sampler': 'nemo'}, 'data.sampler=budget'),
+    ],
+)
+def test_a_share_that_cannot_be_raised(
+    tmp_path: Path, corpus: TinyCorpus, tiny_model: VoiceTextBlender, data: dict, words: str
+) -> None:
+    kinds = [entry for entry in corpus.input_cfg() if entry['kind'] in data['budget']]
+    with pytest.raises(VtbConfigError, match='data.budget.auto') as error:
+        module = VtbDataModule(
+            {'train_ds': {'input_cfg': kinds}, 'max_tokens': 512, **data}, tiny_model.renderer, tiny_model.frames,
+            run_dir=tmp_path,
+        )  # fmt: skip
+        module.setup('fit')
+    assert words in str(error.value)
+
+
 def test_without_lora_the_base_is_itself(run: SimpleNamespace) -> None:
     with run.model.backbone.without_lora():
         values = validate(run)
