@@ -101,7 +101,7 @@ def suite_table(
             cells.append({'ours': _percent(tasks[name]['value']), 'low': _percent(low), 'high': _percent(high)}
                          if name in tasks else None)  # fmt: skip
         base = _percent((first.get('base') or {}).get('value'))
-        found.append((first.get('title', name), first['n'], base, cells))
+        found.append((first.get('title', name.replace('_', ' ')), first['n'], base, cells))
     return found
 
 
