@@ -425,6 +425,7 @@ _RECORDINGS = (
             params={'lang': lang},
             size_mb=50,
             build_s=5,
+            revision=2,
         )
         for lang in _ASTERISK
     ),
@@ -493,7 +494,7 @@ _CORPORA = (
         params={'size': 'quick', 'llm': 'minimind2-small'},
         size_mb=120,
         build_s=280,
-        revision=6,
+        revision=7,
     ),
     Asset(
         'demo-corpus-smollm2',
@@ -509,7 +510,7 @@ _CORPORA = (
         params={'size': 'long', 'llm': 'smollm2-135m-instruct'},
         size_mb=525,
         build_s=1900,
-        revision=5,
+        revision=6,
     ),
 )
 

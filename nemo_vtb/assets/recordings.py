@@ -171,8 +171,8 @@ def build_ljspeech(job: 'Job') -> None:
 def parse_core_sounds(raw: bytes) -> dict[str, str]:
     """Parse a ``core-sounds-XX.txt`` file into texts by key.
 
-    Lines are ``key: text``; ``;`` starts a comment. Texts with ``(`` or ``[`` are tones or stage directions and are
-    left out, as are empty ones.
+    Lines are ``key: text``; ``;`` starts a comment. Texts with ``(``, ``[`` or ``<`` are tones or stage directions
+    and are left out, as are empty ones.
 
     Args:
         raw: The file's bytes, UTF-8 with or without a byte order mark.
@@ -184,7 +184,7 @@ def parse_core_sounds(raw: bytes) -> dict[str, str]:
     for line in raw.decode('utf-8-sig').splitlines():
         key, colon, text = line.partition(':')
         text = ' '.join(text.split())
-        if not colon or line.startswith(';') or not text or '(' in text or '[' in text:
+        if not colon or line.startswith(';') or not text or set('([<') & set(text):
             continue
         texts[key.strip()] = text
     return texts

@@ -82,7 +82,7 @@ def asterisk_packages(tmp_path: Path, sound: bytes) -> dict[str, Path]:
 
 
 def test_texts_are_parsed_without_mark_comments_and_stage_directions():
-    raw = '; head\n\na: One.\nb/c: Two  words: here \nd: [tone]\ne: say (beep)\nf:\nno colon\n'
+    raw = '; head\n\na: One.\nb/c: Two  words: here \nd: [tone]\ne: say (beep)\nf:\ng: <beep>\nno colon\n'
     assert parse_core_sounds(raw.encode('utf-8-sig')) == {'a': 'One.', 'b/c': 'Two words: here'}
 
 
