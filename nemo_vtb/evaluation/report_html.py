@@ -317,4 +317,5 @@ def _footer(models: Sequence[Mapping[str, Any]]) -> str:
             f'{escape(model["name"])}: base LLM {escape(llm)}, {size}, answers of at most '
             f'{escape(str(info.get("max_new_tokens", "?")))} tokens, greedy.'
         )
+        lines += [f'Left out: {escape(name)}. {escape(why)}' for name, why in (info.get('left_out') or {}).items()]
     return f'<footer>{"<br>".join(lines)}</footer>'

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemo_vtb.errors import VtbConfigError
+from nemo_vtb.errors import VtbConfigError, VtbDataError, first_line
 from nemo_vtb.evaluation.journal import Journal
 from nemo_vtb.evaluation.judge import Judge, add_verdicts, ask_controls
 from nemo_vtb.evaluation.result import Evaluation
@@ -27,6 +27,7 @@ from nemo_vtb.evaluation.tasks import evaluate, load_conversations
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from nemo_vtb.evaluation.ladder import LadderQuestion
     from nemo_vtb.model.blender import VoiceTextBlender
 
 __all__ = ['SUITE_NAMES', 'Plan', 'measure_file', 'needs_data', 'run_suites', 'stamp_of', 'suites_of']
@@ -148,6 +149,11 @@ def run_suites(
         console.print(f'going on behind {journal.resumed} answers of {journal.path}', highlight=False, markup=False)
     # a judge that is not there or not able is known before the model has answered for an hour
     controls = ask_controls(plan.judge, journal) if plan.judge is not None else None
+    left_out = impossible(plan)
+    for name, why in left_out.items():
+        if console is not None:
+            console.print(f'left out: {name}. {why}', style='yellow', highlight=False, markup=False, soft_wrap=True)
+    plan = replace(plan, suites=[name for name in plan.suites if name not in left_out])
     result = Evaluation((), (), {'model': str(model.cfg.get('pretrained_llm')), 'limit': plan.limit})
     if 'speech' in plan.suites:
         result = evaluate(
@@ -169,7 +175,29 @@ def run_suites(
             suites[name] = _asked(name, model, plan, journal, _teller(console))
     if 'ladder' in plan.suites:
         suites['ladder'] = _ladder(model, plan, journal, _teller(console))
-    return Evaluation(result.rows, result.samples, dict(result.info) | {'suites': list(plan.suites)}, suites)
+    info = dict(result.info) | {'suites': list(plan.suites), 'left_out': left_out}
+    return Evaluation(result.rows, result.samples, info, suites)
+
+
+def impossible(plan: Plan) -> dict[str, str]:
+    """Suites out of several that cannot be asked here, and why; one alone is an error.
+
+    Raises:
+        VtbConfigError: lm-eval is not installed, and nothing else is asked for.
+        VtbDataError: No question can be spoken, and nothing else is asked for.
+    """
+    from nemo_vtb.evaluation.text_suite import check_installed
+
+    found = {}
+    for name, check in (('text', check_installed), ('ladder', lambda: _ladder_questions(plan))):
+        if name in plan.suites:
+            try:
+                check()
+            except (VtbConfigError, VtbDataError) as error:
+                if len(plan.suites) == 1:
+                    raise
+                found[name] = first_line(error)
+    return found
 
 
 def _asked(
@@ -192,14 +220,19 @@ def _folder(plan: Plan) -> Path:
 def _ladder(
     model: 'VoiceTextBlender', plan: Plan, journal: Journal, tell: Callable[[str], None] | None
 ) -> dict[str, Any]:
+    from nemo_vtb.evaluation.ladder import run_ladder
+
+    folder, questions = _folder(plan) / 'ladder', _ladder_questions(plan)
+    return run_ladder(model, questions, folder, batch_size=plan.batch_size, journal=journal, on_task=tell)
+
+
+def _ladder_questions(plan: Plan) -> list['LadderQuestion']:
     from itertools import chain
 
-    from nemo_vtb.evaluation.ladder import LADDER_QUESTIONS, ladder_questions, run_ladder
+    from nemo_vtb.evaluation.ladder import LADDER_QUESTIONS, ladder_questions
 
     held_out = chain.from_iterable(load_conversations(file, name) for name, file in (plan.datasets or {}).items())
-    questions = ladder_questions(held_out, min(LADDER_QUESTIONS, plan.limit or LADDER_QUESTIONS))
-    folder = _folder(plan) / 'ladder'
-    return run_ladder(model, questions, folder, batch_size=plan.batch_size, journal=journal, on_task=tell)
+    return ladder_questions(held_out, min(LADDER_QUESTIONS, plan.limit or LADDER_QUESTIONS))
 
 
 def _text(

@@ -24,6 +24,8 @@ from nemo_vtb.checkpoint.card import write_card
 from nemo_vtb.checkpoint.nemo_file import load
 from nemo_vtb.commands import info as info_command
 from nemo_vtb.commands.info import read_info
+from nemo_vtb.errors import VtbDataError
+from nemo_vtb.evaluation.ladder import RUNGS
 from nemo_vtb.evaluation.record import record, summary
 from nemo_vtb.evaluation.result import Evaluation, Row
 from nemo_vtb.evaluation.suite import Plan, measure_file, stamp_of
@@ -79,3 +81,27 @@ def test_suites_are_rows_and_nothing_measured_is_no_retention() -> None:
         'high': 0.8, 'signature': '',
     }  # fmt: skip
     assert retention is None
+
+
+def test_of_several_suites_those_that_cannot_be_asked_are_left_out(nemo_file: Path, corpus: TinyCorpus) -> None:
+    data = {'text': corpus.path('text', 'test')}
+    shown = io.StringIO()
+    plan = Plan(('speech', 'ladder'), data, limit=2, max_new_tokens=2)
+    result, _ = measure_file(nemo_file, plan, None, device='cpu', console=Console(file=shown, width=300))
+    assert [row.task for row in result.rows] == ['text'] and result.info['suites'] == ['speech']
+    assert list(result.info['left_out']) == ['ladder'] and 'left out: ladder.' in shown.getvalue()
+    with pytest.raises(VtbDataError, match='no question for the modality ladder'):
+        measure_file(nemo_file, Plan(('ladder',), data), None, device='cpu')
+
+
+def test_the_ladder_is_a_suite(nemo_file: Path, corpus: TinyCorpus, tmp_path: Path) -> None:
+    plan = Plan(('ladder',), {'speech_qa': corpus.path('speech_qa', 'test')}, limit=2)
+    result, path = measure_file(nemo_file, plan, tmp_path / 'l.json', device='cpu')
+    tasks = result.suites['ladder']['tasks']
+    assert list(tasks) == list(RUNGS) and {task['n'] for task in tasks.values()} == {2}
+    assert [bool(task['base']) for task in tasks.values()] == [True, True, False, False, False, False]
+    assert len(list((tmp_path / 'l.audio' / 'ladder').glob('*.wav'))) == 6
+    assert Evaluation.from_json(path).suites['ladder']['tasks'].keys() == tasks.keys()
+    shown = io.StringIO()
+    result.show(Console(file=shown, width=200))
+    assert 'All spoken, noise at 10 dB' in shown.getvalue()
