@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nemo_vtb.errors import VtbDataError
+from nemo_vtb.errors import VtbConfigError, VtbDataError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from nemo_vtb.evaluation.report import make_report, write_report
 
     console = Console()
-    output = Path(arguments.output)
+    output = _folder(arguments.output)
     base = None if arguments.base == _LLM else _subject(arguments.base, output, arguments, console)
     subjects = [_subject(path, output, arguments, console) for path in arguments.models]
     report = make_report(subjects, base)
@@ -53,6 +53,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     for path in paths.values():
         console.print(f'written: {path}', highlight=False, markup=False, soft_wrap=True)
     return _STATUS[report['verdict']['level']]
+
+
+def _folder(value: str) -> Path:
+    """The folder of the report, made before anything is measured.
+
+    Raises:
+        VtbConfigError: It cannot be made.
+    """
+    folder = Path(value)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise VtbConfigError(
+            'The folder of the report cannot be made.',
+            field='output',
+            got=f'{value}: {error.strerror}',
+            allowed='a folder that can be written',
+            remedy='name another with --output',
+        ) from error
+    return folder
 
 
 def _subject(value: str, output: Path, arguments: argparse.Namespace, console: 'Console') -> 'Subject':
@@ -103,7 +123,6 @@ def _measure(path: Path, result: Path, arguments: argparse.Namespace, console: '
         console.print(f'measured before: {result}', highlight=False, markup=False, soft_wrap=True)
         return result
     console.print(f'measuring {path}', highlight=False, markup=False, soft_wrap=True)
-    result.parent.mkdir(parents=True, exist_ok=True)
     measure_file(path, plan, result, device=arguments.device, console=console)
     settings.write_text(wanted, encoding='utf-8')
     return result

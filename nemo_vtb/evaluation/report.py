@@ -164,7 +164,7 @@ def make_report(subjects: Sequence[Subject], base: Subject | None = None) -> dic
     names = [s.name for s in (*subjects, *([base] if base else []))]
     if not subjects or len(set(names)) < len(names):
         raise VtbDataError(
-            'A report needs models of different names.', field='models', got=names, remedy='rename a file'
+            'A report needs models of different names.', field='models', got=names, remedy='name them: NAME=FILE'
         )
     entries: list[dict[str, Any]] = []
     for subject in (*([base] if base else []), *subjects):

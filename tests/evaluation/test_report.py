@@ -27,7 +27,7 @@ import torch
 
 from nemo_vtb.commands import report as command
 from nemo_vtb.data.datamodule import VtbDataModule
-from nemo_vtb.errors import VtbDataError
+from nemo_vtb.errors import VtbConfigError, VtbDataError
 from nemo_vtb.evaluation.report import Subject, judge, make_report, name_of, read_subject, text_kept, write_report
 from nemo_vtb.evaluation.report_examples import word_diff, worst_examples
 from nemo_vtb.evaluation.result import Evaluation, Row, Sample
@@ -228,5 +228,8 @@ def test_command_reads_results_beside_their_runs(tmp_path: Path, capsys: pytest.
     report = json.loads((out / 'report.json').read_text())
     assert [m['name'] for m in report['models']] == ['good', 'second'] and report['verdict']['level'] == 'red'
     assert report['models'][0]['curves']['text']['train'] == [[1, 2.0]]
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(VtbConfigError, match='cannot be made'):
+        command.main(['llm', *files, '--output', str(tmp_path / 'file' / 'x')])
     with pytest.raises(VtbDataError, match='no such model'):
         command.main(['llm', str(tmp_path / 'absent.nemo')])
