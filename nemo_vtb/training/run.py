@@ -77,4 +77,6 @@ def build_model(cfg: DictConfig, trainer: Trainer | None = None) -> VoiceTextBle
     model = VoiceTextBlender(plain_dict(cfg.model), trainer)
     if source := cfg.get('init_from_nemo'):
         warm_start(model, source)
+    # what was asked for goes where the weights go
+    model.provenance['run_config'] = plain_dict(cfg)
     return model

@@ -18,6 +18,7 @@ import math
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from rich.console import Console
 
 from nemo_vtb.checkpoint.card import write_card
@@ -30,7 +31,8 @@ from nemo_vtb.evaluation.record import record, summary
 from nemo_vtb.evaluation.result import Evaluation, Row
 from nemo_vtb.evaluation.suite import Plan, measure_file, stamp_of
 from nemo_vtb.model.blender import VoiceTextBlender
-from nemo_vtb.testing import TinyCorpus
+from nemo_vtb.testing import TinyCorpus, tiny_model_cfg
+from nemo_vtb.training.run import build_model
 
 
 @pytest.fixture
@@ -105,3 +107,20 @@ def test_the_ladder_is_a_suite(nemo_file: Path, corpus: TinyCorpus, tmp_path: Pa
     shown = io.StringIO()
     result.show(Console(file=shown, width=200))
     assert 'All spoken, noise at 10 dB' in shown.getvalue()
+
+
+def test_the_configuration_of_the_run_is_in_the_file(tmp_path: Path) -> None:
+    cfg = OmegaConf.create(
+        {
+            'model': tiny_model_cfg(tmp_path / 'm'),
+            'trainer': {'max_steps': 7},
+            'data': {'budget': {'text': 1.0}, 'steps': '${trainer.max_steps}'},
+        }
+    )
+    model = build_model(cfg)
+    model.save_to(str(tmp_path / 'a.nemo'))
+    found = read_info(tmp_path / 'a.nemo').passport['run_config']
+    assert found == {**OmegaConf.to_container(cfg, resolve=True)} and found['data']['steps'] == 7
+    # whoever saves it again carries it on
+    load(str(tmp_path / 'a.nemo'), 'cpu').save_to(str(tmp_path / 'b.nemo'))
+    assert read_info(tmp_path / 'b.nemo').passport['run_config'] == found
