@@ -26,7 +26,7 @@ from nemo_vtb.data.audio import read_audio
 from nemo_vtb.data.conversation import Conversation
 from nemo_vtb.evaluation import evaluate, metrics
 
-COUNT = 10
+COUNT = 20
 
 
 class PlainWhisper(torch.nn.Module):
@@ -71,7 +71,8 @@ def test_scores_of_a_plain_whisper_are_those_of_jiwer(assets: object, tmp_path: 
     result = evaluate(model, {'asr_ast': data}, batch_size=4)
     outputs = [sample.hypothesis for sample in result.samples]
     assert [sample.audios[0] for sample in result.samples] == spoken
-    assert len(set(outputs)) == COUNT and all(outputs)
+    # two recordings may say the same
+    assert len(set(outputs)) > 0.8 * COUNT and all(outputs)
 
     normalize = metrics.get_normalizer('english')
     pairs = [normalize(text) for text in references], [normalize(text) for text in outputs]

@@ -46,6 +46,12 @@ SAID = 'Open the curtain in the garage at midnight.'
 RIGHT, WRONG, COPY = 'At midnight.', 'At seven.', SAID
 
 
+@pytest.fixture(autouse=True)
+def loud(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command silences the logs of its process, which is here that of all tests."""
+    monkeypatch.setenv('NEMO_LOG_LEVEL', 'WARNING')
+
+
 def sample(number: int, answer: str, source: str = 'qa', **more: object) -> Sample:
     values = {
         'id': f'{number}#1',
