@@ -83,7 +83,11 @@ def check_config(cfg: DictConfig | Mapping[str, Any], schema: Section = SCHEMA) 
 def unused_keys(cfg: DictConfig | Mapping[str, Any]) -> list[str]:
     """Lists the keys of NeMo's loaders that a SALM user's YAML may hold, but that the token budget replaces."""
     unused: list[str] = []
-    for name, loader in (_raw(cfg).get('data') or {}).items():
+    data = _raw(cfg).get('data') or {}
+    for name, loader in data.items():
+        # NeMo's own loader reads its keys
+        if name == 'train_ds' and data.get('sampler') == 'nemo':
+            continue
         if name not in ('train_ds', 'validation_ds', 'test_ds') or not isinstance(loader, Mapping):
             continue
         path = f'data.{name}'
