@@ -30,7 +30,7 @@ from nemo_vtb.checkpoint.peft import write_peft
 from nemo_vtb.checkpoint.questions import Question
 from nemo_vtb.checkpoint.salm import write_salm
 from nemo_vtb.errors import VtbCheckpointError
-from nemo_vtb.model.archive import change_section
+from nemo_vtb.model.archive import change_sections
 
 if TYPE_CHECKING:
     from nemo_vtb.model.blender import VoiceTextBlender
@@ -122,7 +122,7 @@ def export(
             if not parity.ok:
                 raise _differs(target, parity)
         if target == 'nemo' and parity is not None:
-            change_section(path, 'parity', parity.to_json())
+            change_sections(path, {'parity': parity.to_json()})
         if path.is_dir():
             write_card(model, path, target, parity)
     return parity

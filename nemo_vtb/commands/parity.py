@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from nemo_vtb.checkpoint.nemo_file import load
     from nemo_vtb.checkpoint.parity import compare
-    from nemo_vtb.model.archive import change_section
+    from nemo_vtb.model.archive import change_sections
     from nemo_vtb.scripts import quiet_logs
 
     console = Console()
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(parity.to_json(), indent=1) + '\n', encoding='utf-8')
     if arguments.record:
-        change_section(Path(arguments.file), 'parity', parity.to_json())
+        change_sections(Path(arguments.file), {'parity': parity.to_json()})
         console.print(f'written into the passport of {arguments.file}', highlight=False, markup=False, soft_wrap=True)
     return 0 if parity.ok else 1
 

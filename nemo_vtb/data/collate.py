@@ -13,7 +13,7 @@
 # limitations under the License.
 """Conversations -> one packed row of tensors: tokens, positions, shifted labels, boundaries and the recordings."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from nemo_vtb.data.conversation import KINDS, Conversation
 from nemo_vtb.data.faults import audio_fault
 from nemo_vtb.data.template import AUDIO_SLOT, ChatRenderer, Rendered
 
-__all__ = ['IGNORE', 'Collator', 'PackItem', 'pack_row']
+__all__ = ['IGNORE', 'Collator', 'PackItem', 'fill_rows', 'pack_row']
 
 IGNORE = -100
 """The label of a position that is not supervised."""
@@ -87,6 +87,18 @@ class Collator:
                 raise audio_fault('audio_too_short', field='audio', got=f'{len(clip)} samples: {audio.path}')
         rendered = self.renderer.render(conversation)
         return PackItem(rendered, clips, frames, conversation.id, conversation.kind, conversation.source)
+
+
+def fill_rows(items: Iterable[PackItem], max_tokens: int) -> Iterator[list[PackItem]]:
+    """Groups of about `max_tokens` positions, in order, for measuring; training rows are planned by `sampler`."""
+    row: list[PackItem] = []
+    for item in items:
+        if row and sum(i.length for i in row) + item.length > max_tokens:
+            yield row
+            row = []
+        row.append(item)
+    if row:
+        yield row
 
 
 def pack_row(items: Sequence[PackItem], index: int = 0) -> dict[str, Any]:

@@ -107,7 +107,6 @@ class Progress:
                 self.ledger.skip(source.name, 'overlong', len(source.dropped))
         self._skips_before = {name: dict(a.skips) for name, a in self.ledger.accounts.items()}
         self.batches = 0
-        self._changing = 0  # the batch from which the last change of shares holds
         self._rows = 0  # of this rank, in the present global batch
         self._faults: list[dict[str, Any]] = []  # of this rank, not yet told to the others
         self._failed: set[tuple[int, int]] = set()
@@ -220,12 +219,11 @@ class Progress:
         batch = self.batches + 1 + self.settings.refund_batches  # nobody has planned as far as that
         budget = self.plan.coming_budget
         text, step = budget['text'], float(self.settings.budget_auto or 0.0)
-        if self._changing > self.batches or text >= MAX_TEXT:
+        if self.plan.changes_after(self.batches * rows) or text >= MAX_TEXT:
             return None
         now = min(MAX_TEXT, text + step)
         changed = {kind: now if kind == 'text' else s * (1 - now) / (1 - text) for kind, s in budget.items()}
         self.plan.change_budget(batch * rows, changed)
-        self._changing = batch
         self._consumed = self.sampler.state_after(self.batches)
         return f'share of typed chats {text:.1%} -> {now:.1%} from step {batch} on'
 
@@ -237,7 +235,6 @@ class Progress:
         return {
             'plan': self._consumed,
             'batches': self.batches,
-            'changing': self._changing,
             'ledger': self.ledger.to_json(),
             'failed': [[self.sources[s].name, e] for s, e in sorted(self._failed)[:1000]],
         }
@@ -252,7 +249,6 @@ class Progress:
         self.batches = self.plan.row // self.sampler.rows_per_batch
         self._consumed = self.sampler.state_after(self.batches)
         self.ledger.load_state_dict(state['ledger'])
-        self._changing = state.get('changing', 0)
         numbers = {source.name: number for number, source in enumerate(self.sources)}
         self._failed = {(numbers[name], entry) for name, entry in state['failed'] if name in numbers}
         self._rows, self._faults = 0, []

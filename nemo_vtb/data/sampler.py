@@ -264,6 +264,10 @@ class TokenBudgetPlan:
         """The budget that begins with `row`, None if none does."""
         return self._changes.get(row)
 
+    def changes_after(self, row: int) -> bool:
+        """Whether a change of shares is known that begins behind `row`."""
+        return any(at > row for at in self._changes)
+
     @property
     def coming_budget(self) -> dict[str, float]:
         """Share of each kind once every change that is known has been reached."""

@@ -34,7 +34,7 @@ from nemo_vtb.evaluation.journal import Journal
 from nemo_vtb.evaluation.metrics import paired_interval, paired_p_value
 from nemo_vtb.evaluation.result import readable
 from nemo_vtb.evaluation.tasks import answer_all, evaluating
-from nemo_vtb.evaluation.text_suite import compare
+from nemo_vtb.evaluation.text_suite import compare, result_of
 from nemo_vtb.factory.sentences import spoken_form
 from nemo_vtb.factory.settings import Verify
 from nemo_vtb.factory.speaking import check_sound
@@ -210,7 +210,7 @@ def measure(
             ours = answer_all(model, [(i.id, i.prompt) for i in mine], label=suite, **options)
             base = answer_all(model, [(i.id, i.typed) for i in mine], label=suite, use_lora=False, **options)
             kept, base_kept = _kept(mine, ours), _kept(mine, base)
-            tasks[task] = compare(_result(metric, kept), _result(metric, base_kept))
+            tasks[task] = compare(result_of(metric, kept), result_of(metric, base_kept))
             samples += [_record(*row) for row in zip(mine, ours, base, kept, base_kept, strict=True)]
     return {'tasks': tasks, 'samples': samples}
 
@@ -229,18 +229,6 @@ def difference(tasks: Mapping[str, Mapping[str, Any]], one: str, other: str) -> 
 
 def _kept(items: Sequence[Item], answers: Sequence[str]) -> list[float]:
     return [float(follows(answer, item.constraints)) for item, answer in zip(items, answers, strict=True)]
-
-
-def _result(metric: str, kept: list[float]) -> dict[str, Any]:
-    return {
-        'metric': metric,
-        'value': float(np.mean(kept)),
-        'stderr': None,
-        'higher_is_better': True,
-        'version': 1,
-        'n': len(kept),
-        'items': kept,
-    }
 
 
 def _record(item: Item, answer: str, base: str, kept: float, base_kept: float) -> dict[str, Any]:

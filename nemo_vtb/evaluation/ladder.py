@@ -25,7 +25,7 @@ from nemo_vtb.errors import VtbDataError
 from nemo_vtb.evaluation import metrics
 from nemo_vtb.evaluation.journal import Journal
 from nemo_vtb.evaluation.tasks import answer_all, evaluating
-from nemo_vtb.evaluation.text_suite import compare
+from nemo_vtb.evaluation.text_suite import compare, result_of
 
 if TYPE_CHECKING:
     from nemo_vtb.model.blender import VoiceTextBlender
@@ -188,15 +188,7 @@ def _scored(questions: Sequence[LadderQuestion], answers: Sequence[str]) -> dict
     references = [q.answer for q in questions]
     score = metrics.f1 if metrics.is_long(references) else metrics.exact_match
     items = [score([r], [a]).value / 100 for r, a in zip(references, answers, strict=True)]
-    return {
-        'metric': score(references, list(answers)).metric,
-        'value': float(np.mean(items)),
-        'n': len(items),
-        'items': items,
-        'higher_is_better': True,
-        'version': 1,
-        'stderr': None,
-    }
+    return result_of(score(references, list(answers)).metric, items)
 
 
 def _conversation(q: LadderQuestion, rung: str, turns: tuple[Turn, ...]) -> Conversation:

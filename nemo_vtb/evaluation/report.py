@@ -45,14 +45,12 @@ class Subject:
         evaluation: What `vtb eval` found.
         ledger: What it was trained on (`ledger.json`, or the passport's), None where it is not known.
         history: Records of `history.jsonl`, [] where there are none.
-        source: Where it was read from.
     """
 
     name: str
     evaluation: Evaluation
     ledger: Mapping[str, Any] | None = None
     history: Sequence[Mapping[str, Any]] = ()
-    source: str = ''
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +80,7 @@ def read_subject(path: str | Path, name: str | None = None) -> Subject:
     folders = list(dict.fromkeys((path.parent, path.parent.parent, model.parent, model.parent.parent)))
     history = next((h for folder in folders if (h := read_history(folder / 'history.jsonl'))), [])
     ledger = _passport_ledger(model) or _first_json([folder / 'ledger.json' for folder in folders])
-    return Subject(name or name_of(path), evaluation, ledger, history, str(path))
+    return Subject(name or name_of(path), evaluation, ledger, history)
 
 
 def name_of(path: Path) -> str:

@@ -149,7 +149,7 @@ def run_suites(
         console.print(f'going on behind {journal.resumed} answers of {journal.path}', highlight=False, markup=False)
     # a judge that is not there or not able is known before the model has answered for an hour
     controls = ask_controls(plan.judge, journal) if plan.judge is not None else None
-    left_out = impossible(plan)
+    left_out, ladder = _prepare(plan)
     for name, why in left_out.items():
         if console is not None:
             console.print(f'left out: {name}. {why}', style='yellow', highlight=False, markup=False, soft_wrap=True)
@@ -174,13 +174,13 @@ def run_suites(
         if name in plan.suites:
             suites[name] = _asked(name, model, plan, journal, _teller(console))
     if 'ladder' in plan.suites:
-        suites['ladder'] = _ladder(model, plan, journal, _teller(console))
+        suites['ladder'] = _ladder(model, ladder, plan, journal, _teller(console))
     info = dict(result.info) | {'suites': list(plan.suites), 'left_out': left_out}
     return Evaluation(result.rows, result.samples, info, suites)
 
 
-def impossible(plan: Plan) -> dict[str, str]:
-    """Suites out of several that cannot be asked here, and why; one alone is an error.
+def _prepare(plan: Plan) -> tuple[dict[str, str], list['LadderQuestion']]:
+    """Suites out of several that cannot be asked here, and why (one alone is an error); the ladder's questions.
 
     Raises:
         VtbConfigError: lm-eval is not installed, and nothing else is asked for.
@@ -188,16 +188,17 @@ def impossible(plan: Plan) -> dict[str, str]:
     """
     from nemo_vtb.evaluation.text_suite import check_installed
 
-    found = {}
-    for name, check in (('text', check_installed), ('ladder', lambda: _ladder_questions(plan))):
+    left_out: dict[str, str] = {}
+    questions: list[LadderQuestion] = []
+    for name, check in (('text', check_installed), ('ladder', lambda: questions.extend(_ladder_questions(plan)))):
         if name in plan.suites:
             try:
                 check()
             except (VtbConfigError, VtbDataError) as error:
                 if len(plan.suites) == 1:
                     raise
-                found[name] = first_line(error)
-    return found
+                left_out[name] = first_line(error)
+    return left_out, questions
 
 
 def _asked(
@@ -218,11 +219,15 @@ def _folder(plan: Plan) -> Path:
 
 
 def _ladder(
-    model: 'VoiceTextBlender', plan: Plan, journal: Journal, tell: Callable[[str], None] | None
+    model: 'VoiceTextBlender',
+    questions: Sequence['LadderQuestion'],
+    plan: Plan,
+    journal: Journal,
+    tell: Callable[[str], None] | None,
 ) -> dict[str, Any]:
     from nemo_vtb.evaluation.ladder import run_ladder
 
-    folder, questions = _folder(plan) / 'ladder', _ladder_questions(plan)
+    folder = _folder(plan) / 'ladder'
     return run_ladder(model, questions, folder, batch_size=plan.batch_size, journal=journal, on_task=tell)
 
 

@@ -30,7 +30,6 @@ from nemo_vtb.evaluation.result import Evaluation, Row, Sample, readable
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from nemo_vtb.data.collate import PackItem
     from nemo_vtb.model.blender import VoiceTextBlender
 
 __all__ = [
@@ -346,7 +345,7 @@ def _sample(question: Question, answer: str, base: str | None = None) -> Sample:
 
 def _text_rows(model: 'VoiceTextBlender', chats: Sequence[Conversation], progress: '_Steps') -> list[Row]:
     """Perplexity of base LLM and model on the same chats; intervals draw chats."""
-    from nemo_vtb.data.collate import Collator, pack_row
+    from nemo_vtb.data.collate import Collator, fill_rows, pack_row
 
     groups: dict[str, list[Conversation]] = {}
     for chat in chats:
@@ -354,7 +353,7 @@ def _text_rows(model: 'VoiceTextBlender', chats: Sequence[Conversation], progres
     collator = Collator(model.renderer, model.frames)
     rows = []
     for source, group in groups.items():
-        packs = list(_packs([collator.prepare(chat) for chat in group]))
+        packs = list(fill_rows([collator.prepare(chat) for chat in group], _ROW_TOKENS))
         sums: dict[bool, list[float]] = {True: [], False: []}
         counts: list[float] = []
         for pack in progress(f'perplexity of {source}', packs):
@@ -368,18 +367,6 @@ def _text_rows(model: 'VoiceTextBlender', chats: Sequence[Conversation], progres
         ours = metrics.perplexity(sums[True], counts)
         rows.append(_row('text', source, ours, n=len(group), base=base, kept=kept))
     return rows
-
-
-def _packs(items: Iterable['PackItem']) -> Iterator[list['PackItem']]:
-    """Fill rows of about `_ROW_TOKENS` positions in order."""
-    pack: list[PackItem] = []
-    for item in items:
-        if pack and sum(i.length for i in pack) + item.length > _ROW_TOKENS:
-            yield pack
-            pack = []
-        pack.append(item)
-    if pack:
-        yield pack
 
 
 def _text_samples(model: 'VoiceTextBlender', chats: Sequence[Conversation], max_new_tokens: int) -> list[Sample]:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from nemo_vtb.model.blender import VoiceTextBlender
 
-__all__ = ['SUITES', 'TEXT_TASKS', 'compare', 'run_task', 'run_text_suite', 'task_manager']
+__all__ = ['SUITES', 'TEXT_TASKS', 'compare', 'result_of', 'run_task', 'run_text_suite', 'task_manager']
 
 SUITES = Path(__file__).parent / 'suites'
 TEXT_TASKS = ('vtb_facts', 'vtb_commonsense', 'vtb_language', 'vtb_arithmetic', 'vtb_reading', 'vtb_instructions')
@@ -178,6 +178,19 @@ def run_task(
         'version': results['versions'].get(name),
         'n': len(items),
         'items': [float(item) for item in items] if whole else [],
+    }
+
+
+def result_of(metric: str, items: list[float]) -> dict[str, Any]:
+    """A result for `compare` out of the marks (0 to 1) of all items, for suites that lm-eval does not run."""
+    return {
+        'metric': metric,
+        'value': float(np.mean(items)),
+        'stderr': None,
+        'higher_is_better': True,
+        'version': 1,
+        'n': len(items),
+        'items': items,
     }
 
 

@@ -36,7 +36,6 @@ __all__ = [
     'PASSPORT',
     'Member',
     'broken',
-    'change_section',
     'change_sections',
     'check_digest',
     'extract',
@@ -134,11 +133,6 @@ def write_archive(path: Path, files: Mapping[str, Member], passport: Mapping[str
         out.write(_header(PASSPORT, len(raw)) + raw + bytes(-len(raw) % _BLOCK))
         out.write(bytes(2 * _BLOCK))
     return json.loads(raw)
-
-
-def change_section(path: Path, section: str, value: Any) -> None:
-    """`change_sections` for one section."""
-    change_sections(path, {section: value})
 
 
 def change_sections(path: Path, sections: Mapping[str, Any]) -> None:

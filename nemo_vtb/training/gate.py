@@ -33,7 +33,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from nemo_vtb.data.collate import Collator, PackItem, pack_row
+from nemo_vtb.data.collate import Collator, PackItem, fill_rows, pack_row
 from nemo_vtb.data.conversation import KINDS, Conversation, Text, Turn
 from nemo_vtb.data.datamodule import VtbDataModule
 from nemo_vtb.errors import VtbConfigError
@@ -223,7 +223,7 @@ def gate_of(cfg: Mapping[str, Any]) -> list[RetentionGate]:
 
 def choice_rows(items: Sequence[Mapping[str, Any]], collator: Collator) -> list[list[PackItem]]:
     """Each choice as the answer of a chat, `NUMBER:CHOICE`, packed into rows."""
-    return list(_packs(collator.prepare(chat) for chat in _chats(items)))
+    return list(fill_rows((collator.prepare(chat) for chat in _chats(items)), _ROW_TOKENS))
 
 
 def choice_scores(model: Any, row: Sequence[PackItem]) -> Tensor:
@@ -237,17 +237,6 @@ def _chats(items: Sequence[Mapping[str, Any]]) -> Iterator[Conversation]:
         asked = Turn('user', (Text(item['question']),))
         for choice, text in enumerate(item['choices']):
             yield Conversation(f'{number}:{choice}', (asked, Turn('assistant', (Text(text),))), 'text', 'gate')
-
-
-def _packs(items: Iterator[PackItem]) -> Iterator[list[PackItem]]:
-    row: list[PackItem] = []
-    for item in items:
-        if row and sum(i.length for i in row) + item.length > _ROW_TOKENS:
-            yield row
-            row = []
-        row.append(item)
-    if row:
-        yield row
 
 
 def _without_sound(batch: Mapping[str, Any]) -> dict[str, Any]:
