@@ -43,11 +43,11 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from nemo_vtb.assets import ensure
-from nemo_vtb.checkpoint.nemo_file import load
-from nemo_vtb.checkpoint.parity import TOLERANCES, Answered, Parity, compare
-from nemo_vtb.checkpoint.questions import default_questions
 from nemo_vtb.commands.parity import make_forms
 from nemo_vtb.config import register_resolvers
+from nemo_vtb.export.parity import TOLERANCES, Answered, Parity, compare
+from nemo_vtb.export.questions import default_questions
+from nemo_vtb.model.pretrained import load
 from nemo_vtb.testing import tiny_corpus, tiny_model_cfg
 
 STEPS = 20

@@ -205,14 +205,14 @@ def megatron_way(
     config: Any, weights: dict[str, Tensor], options: dict[str, Any], row: Row, plan: Plan
 ) -> dict[str, Any]:
     """Our Megatron backbone with these kernels."""
-    from nemo_vtb.backbone.megatron import convert, lora, parallel
+    from nemo_vtb.backbone.megatron import convert, lora, runtime
     from nemo_vtb.backbone.megatron.model import MegatronBackbone
 
-    ranks = parallel.tp_size()
+    ranks = runtime.tp_size()
     backbone = MegatronBackbone(config, dtype=plan.dtype, sequence_parallel=ranks > 1, **options)
     convert.load_weights(
         backbone.gpt, weights, backbone.family, backbone.geometry,
-        rank=parallel.tp_rank(), ranks=ranks, tied=backbone.tied,
+        rank=runtime.tp_rank(), ranks=ranks, tied=backbone.tied,
     )  # fmt: skip
     lora.add_lora(backbone.gpt, backbone.geometry, r=LORA['r'], alpha=LORA['lora_alpha'], targets='all-linear')
     backbone.to(plan.device).train()
@@ -314,14 +314,14 @@ def main() -> int:
     size.add_argument('--quick', action='store_true', help='small shapes; a test of this script')
     size.add_argument('--full', action='store_true', help='Gemma 2B and Llama 8B (the default on a GPU)')
     plan = plan_for(parser.parse_args().quick)
-    from nemo_vtb.backbone.megatron import parallel
+    from nemo_vtb.backbone.megatron import runtime
 
     if plan.device.type == 'cuda':
         torch.cuda.set_device(plan.device)
-    parallel.initialize(int(os.environ.get('WORLD_SIZE', 1)))
+    runtime.initialize(int(os.environ.get('WORLD_SIZE', 1)))
     rate = matmul_rate(plan)
     rows = [r for name, (family, sizes) in plan.shapes.items() for r in measure_shape(name, family, sizes, plan, rate)]
-    return report(plan, rate, rows) if parallel.tp_rank() == 0 else 0
+    return report(plan, rate, rows) if runtime.tp_rank() == 0 else 0
 
 
 if __name__ == '__main__':

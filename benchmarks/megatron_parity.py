@@ -55,10 +55,10 @@ QUESTIONS = (
 
 def measure(out: Path | None, answers: bool) -> dict[str, Any]:
     """All families on this group of ranks, or the answers of the pretrained LLM; rank 0 writes the result to `out`."""
-    from nemo_vtb.backbone.megatron import parallel
+    from nemo_vtb.backbone.megatron import runtime
 
     world = int(os.environ.get('WORLD_SIZE', 1))
-    parallel.initialize(world)
+    runtime.initialize(world)
     from transformers.utils import logging as hf_logging
 
     from nemo_vtb.testing.megatron_parity import CASES, check, check_answers
@@ -72,7 +72,7 @@ def measure(out: Path | None, answers: bool) -> dict[str, Any]:
         from nemo_vtb.assets import ensure
 
         found['answers'] = [check_answers(ensure(LLM, quiet=True)[LLM], QUESTIONS)]
-    if out is not None and parallel.tp_rank() == 0:
+    if out is not None and runtime.tp_rank() == 0:
         out.write_text(json.dumps(found), encoding='utf-8')
     return found
 

@@ -55,7 +55,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from nemo_vtb.data.conversation import KINDS, Audio, Conversation, Text, Turn
+from nemo_vtb.constants import KINDS
+from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn
 
 GOALS = {'loss_diff': 1e-5, 'ratio': 2.0}
 TAG = '<|audioplaceholder|>'

@@ -35,7 +35,7 @@ import soundfile
 from rich.console import Console
 from rich.table import Table
 
-from nemo_vtb.data.conversation import KINDS
+from nemo_vtb.constants import KINDS
 from nemo_vtb.data.index import Meter, SourceIndex, open_index
 from nemo_vtb.data.sampler import TokenBudgetPlan
 from nemo_vtb.data.sources import parse_input_cfg

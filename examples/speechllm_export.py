@@ -28,12 +28,12 @@ from nemo.core.config import hydra_runner
 from omegaconf import DictConfig
 from rich.console import Console
 
-from nemo_vtb.checkpoint.export import default_output, export
-from nemo_vtb.checkpoint.nemo_file import load
-from nemo_vtb.checkpoint.questions import questions_from
 from nemo_vtb.config import resolve_asset
 from nemo_vtb.errors import report_errors
 from nemo_vtb.evaluation.asking import EXPORT_SCHEMA, check_settings
+from nemo_vtb.export.export import default_output, export
+from nemo_vtb.export.questions import questions_from
+from nemo_vtb.model.pretrained import load
 
 
 @hydra_runner(config_path='../conf/eval', config_name='speechllm_export')

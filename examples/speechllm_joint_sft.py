@@ -29,7 +29,7 @@ from nemo_vtb.config import check_config
 from nemo_vtb.data.datamodule import VtbDataModule
 from nemo_vtb.errors import report_errors
 from nemo_vtb.training.history import History
-from nemo_vtb.training.progress import ProgressLine
+from nemo_vtb.training.progress_bar import ProgressLine
 from nemo_vtb.training.run import build_model, build_trainer
 from nemo_vtb.training.summary import print_summary
 

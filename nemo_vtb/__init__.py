@@ -24,7 +24,8 @@ from nemo_vtb.package_info import __version__
 from nemo_vtb.registry import register
 
 if TYPE_CHECKING:
-    from nemo_vtb.data.conversation import KINDS, Audio, Conversation, Text, Turn
+    from nemo_vtb.constants import KINDS
+    from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn
     from nemo_vtb.data.template import ChatRenderer
     from nemo_vtb.errors import VtbError
     from nemo_vtb.model.blender import VoiceTextBlender
@@ -43,7 +44,7 @@ __all__ = [
 ]
 
 _LAZY = {
-    'KINDS': 'nemo_vtb.data.conversation',
+    'KINDS': 'nemo_vtb.constants',
     'Audio': 'nemo_vtb.data.conversation',
     'ChatRenderer': 'nemo_vtb.data.template',
     'Conversation': 'nemo_vtb.data.conversation',

@@ -24,8 +24,6 @@ from types import ModuleType
 from nemo_vtb.errors import VtbError
 from nemo_vtb.package_info import __version__
 
-__all__ = ['main', 'run_guarded', 'show_error']
-
 USER_ERROR = 2
 _INTERRUPTED = 130
 

@@ -34,17 +34,6 @@ from omegaconf.errors import OmegaConfBaseException
 from nemo_vtb.config_schema import LOADER_KEYS, SCHEMA, Key, ListOf, MapOf, Node, Section
 from nemo_vtb.errors import VtbConfigError
 
-__all__ = [
-    'check_budget',
-    'check_config',
-    'check_keys',
-    'check_missing',
-    'check_values',
-    'register_resolvers',
-    'resolve_asset',
-    'unused_keys',
-]
-
 logger = logging.getLogger(__name__)
 
 MISSING = '???'

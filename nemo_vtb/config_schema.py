@@ -20,9 +20,7 @@ way as a checkout; a test composes every file of `conf/` against it.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from nemo_vtb.data.conversation import KINDS
-
-__all__ = ['ANY', 'DATA_TYPES', 'LOADER_KEYS', 'SCHEMA', 'Key', 'ListOf', 'MapOf', 'Node', 'Section']
+from nemo_vtb.constants import KINDS
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,19 +21,6 @@ from typing import ParamSpec, TypeVar
 P = ParamSpec('P')
 R = TypeVar('R')
 
-__all__ = [
-    'VtbAssetError',
-    'VtbAudioError',
-    'VtbCheckpointError',
-    'VtbConfigError',
-    'VtbDataError',
-    'VtbError',
-    'VtbModelError',
-    'VtbTemplateError',
-    'first_line',
-    'report_errors',
-]
-
 
 class VtbError(Exception):
     """Base of all errors that nemo_vtb raises on purpose.

@@ -13,15 +13,6 @@
 # limitations under the License.
 """Version and metadata of the package; read by `setup.py` without importing anything."""
 
-__all__ = [
-    '__contact_names__',
-    '__description__',
-    '__license__',
-    '__package_name__',
-    '__shortversion__',
-    '__version__',
-]
-
 MAJOR = 0
 MINOR = 1
 PATCH = 0

@@ -26,15 +26,13 @@ from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
 
-__all__ = ['NEMO_MODULE', 'PREFIX', 'STRATEGIES', 'is_registered', 'register']
-
 NEMO_MODULE = 'nemo.core.classes.common'
 # with the dot, so that a stranger's `nemo_vtb_evil.X` is not admitted
 PREFIX = 'nemo_vtb.'
 # NeMo also looks at the base class, and knows strategies of Lightning's and its own alone
 STRATEGIES = (
-    'nemo_vtb.backbone.megatron.strategy.MegatronStrategy',
-    'nemo_vtb.backbone.fully_sharded.FullyShardedStrategy',
+    'nemo_vtb.parallel.megatron.MegatronStrategy',
+    'nemo_vtb.parallel.fully_sharded.FullyShardedStrategy',
 )
 
 

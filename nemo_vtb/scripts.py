@@ -19,8 +19,6 @@ import re
 import sys
 import warnings
 
-__all__ = ['quiet_logs', 'start_script']
-
 # a dotted key and its value; a number in the key is a place in a list, which ++ cannot reach
 _OVERRIDE = re.compile(r'[a-z]\w*(\.[A-Za-z_]\w*)+=')
 

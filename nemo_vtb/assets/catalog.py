@@ -23,8 +23,6 @@ from dataclasses import dataclass, field
 
 from nemo_vtb.errors import VtbAssetError
 
-__all__ = ['ASSETS', 'CLIENTS', 'PACKAGES', 'Asset', 'Inner', 'Package', 'get_asset', 'get_package', 'package_choices']
-
 CLIENTS = ('pypi-wheel', 'pypi-sdist', 'npm', 'apt')
 LANGUAGES = {'en': 'English', 'es': 'Spanish', 'fr': 'French', 'it': 'Italian', 'ru': 'Russian'}
 
@@ -488,7 +486,7 @@ _CORPORA = (
         'The nemo_vtb authors, from the recordings above and SVOX Pico voices',
         'CC-BY-SA-3.0 (recordings); Apache-2.0 (texts and synthetic voices)',
         (),
-        'nemo_vtb.factory.demo:build_demo_corpus',
+        'nemo_vtb.factory.demo.build:build_demo_corpus',
         needs=('asterisk-en', 'minimind2-small', 'whisper-tiny.en'),
         outputs=(*_CORPUS_FILES, 'card.json'),
         params={'size': 'quick', 'llm': 'minimind2-small'},
@@ -503,7 +501,7 @@ _CORPORA = (
         'The nemo_vtb authors, from the recordings above and SVOX Pico voices',
         'CC-BY-SA-3.0 (recordings); Apache-2.0 (texts and synthetic voices)',
         (),
-        'nemo_vtb.factory.demo:build_demo_corpus',
+        'nemo_vtb.factory.demo.build:build_demo_corpus',
         needs=('asterisk-en', 'smollm2-135m-instruct', 'whisper-tiny.en'),
         optional_needs=('asterisk-es', 'asterisk-fr', 'asterisk-it', 'asterisk-ru'),
         outputs=(*_CORPUS_FILES, 'card.json'),

@@ -25,8 +25,6 @@ from nemo_vtb.errors import VtbAssetError
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ['main', 'report']
-
 _COLOURS = {'ready': 'green', 'partial': 'yellow', 'outdated': 'yellow', 'missing': 'dim'}
 _WIDE = 130
 

@@ -33,8 +33,6 @@ from nemo_vtb.assets.catalog import Package
 from nemo_vtb.assets.files import FULL_DISK, file_lock, full_disk_error, sha256_of
 from nemo_vtb.errors import VtbAssetError
 
-__all__ = ['BACKOFF_S', 'client_missing', 'fetch']
-
 BACKOFF_S = (2.0, 8.0)
 # after a client found no network, the next packages of this process get one attempt each for so long
 UNREACHABLE_S = 120.0

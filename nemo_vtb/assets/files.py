@@ -23,8 +23,6 @@ from pathlib import Path
 
 from nemo_vtb.errors import VtbAssetError
 
-__all__ = ['FULL_DISK', 'file_lock', 'full_disk_error', 'sha256_of', 'sync_folder']
-
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 

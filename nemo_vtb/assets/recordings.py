@@ -31,22 +31,6 @@ from nemo_vtb.errors import VtbAssetError
 if TYPE_CHECKING:
     from nemo_vtb.assets.store import Job
 
-__all__ = [
-    'ASTERISK_LANGUAGES',
-    'SAMPLE_RATE',
-    'Utterance',
-    'build_asterisk',
-    'build_jfk',
-    'build_librivox',
-    'build_ljspeech',
-    'decode_audio',
-    'match_keys',
-    'parse_core_sounds',
-    'read_wav',
-    'write_recordings',
-    'write_wav',
-]
-
 SAMPLE_RATE = 16000
 
 ASTERISK_LANGUAGES = {

@@ -30,18 +30,6 @@ from nemo_vtb.assets.fetch import fetch
 from nemo_vtb.assets.files import FULL_DISK, file_lock, full_disk_error, sha256_of, sync_folder
 from nemo_vtb.errors import VtbAssetError
 
-__all__ = [
-    'Job',
-    'cache_dir',
-    'ensure',
-    'ensure_available',
-    'left_out',
-    'names',
-    'remove_downloads',
-    'state',
-    'verify',
-]
-
 STAMP = '.stamp.json'
 Say = Callable[[str], None]
 
@@ -265,7 +253,6 @@ def _fingerprint(name: str) -> str:
     facts = (
         asset.name,
         asset.revision,
-        asset.builder,
         [[package.sha256 for package in package_choices(entry)] for entry in asset.packages],
         [get_package(key).sha256 for key in asset.optional_packages],
         [[file.package, file.path, file.sha256] for file in asset.files],

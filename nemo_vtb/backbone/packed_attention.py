@@ -17,8 +17,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-__all__ = ['IMPLEMENTATION', 'attend', 'attention', 'register', 'window_mask']
-
 IMPLEMENTATION = 'nemo_vtb_packed'
 
 

@@ -19,8 +19,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ['keep_float32']
-
 
 def keep_float32(module: nn.Module) -> nn.Module:
     """Keep the buffers of a module as they are when it is cast with the rest of a model.

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from nemo_vtb.data.settings import DataSettings
     from nemo_vtb.data.sources import SourceSpec
 
-__all__ = ['main']
-
 _DEFAULT_CONFIG = 'conf/speechllm_joint_sft.yaml'
 _EXAMPLES = """\
 examples:

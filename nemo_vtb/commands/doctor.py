@@ -30,8 +30,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ['TESTED', 'Finding', 'examine', 'main']
-
 TESTED: dict[str, tuple[str, str]] = {
     'nemo_toolkit': ('==3.0.0', '3.0.0'),
     'torch': ('==2.13.0', '2.13.0'),

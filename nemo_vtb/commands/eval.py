@@ -16,8 +16,6 @@
 import argparse
 from collections.abc import Sequence
 
-__all__ = ['main']
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `vtb eval`; returns the exit status."""

@@ -16,8 +16,6 @@
 import argparse
 from collections.abc import Sequence
 
-__all__ = ['main']
-
 _TARGETS = ('nemo', 'salm', 'vllm', 'hf-merged', 'peft', 'asr')
 
 _FORMS = """\
@@ -39,8 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     from rich.console import Console
 
-    from nemo_vtb.checkpoint.export import TARGETS, default_output, export
-    from nemo_vtb.checkpoint.nemo_file import load
+    from nemo_vtb.export.export import TARGETS, default_output, export
+    from nemo_vtb.model.pretrained import load
     from nemo_vtb.scripts import quiet_logs
 
     console = Console()

@@ -17,8 +17,6 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ['main']
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `vtb import`; returns the exit status."""
@@ -33,8 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     from rich.console import Console
 
-    from nemo_vtb.checkpoint.salm import is_salm_folder, read_salm
     from nemo_vtb.errors import VtbCheckpointError
+    from nemo_vtb.export.salm import is_salm_folder, read_salm
     from nemo_vtb.scripts import quiet_logs
 
     quiet_logs()

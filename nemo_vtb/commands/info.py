@@ -20,9 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_vtb.model.archive import CONFIG, broken, check_digest, open_plain, read_members, read_passport
-
-__all__ = ['NemoInfo', 'main', 'read_info']
+from nemo_vtb.checkpoint.archive import CONFIG, broken, check_digest, open_plain, read_members, read_passport
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +160,7 @@ def _measured(passport: Mapping[str, Any]) -> list[Any]:
     from rich.table import Table
     from rich.text import Text
 
-    from nemo_vtb.model.archive import in_order
+    from nemo_vtb.checkpoint.archive import in_order
 
     tables = []
     retention = passport.get('retention') or {}

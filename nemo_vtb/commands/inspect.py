@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
     from nemo_vtb.data.template import ChatRenderer, Rendered
 
-__all__ = ['Counts', 'count', 'main', 'show']
-
 _DEFAULT_LLM = 'asset:minimind2-small'
 _FRAMES_PER_S = 12.5
 _SAMPLE_RATE_HZ = 16000

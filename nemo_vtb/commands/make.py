@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from nemo_vtb.factory.card import Card
     from nemo_vtb.factory.work import Stage
 
-__all__ = ['KINDS', 'add_parser', 'make_stage', 'run']
-
 KINDS = {
     'asr_ast': 'NeMo ASR and AST manifests to conversations',
     'speech_qa': 'ASR manifests to questions and answers, by a language model',
@@ -132,7 +130,7 @@ def show_card(card: 'Card', out: Path, console: 'Console') -> None:
 def _demo(
     arguments: argparse.Namespace, inputs: Sequence[str], layers: Sequence[Mapping[str, Any]], console: 'Console'
 ) -> int:
-    from nemo_vtb.factory.demo import make_demo
+    from nemo_vtb.factory.demo.build import make_demo
     from nemo_vtb.factory.settings import Demo, read_settings
 
     if inputs or arguments.shard != '0/1':

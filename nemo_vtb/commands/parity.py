@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from nemo_vtb.model.blender import VoiceTextBlender
 
-__all__ = ['main', 'make_forms']
-
 _FORMS = ('nemo', 'salm', 'vllm', 'hf-merged', 'peft', 'asr')
 
 
@@ -35,9 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     from rich.console import Console
 
-    from nemo_vtb.checkpoint.nemo_file import load
-    from nemo_vtb.checkpoint.parity import compare
-    from nemo_vtb.model.archive import change_sections
+    from nemo_vtb.checkpoint.archive import change_sections
+    from nemo_vtb.export.parity import compare
+    from nemo_vtb.model.pretrained import load
     from nemo_vtb.scripts import quiet_logs
 
     console = Console()
@@ -79,8 +77,8 @@ def make_forms(
     Returns:
         Form -> its file or folder.
     """
-    from nemo_vtb.checkpoint.export import TARGETS, export
     from nemo_vtb.errors import VtbCheckpointError
+    from nemo_vtb.export.export import TARGETS, export
 
     forms = {}
     for target in wanted:

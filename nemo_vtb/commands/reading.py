@@ -23,8 +23,6 @@ from nemo_vtb.errors import VtbConfigError, VtbModelError, first_line
 if TYPE_CHECKING:
     from nemo_vtb.data.template import ChatRenderer
 
-__all__ = ['compose_config', 'frame_counter_of', 'read_renderer']
-
 
 def compose_config(path: Path, overrides: Sequence[str] = ()) -> Any:
     """Compose a training YAML as Hydra does for the scripts.

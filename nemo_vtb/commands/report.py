@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from nemo_vtb.evaluation.report import Subject
 
-__all__ = ['main']
-
 _LLM = 'llm'
 _STATUS = {'green': 0, 'amber': 0, 'red': 1}
 

@@ -29,8 +29,6 @@ import numpy as np
 from nemo_vtb.data.conversation import Audio
 from nemo_vtb.data.faults import audio_fault
 
-__all__ = ['DURATION_TOLERANCE_S', 'AudioHeader', 'ClipSpan', 'clip_span', 'open_audio', 'probe', 'read_audio']
-
 DURATION_TOLERANCE_S = 0.1
 """A duration field may differ from the recording by this much before it counts as a lie."""
 

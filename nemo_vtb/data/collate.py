@@ -20,15 +20,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from nemo_vtb.constants import IGNORE_INDEX, KINDS
 from nemo_vtb.data.audio import read_audio
-from nemo_vtb.data.conversation import KINDS, Conversation
+from nemo_vtb.data.conversation import Conversation
 from nemo_vtb.data.faults import audio_fault
 from nemo_vtb.data.template import AUDIO_SLOT, ChatRenderer, Rendered
-
-__all__ = ['IGNORE', 'Collator', 'PackItem', 'fill_rows', 'pack_row']
-
-IGNORE = -100
-"""The label of a position that is not supervised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +120,9 @@ def pack_row(items: Sequence[PackItem], index: int = 0) -> dict[str, Any]:
     rows = [_expand(item) for item in items]
     lengths = np.array([len(ids) for ids, _, _ in rows], dtype=np.int32)
     labels = [_shift(ids, supervised) for ids, supervised, _ in rows]
-    kinds = [np.where(row != IGNORE, KINDS.index(item.kind), -1) for row, item in zip(labels, items, strict=True)]
+    kinds = [
+        np.where(row != IGNORE_INDEX, KINDS.index(item.kind), -1) for row, item in zip(labels, items, strict=True)
+    ]
     clips = [clip for item in items for clip in item.clips]
     return {
         'input_ids': _join([np.where(is_audio, 0, ids) for ids, _, is_audio in rows]),
@@ -158,8 +156,8 @@ def _expand(item: PackItem) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def _shift(ids: np.ndarray, supervised: np.ndarray) -> np.ndarray:
     """The label of a position is the next token of the same conversation, where that one is supervised."""
-    labels = np.full(len(ids), IGNORE, dtype=np.int64)
-    labels[:-1] = np.where(supervised[1:], ids[1:], IGNORE)
+    labels = np.full(len(ids), IGNORE_INDEX, dtype=np.int64)
+    labels[:-1] = np.where(supervised[1:], ids[1:], IGNORE_INDEX)
     return labels
 
 

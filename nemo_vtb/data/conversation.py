@@ -20,23 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nemo_vtb.constants import KINDS
 from nemo_vtb.errors import VtbDataError
-
-__all__ = [
-    'KINDS',
-    'Audio',
-    'Conversation',
-    'Text',
-    'Turn',
-    'conversation_from_dict',
-    'conversation_from_messages',
-    'conversation_to_dict',
-    'infer_kind',
-    'read_jsonl',
-]
-
-KINDS = ('text', 'asr_ast', 'speech_qa', 'mixed_modal')
-"""The four kinds of data that are trained jointly (VoiceTextBlender, section 3: data)."""
 
 ROLES = ('system', 'user', 'assistant')
 _ROLE_NAMES = {

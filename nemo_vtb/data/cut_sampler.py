@@ -33,8 +33,6 @@ from nemo_vtb.data.overlong import FittedSource
 from nemo_vtb.data.sampler import TokenBudgetSampler
 from nemo_vtb.errors import VtbCheckpointError
 
-__all__ = ['TokenBudgetCutSampler', 'cut_of', 'nemo_conversation']
-
 
 def cut_of(audio: Audio, id_: str) -> Cut:
     """A clip as a lhotse cut of one channel, exactly the samples that our own loader would read.

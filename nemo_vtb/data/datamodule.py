@@ -28,7 +28,6 @@ import torch
 
 from nemo_vtb.data.collate import Collator, pack_row
 from nemo_vtb.data.faults import data_fault, reason_of
-from nemo_vtb.data.files import bring_back
 from nemo_vtb.data.index import Meter, SourceIndex, skip_table
 from nemo_vtb.data.ledger import Ledger
 from nemo_vtb.data.nemo_loader import NemoLoader, NemoProgress
@@ -36,7 +35,13 @@ from nemo_vtb.data.overlong import FittedSource
 from nemo_vtb.data.packing import pack_all
 from nemo_vtb.data.planning import EVAL_SECTIONS, eval_specs, make_plan, open_source, train_specs
 from nemo_vtb.data.progress import Progress, Quarantine
-from nemo_vtb.data.random_state import (
+from nemo_vtb.data.sampler import RowPlan
+from nemo_vtb.data.settings import DataSettings
+from nemo_vtb.data.sources import SourceSpec
+from nemo_vtb.data.template import ChatRenderer
+from nemo_vtb.errors import VtbConfigError, VtbDataError
+from nemo_vtb.io import bring_back
+from nemo_vtb.parallel.rng_state import (
     RandomState,
     gather_random_states,
     join_peers,
@@ -44,13 +49,6 @@ from nemo_vtb.data.random_state import (
     restore_random_state,
     restore_rank_state,
 )
-from nemo_vtb.data.sampler import RowPlan
-from nemo_vtb.data.settings import DataSettings
-from nemo_vtb.data.sources import SourceSpec
-from nemo_vtb.data.template import ChatRenderer
-from nemo_vtb.errors import VtbConfigError, VtbDataError
-
-__all__ = ['EvalLoader', 'LedgerCallback', 'RowDataset', 'TrainLoader', 'VtbDataModule']
 
 logger = logging.getLogger(__name__)
 

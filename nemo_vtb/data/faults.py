@@ -17,8 +17,6 @@ from collections.abc import Mapping
 
 from nemo_vtb.errors import VtbAudioError, VtbDataError, VtbError, VtbTemplateError
 
-__all__ = ['REASONS', 'audio_fault', 'data_fault', 'reason_of']
-
 REASONS: Mapping[str, str] = {
     'not_json': 'the line is cut, not UTF-8 or not JSON',
     'not_an_object': 'the line is JSON but not an object',

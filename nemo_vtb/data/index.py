@@ -35,13 +35,11 @@ import numpy as np
 from nemo_vtb.data.audio import DURATION_TOLERANCE_S, clip_span, probe
 from nemo_vtb.data.conversation import Audio, Conversation, parse_line
 from nemo_vtb.data.faults import REASONS, audio_fault, data_fault, reason_of
-from nemo_vtb.data.files import atomic_folder, file_digest, head_tail_digest
 from nemo_vtb.data.settings import DataSettings
 from nemo_vtb.data.sources import SourceSpec
 from nemo_vtb.data.template import ChatRenderer
 from nemo_vtb.errors import VtbDataError, VtbError
-
-__all__ = ['Meter', 'SourceIndex', 'open_index', 'skip_table']
+from nemo_vtb.io import atomic_folder, file_digest, head_tail_digest
 
 INDEX_VERSION = 1
 _CHUNK_BYTES = 4 << 20

@@ -20,13 +20,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemo_vtb.data.conversation import KINDS
-from nemo_vtb.data.files import write_atomically
+from nemo_vtb.constants import KINDS
+from nemo_vtb.io import write_atomically
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-__all__ = ['COLOURS', 'Ledger', 'SourceAccount']
 
 _POINTS = 400  # of the curve that is kept; halved when full, so that a run of any length fits
 COLOURS = {'text': '#4C72B0', 'asr_ast': '#DD8452', 'speech_qa': '#55A868', 'mixed_modal': '#8172B3'}

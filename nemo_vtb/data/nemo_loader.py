@@ -26,15 +26,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from nemo_vtb.data.collate import IGNORE, Collator, PackItem, pack_row
+from nemo_vtb.constants import IGNORE_INDEX
+from nemo_vtb.data.collate import Collator, PackItem, pack_row
 from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn
 from nemo_vtb.data.faults import audio_fault, reason_of
 from nemo_vtb.data.ledger import Ledger, SourceAccount
 from nemo_vtb.data.overlong import FittedSource
 from nemo_vtb.data.settings import DataSettings
 from nemo_vtb.errors import VtbConfigError, VtbDataError
-
-__all__ = ['NemoLoader', 'NemoProgress']
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +153,7 @@ class _Rows(torch.utils.data.Dataset):
         row = pack_row(items)
         ends = row['cu_seqlens'].tolist()
         amounts = [
-            (item.source, end - start, int((row['labels'][start:end] != IGNORE).sum()), clip_s)
+            (item.source, end - start, int((row['labels'][start:end] != IGNORE_INDEX).sum()), clip_s)
             for item, start, end, clip_s in zip(items, ends, ends[1:], seconds, strict=False)
         ]
         return row | {'faults': faults, 'amounts': amounts}

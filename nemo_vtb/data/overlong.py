@@ -20,11 +20,9 @@ from typing import Any
 import numpy as np
 
 from nemo_vtb.data.conversation import Conversation
-from nemo_vtb.data.files import write_atomically
 from nemo_vtb.data.index import Meter, SourceIndex
 from nemo_vtb.errors import VtbDataError
-
-__all__ = ['FittedSource', 'keep_exchanges']
+from nemo_vtb.io import write_atomically
 
 
 def keep_exchanges(conversation: Conversation, count: int) -> Conversation:

@@ -17,8 +17,6 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Sequence
 from itertools import islice
 
-__all__ = ['LookAhead', 'RowPacker', 'pack_all']
-
 STALE_DRAWS = 8
 """A conversation that was overtaken by this many pools' worth of draws opens the next row."""
 

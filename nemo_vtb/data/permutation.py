@@ -17,8 +17,6 @@ import hashlib
 
 import numpy as np
 
-__all__ = ['permute']
-
 _ROUNDS = 6
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 

@@ -21,8 +21,6 @@ from nemo_vtb.data.sampler import TokenBudgetPlan
 from nemo_vtb.data.settings import DataSettings
 from nemo_vtb.data.sources import SourceSpec, parse_input_cfg
 
-__all__ = ['EVAL_SECTIONS', 'eval_specs', 'make_plan', 'open_source', 'train_specs']
-
 EVAL_SECTIONS = ('validation_ds', 'test_ds')
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nemo_vtb.data.conversation import KINDS
+from nemo_vtb.constants import KINDS
 from nemo_vtb.data.ledger import COLOURS
 from nemo_vtb.data.overlong import FittedSource
 from nemo_vtb.data.sampler import RowPlan
@@ -28,8 +28,6 @@ from nemo_vtb.data.sampler import RowPlan
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
-
-__all__ = ['Block', 'Row', 'describe_rows', 'draw_rows', 'print_rows']
 
 
 @dataclass(frozen=True, slots=True)

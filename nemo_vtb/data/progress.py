@@ -29,8 +29,6 @@ from nemo_vtb.data.sampler import PlanState, TokenBudgetPlan, TokenBudgetSampler
 from nemo_vtb.data.settings import DataSettings
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 
-__all__ = ['MAX_TEXT', 'Progress', 'Quarantine']
-
 logger = logging.getLogger(__name__)
 
 

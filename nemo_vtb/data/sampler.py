@@ -29,14 +29,6 @@ from nemo_vtb.data.permutation import permute
 from nemo_vtb.data.shares import BudgetedSource, resolve_shares
 from nemo_vtb.errors import VtbCheckpointError, VtbConfigError, VtbDataError
 
-__all__ = [
-    'PlanState',
-    'RowPlan',
-    'TokenBudgetPlan',
-    'TokenBudgetSampler',
-    'split_rows',
-]
-
 STATE_VERSION = 1
 _BLOCK = 1024  # positions of a permutation computed at once
 

@@ -20,8 +20,6 @@ from typing import Any
 
 from nemo_vtb.errors import VtbConfigError
 
-__all__ = ['DataSettings']
-
 _CHOICES = {
     'sampler': ('budget', 'nemo'),
     'unit': ('tokens', 'supervised_tokens'),

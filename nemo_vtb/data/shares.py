@@ -20,8 +20,6 @@ import numpy as np
 
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 
-__all__ = ['BudgetedSource', 'resolve_shares']
-
 
 class BudgetedSource(Protocol):
     """What the plan needs to know of a source (see `index.SourceIndex`)."""

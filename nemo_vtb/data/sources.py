@@ -20,12 +20,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nemo_vtb.data.conversation import KINDS, Audio, Conversation, Text, Turn, conversation_from_dict, parse_line
+from nemo_vtb.constants import KINDS
+from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn, conversation_from_dict, parse_line
 from nemo_vtb.data.faults import data_fault
 from nemo_vtb.data.unpacked import shar_shards, unpack_gzip, unpack_shar
 from nemo_vtb.errors import VtbConfigError, VtbDataError
-
-__all__ = ['SOURCE_TYPES', 'SourceSpec', 'expand_paths', 'parse_input_cfg']
 
 _PATTERN = re.compile(r'[{}]|_OP_|_CL_|[\[(<][^/]*\.\.')
 _BRACES = {'(': '{', '[': '{', '<': '{', '_OP_': '{', ')': '}', ']': '}', '>': '}', '_CL_': '}'}

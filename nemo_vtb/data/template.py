@@ -26,8 +26,6 @@ from typing import Any
 from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn
 from nemo_vtb.errors import VtbTemplateError
 
-__all__ = ['AUDIO_SLOT', 'ChatRenderer', 'Rendered', 'Segment']
-
 AUDIO_SLOT = -1
 """Stands once in `Rendered.ids` where a recording stands; no vocabulary has this id, so no text collides with it."""
 

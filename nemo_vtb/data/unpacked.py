@@ -26,10 +26,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from nemo_vtb.data.files import atomic_folder, head_tail_digest
 from nemo_vtb.errors import VtbConfigError, VtbDataError
-
-__all__ = ['shar_shards', 'unpack_gzip', 'unpack_shar']
+from nemo_vtb.io import atomic_folder, head_tail_digest
 
 _CHUNK = 1 << 20
 _CUTS, _RECORDING = 'cuts', 'recording'

@@ -43,8 +43,6 @@ from nemo_vtb.factory.tts import PicoVoices, Utterance, Voices
 if TYPE_CHECKING:
     from nemo_vtb.model.blender import VoiceTextBlender
 
-__all__ = ['ANSWER_TOKENS', 'Item', 'Recorder', 'difference', 'measure', 'typed_turns']
-
 ANSWER_TOKENS = 64
 """Longest answer, as in the task `vtb_instructions` of the text suite."""
 

@@ -18,32 +18,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemo_vtb.checkpoint.nemo_file import load as load_model
 from nemo_vtb.config import check_keys, check_missing, check_values, resolve_asset
 from nemo_vtb.config_schema import Key, ListOf, Section
 from nemo_vtb.data.audio import probe
 from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn, conversation_from_dict, read_jsonl
-from nemo_vtb.data.files import write_atomically
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 from nemo_vtb.evaluation.result import plain, readable
+from nemo_vtb.io import write_atomically
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
     from rich.console import Console
 
-
-__all__ = [
-    'DEMO_SETS',
-    'EVAL_SCHEMA',
-    'EXPORT_SCHEMA',
-    'GENERATE_SCHEMA',
-    'check_settings',
-    'conversations_from_audio',
-    'conversations_from_manifest',
-    'find_datasets',
-    'load_model',
-    'report_answers',
-]
 
 _PATH = Key((str,), null=False)
 _COUNT = Key((int,), low=1, null=False)

@@ -23,8 +23,6 @@ from typing import Any
 
 from nemo_vtb.errors import VtbDataError
 
-__all__ = ['KINDS', 'follows']
-
 _BULLET = re.compile(r'^\s*([-*•]|\d+[.)])\s+\S')
 _SENTENCE = re.compile(r'[^.!?]*[\w)"\'][^.!?]*[.!?]')
 

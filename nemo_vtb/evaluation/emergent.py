@@ -27,8 +27,6 @@ from nemo_vtb.evaluation.suites.build_emergent import CONTROL, TASKS
 if TYPE_CHECKING:
     from nemo_vtb.model.blender import VoiceTextBlender
 
-__all__ = ['EMERGENT_TASKS', 'emergent_items', 'run_emergent']
-
 EMERGENT_TASKS = tuple(TASKS)
 """The tasks; `names_not_given` is the control of `names_given`, on the same recordings."""
 

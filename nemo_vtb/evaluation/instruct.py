@@ -32,8 +32,6 @@ from nemo_vtb.evaluation.suites.build import FOLDER
 if TYPE_CHECKING:
     from nemo_vtb.model.blender import VoiceTextBlender
 
-__all__ = ['INSTRUCT_TASKS', 'instruct_items', 'run_instruct']
-
 INSTRUCT_TASKS = ('typed', 'spoken')
 """The ways of asking; the base LLM is asked by typing in both."""
 

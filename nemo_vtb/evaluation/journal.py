@@ -20,10 +20,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from nemo_vtb.data.files import write_atomically
 from nemo_vtb.errors import VtbCheckpointError
-
-__all__ = ['Journal']
+from nemo_vtb.io import write_atomically
 
 
 class Journal:

@@ -36,20 +36,6 @@ from nemo_vtb.factory.writers import find_object
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = [
-    'CONTROLS',
-    'JUDGED_TASKS',
-    'PROMPT_VERSION',
-    'SYSTEM',
-    'Judge',
-    'Judgement',
-    'Verdict',
-    'add_verdicts',
-    'ask_controls',
-    'judge_of',
-    'judge_samples',
-]
-
 JUDGED_TASKS = ('speech_qa', 'mixed_modal')
 """Tasks whose answers are judged."""
 

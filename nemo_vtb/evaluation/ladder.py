@@ -30,8 +30,6 @@ from nemo_vtb.evaluation.text_suite import compare, result_of
 if TYPE_CHECKING:
     from nemo_vtb.model.blender import VoiceTextBlender
 
-__all__ = ['LADDER_QUESTIONS', 'RUNGS', 'LadderQuestion', 'ladder_questions', 'make_rungs', 'run_ladder']
-
 RUNGS = {
     'typed': 'Typed',
     'spoken_form': 'Typed as one speaks',

@@ -21,12 +21,10 @@ import torch
 from lm_eval.models.huggingface import HFLM
 
 from nemo_vtb.errors import VtbModelError
-from nemo_vtb.model.generation import embedding_in_llm
+from nemo_vtb.model.inference import embedding_in_llm
 
 if TYPE_CHECKING:
     from nemo_vtb.model.blender import VoiceTextBlender
-
-__all__ = ['BlenderLM']
 
 
 class BlenderLM(HFLM):

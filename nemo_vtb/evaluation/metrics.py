@@ -26,26 +26,6 @@ import numpy as np
 
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 
-__all__ = [
-    'NORMALIZERS',
-    'Score',
-    'bleu',
-    'bootstrap_interval',
-    'cer',
-    'chrf',
-    'exact_match',
-    'f1',
-    'get_normalizer',
-    'is_long',
-    'normalize_answer',
-    'normalizer_for',
-    'paired_interval',
-    'paired_p_value',
-    'perplexity',
-    'perplexity_kept',
-    'wer',
-]
-
 RESAMPLES = 1000
 # resampling chrF means scoring the corpus anew each time
 CHRF_RESAMPLES = 200

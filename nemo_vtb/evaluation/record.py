@@ -18,8 +18,6 @@ from typing import Any
 
 from nemo_vtb.evaluation.result import Evaluation, finite
 
-__all__ = ['record', 'summary']
-
 _INFO = ('datasets', 'limit', 'max_new_tokens', 'suites', 'judge')
 
 
@@ -68,7 +66,7 @@ def record(file: str | Path, result: Evaluation) -> None:
     Raises:
         VtbCheckpointError: The file is damaged, has no passport, or cannot be written.
     """
-    from nemo_vtb.model.archive import change_sections
+    from nemo_vtb.checkpoint.archive import change_sections
 
     evaluation, retention = summary(result)
     change_sections(Path(file), finite({'evaluation': evaluation, 'retention': retention}))

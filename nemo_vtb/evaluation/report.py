@@ -20,11 +20,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nemo_vtb.data.files import write_atomically
 from nemo_vtb.errors import VtbDataError
 from nemo_vtb.evaluation.result import Evaluation, Row, finite, write_json
-
-__all__ = ['LEVELS', 'Subject', 'Verdict', 'judge', 'make_report', 'read_subject', 'text_kept', 'write_report']
+from nemo_vtb.io import write_atomically
 
 FORMAT_VERSION = 1
 LEVELS = ('green', 'amber', 'red')

@@ -22,8 +22,6 @@ from typing import Any
 from nemo_vtb.errors import VtbError
 from nemo_vtb.evaluation.result import Evaluation, Sample
 
-__all__ = ['player', 'rendered_prompts', 'word_diff', 'worst_examples']
-
 _TASKS = ('asr', 'ast', 'speech_qa', 'mixed_modal')
 _MAX_SECONDS = 20.0
 _RATE = 16000

@@ -32,8 +32,6 @@ from nemo_vtb.evaluation.report_parts import (
     tile,
 )
 
-__all__ = ['render_page']
-
 _TASKS = {
     'asr': 'Transcribe speech',
     'ast': 'Translate speech',

@@ -16,16 +16,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = [
-    'SUITE_TITLES',
-    'number',
-    'plain_number',
-    'render_markdown',
-    'speech_table',
-    'suite_table',
-    'suites_in',
-]
-
 SUITE_TITLES = {
     'instruct': 'Instructions that a program checks, typed and spoken',
     'emergent': 'What was never taught',

@@ -17,21 +17,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-__all__ = [
-    'CSS',
-    'SERIES',
-    'Line',
-    'curve',
-    'fold',
-    'frame',
-    'hero',
-    'legend',
-    'measure',
-    'section',
-    'table',
-    'tile',
-]
-
 SERIES = ('var(--s1)', 'var(--s2)', 'var(--s3)', 'var(--s4)', 'var(--s5)', 'var(--s6)')
 _SIGNS = {'green': '\u2713', 'amber': '!', 'red': '\u2715'}
 

@@ -22,13 +22,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemo_vtb.data.conversation import Audio, Conversation
-from nemo_vtb.data.files import write_atomically
 from nemo_vtb.errors import VtbCheckpointError, VtbDataError
+from nemo_vtb.io import write_atomically
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-__all__ = ['FORMAT_VERSION', 'SUITE_KEYS', 'Evaluation', 'Row', 'Sample', 'finite', 'plain', 'readable', 'write_json']
 
 SUITE_KEYS = ('text_suite', 'instruct', 'emergent', 'ladder')
 """Keys of a result that a suite of its own fills: `tasks` by name, each with value, interval and base."""

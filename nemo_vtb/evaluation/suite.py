@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from nemo_vtb.evaluation.ladder import LadderQuestion
     from nemo_vtb.model.blender import VoiceTextBlender
 
-__all__ = ['SUITE_NAMES', 'Plan', 'measure_file', 'needs_data', 'run_suites', 'stamp_of', 'suites_of']
-
 SUITE_NAMES = ('speech', 'text', 'instruct', 'emergent', 'ladder')
 """What `vtb eval --suite` takes beside `all`."""
 
@@ -108,8 +106,8 @@ def measure_file(
     Raises:
         VtbCheckpointError: The file is no model, or the result cannot be written.
     """
-    from nemo_vtb.checkpoint.nemo_file import load
     from nemo_vtb.evaluation.record import record as write_record
+    from nemo_vtb.model.pretrained import load
 
     output = Path(output or Path(file).with_suffix('.eval.json'))
     plan = replace(plan, folder=plan.folder or output.with_suffix('.audio'))

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemo_vtb.data.conversation import KINDS, Audio, Conversation, Text, conversation_from_dict, read_jsonl
+from nemo_vtb.constants import KINDS
+from nemo_vtb.data.conversation import Audio, Conversation, Text, conversation_from_dict, read_jsonl
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 from nemo_vtb.evaluation import metrics
 from nemo_vtb.evaluation.journal import Journal
@@ -31,17 +32,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from nemo_vtb.model.blender import VoiceTextBlender
-
-__all__ = [
-    'TASKS',
-    'Question',
-    'answer_all',
-    'evaluate',
-    'evaluating',
-    'load_conversations',
-    'questions_of',
-    'task_of',
-]
 
 TASKS = ('asr', 'ast', 'speech_qa', 'mixed_modal', 'text')
 """Tasks in the order in which they are reported."""

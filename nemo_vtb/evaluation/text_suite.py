@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
     from nemo_vtb.model.blender import VoiceTextBlender
 
-__all__ = ['SUITES', 'TEXT_TASKS', 'compare', 'result_of', 'run_task', 'run_text_suite', 'task_manager']
-
 SUITES = Path(__file__).parent / 'suites'
 TEXT_TASKS = ('vtb_facts', 'vtb_commonsense', 'vtb_language', 'vtb_arithmetic', 'vtb_reading', 'vtb_instructions')
 """The tasks that come with the package: 200 multiple-choice items and 50 instructions that a program can check."""

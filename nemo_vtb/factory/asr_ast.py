@@ -30,8 +30,6 @@ from nemo_vtb.factory.prompts import BANK_LANGUAGES, Bank, draw, load_bank
 from nemo_vtb.factory.settings import AsrAst, settings_dict
 from nemo_vtb.factory.work import Item, Outcome, input_digests
 
-__all__ = ['AsrAstStage', 'manifest_rows', 'strip_punctuation', 'word_request']
-
 _PUNCTUATED = re.compile(r'[.!?,;:。！？]')
 
 

@@ -19,10 +19,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nemo_vtb.data.files import write_atomically
 from nemo_vtb.factory.work import KEPT, Outcome
-
-__all__ = ['Card']
+from nemo_vtb.io import write_atomically
 
 _BINS = 20
 _COUNTED = ('lang', 'target_lang', 'task', 'voice', 'question_type', 'form', 'position', 'policy', 'source', 'format')

@@ -27,8 +27,6 @@ from nemo_vtb.factory.language import is_language
 from nemo_vtb.factory.settings import TextChats, settings_dict
 from nemo_vtb.factory.work import Item, Outcome, input_digests
 
-__all__ = ['Chat', 'TextStage', 'chat_items', 'chat_of_row', 'clean_reason']
-
 _ROLES = {
     'system': 'system', 'developer': 'system', 'user': 'user', 'human': 'user', 'prompter': 'user',
     'assistant': 'assistant', 'gpt': 'assistant', 'model': 'assistant', 'bot': 'assistant', 'chatgpt': 'assistant',

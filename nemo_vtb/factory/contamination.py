@@ -32,8 +32,6 @@ from nemo_vtb.data.conversation import Audio, read_jsonl
 from nemo_vtb.errors import VtbAudioError, VtbConfigError
 from nemo_vtb.factory.settings import Avoid
 
-__all__ = ['AvoidList', 'Fingerprints', 'fingerprint', 'load_avoid_list', 'ngrams']
-
 _RATE = 16000
 _FRAME, _HOP = 5936, 186  # 0.371 s and 11.6 ms: frames overlap so much that a shift of half a hop hardly matters
 _BANDS = np.geomspace(300.0, 2000.0, 34)

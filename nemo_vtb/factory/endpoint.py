@@ -23,8 +23,6 @@ from typing import Any, TypeVar
 
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 
-__all__ = ['Endpoint', 'EndpointCounts']
-
 A = TypeVar('A')
 B = TypeVar('B')
 _RETRIED = (408, 409, 425, 429, 500, 502, 503, 504)

@@ -17,8 +17,6 @@ import re
 import unicodedata
 from collections import Counter
 
-__all__ = ['guess_language', 'is_language', 'script_of']
-
 _COMMON = {
     'en': (
         'the of and to in is that it was for on are with as his they be at this have from or had by but what some '

@@ -27,8 +27,6 @@ import numpy as np
 from nemo_vtb.config import resolve_asset
 from nemo_vtb.errors import VtbConfigError, VtbModelError
 
-__all__ = ['Heard', 'Listener', 'NemoListener', 'WhisperListener', 'open_listener']
-
 RATE = 16000
 _FULL_S, _SHORT_S, _SHORT_CLIP_S = 30, 15, 9.0
 _MAX_TOKENS = 220

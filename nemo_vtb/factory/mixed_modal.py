@@ -29,8 +29,6 @@ from nemo_vtb.factory.settings import MixedModal, settings_dict
 from nemo_vtb.factory.speaking import Span, Speaker, Spoken
 from nemo_vtb.factory.work import KEPT, Item, Outcome, input_digests
 
-__all__ = ['MixedModalStage', 'Part', 'choose_spans', 'plan_turn']
-
 
 @dataclass(frozen=True, slots=True)
 class Part:

@@ -30,12 +30,10 @@ import numpy as np
 
 from nemo_vtb.assets.files import file_lock
 from nemo_vtb.data.conversation import Audio
-from nemo_vtb.data.files import write_atomically
 from nemo_vtb.errors import VtbDataError
 from nemo_vtb.factory.card import Card
 from nemo_vtb.factory.work import KEPT, WORK, Outcome, Stage, open_work, read_journals, read_outcomes
-
-__all__ = ['SPLITS', 'Form', 'finish', 'ordered_outcomes', 'split_of', 'write_lines', 'write_tars']
+from nemo_vtb.io import write_atomically
 
 SPLITS = ('train', 'validation', 'test')
 _FLAC_RATE = 16000

@@ -34,8 +34,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 from nemo_vtb.factory.work import KEPT, Journal, Outcome, Stage, WorkList, open_work, read_journals
 
-__all__ = ['Produced', 'parse_shard', 'produce']
-
 _PR_SET_PDEATHSIG = 1
 _SAY_EVERY_S = 15.0
 

@@ -21,8 +21,6 @@ from random import Random
 
 from nemo_vtb.errors import VtbConfigError
 
-__all__ = ['BANK_LANGUAGES', 'Bank', 'draw', 'load_bank']
-
 BANK_LANGUAGES = ('en', 'de', 'es', 'fr', 'it')
 _LISTS = (
     'lead', 'asr', 'asr_named', 'ast', 'ast_named', 'punctuation_on', 'punctuation_off', 'json', 'timestamps',

@@ -19,8 +19,6 @@ from dataclasses import dataclass
 
 from nemo_vtb.factory.language import is_language
 
-__all__ = ['Piece', 'is_speakable', 'pieces_of', 'sentences_of', 'spoken_form']
-
 _ABBREVIATIONS = {
     'en': 'mr mrs ms dr prof sr jr st vs etc no vol fig approx dept est inc ltd co e.g i.e a.m p.m u.s jan feb mar '
     'apr aug sept oct nov dec',

@@ -26,22 +26,6 @@ from typing import Any, TypeVar
 from nemo_vtb.config import check_keys, check_missing, check_values
 from nemo_vtb.config_schema import Key, ListOf, Node, Section
 
-__all__ = [
-    'AsrAst',
-    'Avoid',
-    'Common',
-    'Demo',
-    'Llm',
-    'MixedModal',
-    'Noise',
-    'SpeechQa',
-    'TextChats',
-    'Tts',
-    'Verify',
-    'read_settings',
-    'settings_dict',
-]
-
 T = TypeVar('T')
 
 

@@ -30,8 +30,6 @@ from nemo_vtb.factory.settings import Noise, Tts, Verify
 from nemo_vtb.factory.tts import Utterance, Voices, open_voices
 from nemo_vtb.factory.work import KEPT
 
-__all__ = ['Span', 'Speaker', 'Spoken', 'check_sound', 'span_wer']
-
 RATE = 16000
 _QUIET_DB, _QUIET_S, _FRAME = -40.0, 1.0, 320
 _FULL_SCALE = 0.999

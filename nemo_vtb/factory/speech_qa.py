@@ -31,8 +31,6 @@ from nemo_vtb.factory.settings import SpeechQa, settings_dict
 from nemo_vtb.factory.work import WORK, Item, Outcome, input_digests
 from nemo_vtb.factory.writers import Ask, Reply, Writer, open_writer
 
-__all__ = ['QUESTION_TYPES', 'REFUSALS', 'SpeechQaStage', 'overlap', 'pair_reason', 'question_ask']
-
 _SYSTEM = (
     'You write training data for an assistant that listens to recordings. You are given the transcript of one '
     'recording. Questions and answers are about what is said in it and never mention a text or transcript: the user '

@@ -26,8 +26,6 @@ from nemo_vtb.errors import VtbAssetError, VtbConfigError, VtbDataError, VtbMode
 from nemo_vtb.factory.endpoint import Endpoint
 from nemo_vtb.factory.settings import Tts
 
-__all__ = ['EndpointVoices', 'NemoVoices', 'PicoVoices', 'Utterance', 'Voices', 'open_voices']
-
 RATE = 16000
 
 

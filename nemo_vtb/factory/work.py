@@ -30,21 +30,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from nemo_vtb.assets.files import file_lock
-from nemo_vtb.data.files import file_digest, write_atomically
 from nemo_vtb.errors import VtbDataError
-
-__all__ = [
-    'KEPT',
-    'Item',
-    'Journal',
-    'Outcome',
-    'Stage',
-    'WorkList',
-    'input_digests',
-    'open_work',
-    'read_journals',
-    'read_outcomes',
-]
+from nemo_vtb.io import file_digest, write_atomically
 
 KEPT = 'kept'
 WORK = '.work'

@@ -33,18 +33,6 @@ from nemo_vtb.errors import VtbModelError
 from nemo_vtb.factory.endpoint import Endpoint
 from nemo_vtb.factory.settings import Llm
 
-__all__ = [
-    'Ask',
-    'EndpointWriter',
-    'LocalWriter',
-    'Memo',
-    'Reply',
-    'Writer',
-    'find_object',
-    'open_writer',
-    'parse_object',
-]
-
 _FENCED = re.compile(r'```(?:json)?\s*(.*?)```', re.DOTALL)
 
 

@@ -34,28 +34,23 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from nemo_vtb.backbone.base import Backbone
-from nemo_vtb.backbone.fully_sharded import FullyShardedStrategy
 from nemo_vtb.backbone.hf import HFBackbone, load_llm
-from nemo_vtb.backbone.megatron.strategy import MegatronStrategy
-from nemo_vtb.data.conversation import KINDS
+from nemo_vtb.backbone.names import Portable, base_fingerprint
+from nemo_vtb.backbone.spec import SplitLLM
+from nemo_vtb.checkpoint.llm_files import llm_files
+from nemo_vtb.checkpoint.nemo_parts import check_restored_config, read_parts
+from nemo_vtb.checkpoint.saving import Saving, base_folder
+from nemo_vtb.constants import IGNORE_INDEX, KINDS
 from nemo_vtb.data.template import AUDIO_SLOT, ChatRenderer
 from nemo_vtb.errors import VtbCheckpointError, VtbConfigError, VtbModelError
-from nemo_vtb.model.anchor import anchored_loss, base_hidden, text_divergence
-from nemo_vtb.model.checkpointing import base_fingerprint
 from nemo_vtb.model.frames import frame_counter
-from nemo_vtb.model.generation import Generation
-from nemo_vtb.model.llm_files import llm_files
-from nemo_vtb.model.loss import IGNORE, kind_sums, row_nll
-from nemo_vtb.model.nemo_parts import check_restored_config, read_parts
-from nemo_vtb.model.perception import encode, setup_perception, silent_forward
-from nemo_vtb.model.portable import Portable
-from nemo_vtb.model.saving import Saving, base_folder
+from nemo_vtb.model.inference import Generation
+from nemo_vtb.model.loss import anchored_loss, base_hidden, kind_sums, row_nll, text_divergence
+from nemo_vtb.model.perception import encode, setup_perception, silent_forward, spread_encode
 from nemo_vtb.model.splice import splice
-from nemo_vtb.model.split import SplitLLM
-from nemo_vtb.model.spread import spread_encode
+from nemo_vtb.parallel.fully_sharded import FullyShardedStrategy
+from nemo_vtb.parallel.megatron import MegatronStrategy
 from nemo_vtb.registry import register
-
-__all__ = ['VoiceTextBlender', 'plain_dict']
 
 _LOSS_UNIT = 100.0
 """Sums of token losses are divided by this before the backward pass: gradients stay near one until rescaled."""
@@ -238,7 +233,7 @@ class VoiceTextBlender(Portable, Saving, Generation, SplitLLM, SALM, ModelPT):
         divergence = text_divergence(base, hidden, batch, self.backbone, chunk=chunk)  # (K,)
         if divergence.numel():
             self.log('text_divergence', divergence.detach().mean(), batch_size=1)
-        return anchored_loss(nll, divergence, batch['label_kinds'][batch['labels'] != IGNORE], weight)
+        return anchored_loss(nll, divergence, batch['label_kinds'][batch['labels'] != IGNORE_INDEX], weight)
 
     def _nothing(self) -> Tensor:
         """(1, H) of zeros that every trained parameter has a zero gradient of."""
@@ -308,7 +303,7 @@ class VoiceTextBlender(Portable, Saving, Generation, SplitLLM, SALM, ModelPT):
             hits.append(right)
             return nll
 
-        targets = batch['labels'][batch['labels'] != IGNORE]  # (N,)
+        targets = batch['labels'][batch['labels'] != IGNORE_INDEX]  # (N,)
         nll = row_nll(self.hidden_states(batch), batch['labels'], score)
         right = torch.cat(hits).sum() if hits else targets.sum() * 0
         counts = torch.full_like(right, targets.numel())

@@ -25,14 +25,6 @@ from typing import Any
 
 from nemo_vtb.errors import VtbConfigError, VtbModelError
 
-__all__ = [
-    'FrameCounter',
-    'Stage',
-    'chunk_spans',
-    'frame_counter',
-    'register_stages',
-]
-
 SAMPLE_RATE_HZ = 16000
 WHISPER_HOP = 160
 # 80 ms: 50 Hz frames then divide by 4, the reduction to the 12.5 Hz that the LLM sees

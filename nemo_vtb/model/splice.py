@@ -17,8 +17,6 @@ from torch import Tensor
 
 from nemo_vtb.errors import VtbModelError
 
-__all__ = ['splice']
-
 
 def splice(text_embeds: Tensor, frames: Tensor, positions: Tensor) -> Tensor:
     """Put audio frames into a row of text embeddings.

@@ -31,14 +31,6 @@ from torch.nn import functional as F
 from nemo_vtb.errors import VtbModelError
 from nemo_vtb.model.frames import SAMPLE_RATE_HZ, WHISPER_ALIGN, WHISPER_HOP
 
-__all__ = [
-    'WhisperEncoder',
-    'WhisperMelPreprocessor',
-    'is_whisper_folder',
-    'load_whisper_encoder',
-    'whisper_sections',
-]
-
 N_FFT = 400
 
 

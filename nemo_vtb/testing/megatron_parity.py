@@ -28,8 +28,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-__all__ = ['CASES', 'Parity', 'check', 'check_answers', 'tiny_config']
-
 Config = Callable[[], Any]
 _TARGETS = ['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj']
 _SIZES = {
@@ -283,7 +281,7 @@ def check_answers(folder: str | Path, questions: Sequence[str], *, max_new_token
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from nemo_vtb.backbone.megatron import parallel
+    from nemo_vtb.backbone.megatron import runtime
     from nemo_vtb.backbone.megatron.model import build_backbone
 
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side='left')
@@ -293,7 +291,7 @@ def check_answers(folder: str | Path, questions: Sequence[str], *, max_new_token
     )
     width = batch['input_ids'].shape[1]
     shared: list[Any] = [None, None]  # the expected tokens, and those that end an answer
-    if parallel.tp_rank() == 0:  # the reference once, and gone before ours is read
+    if runtime.tp_rank() == 0:  # the reference once, and gone before ours is read
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         found = model.generate(**batch, do_sample=False, max_new_tokens=max_new_tokens)[:, width:]
         eos = model.generation_config.eos_token_id
@@ -305,7 +303,7 @@ def check_answers(folder: str | Path, questions: Sequence[str], *, max_new_token
     pad_id = tokenizer.pad_token_id
     ours = backbone.generate(embeds, batch['attention_mask'], max_new_tokens, shared[1], pad_id)
     return {
-        'ranks': parallel.tp_size(),
+        'ranks': runtime.tp_size(),
         'equal': sum(torch.equal(a, b) for a, b in zip(ours, shared[0], strict=True)),
         'answers': tokenizer.batch_decode(ours, skip_special_tokens=True),
     }

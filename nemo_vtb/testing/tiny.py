@@ -26,21 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_vtb.data.conversation import KINDS
+from nemo_vtb.constants import KINDS
 from nemo_vtb.errors import VtbConfigError
-
-__all__ = [
-    'CHATML',
-    'GEMMA',
-    'LLAMA3',
-    'TINY_FAMILIES',
-    'TinyCorpus',
-    'tiny_corpus',
-    'tiny_llm',
-    'tiny_model_cfg',
-    'tiny_perception_cfg',
-    'tiny_whisper',
-]
 
 AUDIO_TAG = '<|audioplaceholder|>'
 SPLITS = ('train', 'validation', 'test')

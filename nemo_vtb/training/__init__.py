@@ -14,7 +14,7 @@
 """What a person sees of a training run: one progress bar, curves, a closing table."""
 
 from nemo_vtb.training.history import History, draw_curves, read_history
-from nemo_vtb.training.progress import ProgressLine
+from nemo_vtb.training.progress_bar import ProgressLine
 from nemo_vtb.training.summary import print_summary
 
 __all__ = ['History', 'ProgressLine', 'draw_curves', 'print_summary', 'read_history']

@@ -33,8 +33,6 @@ from nemo_vtb.training.known_models import ENCODERS, LLMS
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ['Forecast', 'Part', 'forecast', 'forecast_table']
-
 _GB = 1e9
 _COLUMNS = ('q_proj', 'k_proj', 'v_proj', 'gate_proj', 'up_proj', 'embed_tokens', 'lm_head')
 _ROWS = ('o_proj', 'down_proj')

@@ -22,12 +22,10 @@ from typing import IO, Any
 
 import lightning.pytorch as pl
 
-from nemo_vtb.data.conversation import KINDS
-from nemo_vtb.data.files import bring_back, write_atomically
-from nemo_vtb.training.gate import GATE_METRICS
+from nemo_vtb.constants import KINDS
+from nemo_vtb.io import bring_back, write_atomically
 from nemo_vtb.training.meter import StepMeter, data_parallel_size
-
-__all__ = ['History', 'draw_curves', 'read_history']
+from nemo_vtb.training.retention_monitor import GATE_METRICS
 
 COLOURS = {'text': '#4C72B0', 'asr_ast': '#DD8452', 'speech_qa': '#55A868', 'mixed_modal': '#8172B3'}
 _OTHER_COLOURS = ('#937860', '#DA8BC3', '#8C8C8C', '#CCB974', '#64B5CD')

@@ -15,8 +15,6 @@
 
 from typing import Any
 
-__all__ = ['ENCODERS', 'LLMS']
-
 
 def _fastconformer(layers: int) -> dict[str, Any]:
     return {

@@ -20,9 +20,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 
-from nemo_vtb.data.conversation import KINDS
-
-__all__ = ['StepMeter', 'StepTotals', 'data_parallel_size']
+from nemo_vtb.constants import KINDS
 
 SAMPLE_RATE_HZ = 16000
 _NUM_KINDS = len(KINDS)

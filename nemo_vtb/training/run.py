@@ -21,16 +21,14 @@ from lightning.pytorch import Callback, Trainer
 from nemo.utils.trainer_utils import resolve_trainer_cfg
 from omegaconf import DictConfig
 
-from nemo_vtb.backbone.fully_sharded import register_fully_sharded
-from nemo_vtb.backbone.megatron.strategy import register_strategy, tensor_parallel_of
-from nemo_vtb.checkpoint.warm import warm_start
+from nemo_vtb.checkpoint.sharded import ShardedCheckpointIO
 from nemo_vtb.errors import VtbConfigError
 from nemo_vtb.model.blender import VoiceTextBlender, plain_dict
-from nemo_vtb.model.sharded import ShardedCheckpointIO
-from nemo_vtb.training.gate import gate_of
-from nemo_vtb.training.leftovers import CompleteRun, clear_leftovers
-
-__all__ = ['build_model', 'build_trainer']
+from nemo_vtb.model.warm_start import warm_start
+from nemo_vtb.parallel.fully_sharded import register_fully_sharded
+from nemo_vtb.parallel.megatron import register_strategy, tensor_parallel_of
+from nemo_vtb.training.interrupted import CompleteRun, clear_leftovers
+from nemo_vtb.training.retention_monitor import gate_of
 
 
 def build_trainer(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> Trainer:

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemo_vtb.data.conversation import KINDS
+from nemo_vtb.constants import KINDS
 from nemo_vtb.training.history import read_history
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from nemo_vtb.data.ledger import Ledger
-
-__all__ = ['peak_memory', 'print_summary']
 
 _EDGE_SHARE = 0.05
 

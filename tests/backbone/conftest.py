@@ -23,9 +23,9 @@ def alone() -> Iterator[None]:
     """Taken down again, since other tests make groups of their own."""
     import torch
 
-    from nemo_vtb.backbone.megatron import parallel
+    from nemo_vtb.backbone.megatron import runtime
 
-    parallel.initialize(1)
+    runtime.initialize(1)
     yield
     from megatron.core import parallel_state
 

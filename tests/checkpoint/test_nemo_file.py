@@ -28,11 +28,11 @@ from nemo.core import ModelPT
 from nemo.core.classes import common
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from nemo_vtb.checkpoint.nemo_file import load
+from nemo_vtb.checkpoint.archive import PASSPORT, Member, read_members, read_passport, write_archive
 from nemo_vtb.data.conversation import Conversation, Text, Turn
 from nemo_vtb.errors import VtbCheckpointError, VtbModelError
-from nemo_vtb.model.archive import PASSPORT, Member, read_members, read_passport, write_archive
 from nemo_vtb.model.blender import VoiceTextBlender
+from nemo_vtb.model.pretrained import load
 from nemo_vtb.testing import tiny_model_cfg
 from nemo_vtb.testing.tiny import tiny_llm
 

@@ -21,8 +21,8 @@ from typing import Any
 
 import pytest
 
+from nemo_vtb.constants import KINDS
 from nemo_vtb.data.conversation import (
-    KINDS,
     Audio,
     Conversation,
     Text,

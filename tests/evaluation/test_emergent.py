@@ -23,8 +23,6 @@ import numpy as np
 import pytest
 
 import nemo_vtb
-from nemo_vtb.assets.corpus import split_commands
-from nemo_vtb.assets.domain import all_commands
 from nemo_vtb.assets.voices import speak
 from nemo_vtb.data.audio import read_audio
 from nemo_vtb.data.conversation import Text
@@ -35,6 +33,8 @@ from nemo_vtb.evaluation.emergent import EMERGENT_TASKS, emergent_items, run_eme
 from nemo_vtb.evaluation.journal import Journal
 from nemo_vtb.evaluation.suites.build import FOLDER
 from nemo_vtb.evaluation.suites.build_emergent import make_emergent
+from nemo_vtb.factory.demo.corpus import split_commands
+from nemo_vtb.factory.demo.domain import all_commands
 from nemo_vtb.model.blender import VoiceTextBlender
 
 LINES = make_emergent()

@@ -21,8 +21,6 @@ import pytest
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from nemo_vtb.checkpoint.card import write_card
-from nemo_vtb.checkpoint.nemo_file import load
 from nemo_vtb.commands import info as info_command
 from nemo_vtb.commands.info import read_info
 from nemo_vtb.errors import VtbDataError
@@ -30,7 +28,9 @@ from nemo_vtb.evaluation.ladder import RUNGS
 from nemo_vtb.evaluation.record import record, summary
 from nemo_vtb.evaluation.result import Evaluation, Row
 from nemo_vtb.evaluation.suite import Plan, measure_file, stamp_of
+from nemo_vtb.export.model_card import write_card
 from nemo_vtb.model.blender import VoiceTextBlender
+from nemo_vtb.model.pretrained import load
 from nemo_vtb.testing import TinyCorpus, tiny_model_cfg
 from nemo_vtb.training.run import build_model
 

@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from nemo_vtb.assets.chats import reference_chats
 from nemo_vtb.assets.recordings import write_wav
+from nemo_vtb.factory.demo.chats import reference_chats
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:

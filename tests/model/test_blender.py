@@ -29,11 +29,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
+from nemo_vtb.backbone.names import is_base_weight
+from nemo_vtb.checkpoint.checkpoint_io import AtomicCheckpointIO
+from nemo_vtb.constants import KINDS
 from nemo_vtb.data.collate import Collator, pack_row
-from nemo_vtb.data.conversation import KINDS, Conversation, Text, Turn, conversation_from_dict, read_jsonl
+from nemo_vtb.data.conversation import Conversation, Text, Turn, conversation_from_dict, read_jsonl
 from nemo_vtb.errors import VtbCheckpointError, VtbConfigError
 from nemo_vtb.model.blender import VoiceTextBlender
-from nemo_vtb.model.checkpointing import AtomicCheckpointIO, is_base_weight
 from nemo_vtb.testing import TinyCorpus, tiny_llm, tiny_model_cfg
 
 pytestmark = pytest.mark.unit

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from nemo_vtb.model.loss import IGNORE, kind_sums, target_nll
+from nemo_vtb.constants import IGNORE_INDEX
+from nemo_vtb.model.loss import kind_sums, target_nll
 
 pytestmark = pytest.mark.unit
 T, H, V = 23, 8, 11
@@ -27,19 +28,19 @@ T, H, V = 23, 8, 11
 def row() -> tuple[Tensor, Tensor, nn.Linear]:
     hidden, head = torch.randn(T, H, requires_grad=True), nn.Linear(H, V)
     labels = torch.randint(0, V, (T,))
-    labels[torch.rand(T) < 0.4] = IGNORE
+    labels[torch.rand(T) < 0.4] = IGNORE_INDEX
     return hidden, labels, head
 
 
 def test_equals_plain_cross_entropy_over_the_whole_row() -> None:
     hidden, labels, head = row()
-    plain = cross_entropy(head(hidden), labels, reduction='none', ignore_index=IGNORE)
-    torch.testing.assert_close(target_nll(hidden, labels, head), plain[labels != IGNORE])
+    plain = cross_entropy(head(hidden), labels, reduction='none', ignore_index=IGNORE_INDEX)
+    torch.testing.assert_close(target_nll(hidden, labels, head), plain[labels != IGNORE_INDEX])
 
 
 def test_by_hand() -> None:
     logits = torch.tensor([[0.0, 0.0], [0.0, 0.0], [2.0, 0.0]])  # the head is the identity
-    nll = target_nll(logits, torch.tensor([1, IGNORE, 0]), nn.Identity())
+    nll = target_nll(logits, torch.tensor([1, IGNORE_INDEX, 0]), nn.Identity())
     torch.testing.assert_close(nll, torch.tensor([0.693147, 0.126928]))
 
 
@@ -65,7 +66,7 @@ def test_only_supervised_positions_reach_the_vocabulary_and_in_chunks() -> None:
 
     with torch.no_grad():
         target_nll(hidden, labels, counting, chunk=4)
-    assert sum(seen) == int((labels != IGNORE).sum())
+    assert sum(seen) == int((labels != IGNORE_INDEX).sum())
     assert max(seen) <= 4
 
 
@@ -77,7 +78,7 @@ def test_half_precision_is_summed_in_float32() -> None:
 
 def test_without_targets_gradients_are_zero_not_undefined() -> None:
     hidden, _, head = row()
-    nll = target_nll(hidden, torch.full((T,), IGNORE), head)
+    nll = target_nll(hidden, torch.full((T,), IGNORE_INDEX), head)
     assert nll.shape == (0,)
     assert nll.dtype is torch.float32
     (gradient,) = torch.autograd.grad(nll.sum(), [hidden])
@@ -85,7 +86,7 @@ def test_without_targets_gradients_are_zero_not_undefined() -> None:
 
 
 def test_kind_sums_by_hand() -> None:
-    labels = torch.tensor([IGNORE, 4, 4, IGNORE, 4, 4])
+    labels = torch.tensor([IGNORE_INDEX, 4, 4, IGNORE_INDEX, 4, 4])
     kinds = torch.tensor([-1, 0, 2, -1, 2, 2])
     sums, counts = kind_sums(torch.tensor([1.0, 2.0, 4.0, 8.0]), labels, kinds, 4)
     assert sums.tolist() == [1, 0, 14, 0]
@@ -96,6 +97,6 @@ def test_kind_sums_carry_no_gradient_and_stand_an_empty_row() -> None:
     hidden, labels, head = row()
     sums, _ = kind_sums(target_nll(hidden, labels, head), labels, torch.zeros(T, dtype=torch.long), 4)
     assert not sums.requires_grad
-    empty = torch.full((T,), IGNORE)
+    empty = torch.full((T,), IGNORE_INDEX)
     sums, counts = kind_sums(target_nll(hidden, empty, head), empty, torch.full((T,), -1), 4)
     assert sums.tolist() == counts.tolist() == [0, 0, 0, 0]

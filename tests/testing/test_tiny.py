@@ -19,7 +19,8 @@ import pytest
 import soundfile
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from nemo_vtb.data.conversation import KINDS, conversation_from_dict, read_jsonl
+from nemo_vtb.constants import KINDS
+from nemo_vtb.data.conversation import conversation_from_dict, read_jsonl
 from nemo_vtb.data.template import ChatRenderer
 from nemo_vtb.errors import VtbConfigError
 from nemo_vtb.model.blender import VoiceTextBlender

@@ -28,7 +28,7 @@ from nemo_vtb.model.blender import VoiceTextBlender
 from nemo_vtb.testing import TinyCorpus, tiny_model_cfg
 from nemo_vtb.training import History, ProgressLine, draw_curves, print_summary, read_history
 from nemo_vtb.training.history import _smooth
-from nemo_vtb.training.progress import _clock
+from nemo_vtb.training.progress_bar import _clock
 
 Fit = Callable[..., tuple[str, VtbDataModule]]
 

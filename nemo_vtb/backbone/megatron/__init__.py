@@ -13,7 +13,7 @@
 # limitations under the License.
 """The LLM on Megatron-core: tensor parallel, with fused kernels where there is a GPU. See docs/megatron.md."""
 
-from nemo_vtb.backbone.megatron.parallel import hide_unusable_te
+from nemo_vtb.backbone.megatron.runtime import hide_unusable_te
 
 # before any module of this package imports megatron, which would end with it
 hide_unusable_te()

@@ -25,10 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from nemo_vtb.backbone.megatron.families import Family, Geometry
-from nemo_vtb.backbone.megatron.parallel import gather
+from nemo_vtb.backbone.megatron.runtime import gather
 from nemo_vtb.errors import VtbModelError, first_line
-
-__all__ = ['HFWeights', 'export_weights', 'load_weights', 'pad_rows', 'split_qkv']
 
 
 class HFWeights(Mapping[str, Tensor]):

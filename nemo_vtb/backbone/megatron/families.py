@@ -26,8 +26,6 @@ from torch.nn.functional import gelu, silu
 
 from nemo_vtb.errors import VtbModelError
 
-__all__ = ['FAMILIES', 'Family', 'Geometry', 'family_of', 'geometry_of']
-
 FAMILIES = {
     'llama': 'Llama 2, Llama 3, SmolLM, SmolLM2, TinyLlama',
     'mistral': 'Mistral 7B',

@@ -40,25 +40,10 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor, nn
 
-from nemo_vtb.backbone.megatron import parallel
+from nemo_vtb.backbone.megatron import runtime
 from nemo_vtb.backbone.megatron.families import Family
 from nemo_vtb.backbone.packed_attention import attend, window_mask
 from nemo_vtb.errors import VtbConfigError
-
-__all__ = [
-    'FP8_MULTIPLE',
-    'FUSIONS',
-    'Kernels',
-    'KeyValueCache',
-    'PackedRow',
-    'PackedSelfAttention',
-    'RMSNorm',
-    'check_fp8',
-    'choose_kernels',
-    'layer_spec',
-    'packed_row',
-    'usable_kernels',
-]
 
 logger = logging.getLogger(__name__)
 
@@ -330,7 +315,7 @@ def choose_kernels(wanted: str = 'auto', fusions: str | Sequence[str] = 'auto') 
             field='trainer.strategy.kernels',
             got=wanted,
             allowed=['auto', *there],
-            remedy=parallel.te_refusal if wanted == 'te' else None,
+            remedy=runtime.te_refusal if wanted == 'te' else None,
         )
     # on a CPU the compiler costs more than it saves
     auto = FUSIONS if gpu and wanted != 'torch' else ()
@@ -372,7 +357,7 @@ def _fused_cross_entropy(chosen: str) -> CrossEntropy:
     from megatron.core.fusions.fused_cross_entropy import fused_vocab_parallel_cross_entropy as of_megatron
 
     def fused(logits: Tensor, targets: Tensor) -> Tensor:
-        group = parallel.tp_group()
+        group = runtime.tp_group()
         if chosen == 'te':
             from megatron.core.extensions.transformer_engine import te_parallel_cross_entropy
 
@@ -404,7 +389,7 @@ def check_fp8(fp8: str, kernels: Kernels, widths: Sequence[int]) -> None:
     if fp8 in ('hybrid', 'e4m3'):
         can = 'null'
         if kernels.name != 'te':
-            remedy = f'FP8 needs Transformer Engine ({parallel.te_refusal or "not there, or other kernels chosen"})'
+            remedy = f'FP8 needs Transformer Engine ({runtime.te_refusal or "not there, or other kernels chosen"})'
         elif torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 9):
             remedy = 'FP8 needs a GPU of the generation of L40 or H100'
         elif odd := sorted({width for width in widths if width % FP8_MULTIPLE}):

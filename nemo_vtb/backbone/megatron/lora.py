@@ -32,21 +32,8 @@ from torch.nn.functional import dropout, linear
 
 from nemo_vtb.backbone.megatron.convert import pad_rows
 from nemo_vtb.backbone.megatron.families import Geometry
-from nemo_vtb.backbone.megatron.parallel import gather, tp_group
+from nemo_vtb.backbone.megatron.runtime import gather, tp_group
 from nemo_vtb.errors import VtbCheckpointError, VtbModelError
-
-__all__ = [
-    'PROJECTIONS',
-    'add_lora',
-    'load_lora',
-    'lora_layers',
-    'lora_parameters',
-    'lora_state',
-    'place_of',
-    'shard_of',
-    'sum_partial_gradients',
-    'whole_of',
-]
 
 PROJECTIONS = {
     'q_proj': 'self_attn',

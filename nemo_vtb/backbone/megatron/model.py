@@ -32,7 +32,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
-from nemo_vtb.backbone.megatron import convert, lora, parallel
+from nemo_vtb.backbone.megatron import convert, lora, runtime
 from nemo_vtb.backbone.megatron.families import Family, Geometry, family_of, geometry_of
 from nemo_vtb.backbone.megatron.layers import (
     FP8_MULTIPLE,
@@ -44,10 +44,8 @@ from nemo_vtb.backbone.megatron.layers import (
     layer_spec,
     packed_row,
 )
-from nemo_vtb.backbone.megatron.parallel import tp_group, tp_rank, tp_size
+from nemo_vtb.backbone.megatron.runtime import tp_group, tp_rank, tp_size
 from nemo_vtb.backbone.rotary import keep_float32
-
-__all__ = ['MegatronBackbone', 'build_backbone']
 
 logger = logging.getLogger(__name__)
 
@@ -96,8 +94,8 @@ class MegatronBackbone(nn.Module):
             'Megatron decoder (%s), %d tensor-parallel ranks: %s; FP8: %s; recomputed: %s',
             self.family.name, tp_size(), kernels.names, fp8 or 'none', made_again,
         )  # fmt: skip
-        if parallel.te_refusal:
-            logger.info('Transformer Engine is installed, but not used: %s', parallel.te_refusal)
+        if runtime.te_refusal:
+            logger.info('Transformer Engine is installed, but not used: %s', runtime.te_refusal)
         overrides = {'sequence_parallel': sequence_parallel and tp_size() > 1} | overrides
         self.gpt = _build_gpt(self.hf_config, self.family, self.geometry, kernels, dtype, overrides)
         self.rotary = _Rotary(self.hf_config, self.family)
@@ -330,7 +328,7 @@ def build_backbone(
     dtype: torch.dtype = torch.float32,
     **overrides: Any,
 ) -> MegatronBackbone:
-    """Build this rank's part of an LLM, after `parallel.initialize`.
+    """Build this rank's part of an LLM, after `runtime.initialize`.
 
     Args:
         source: Hugging Face folder.

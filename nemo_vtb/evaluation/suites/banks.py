@@ -13,8 +13,6 @@
 # limitations under the License.
 """What `build.py` makes questions of; lines of a question, its answer and three wrong ones."""
 
-__all__ = ['CATEGORIES', 'COMMONSENSE', 'FACTS', 'INSTRUCTION_TOPICS', 'OPPOSITES', 'PAST', 'PLURALS', 'TOPIC_WORDS']
-
 FACTS = """
 What is the capital of France? | Paris | London | Madrid | Rome
 What is the capital of Japan? | Tokyo | Beijing | Seoul | Bangkok

@@ -22,10 +22,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from nemo_vtb.data.files import write_atomically
 from nemo_vtb.evaluation.suites import banks
-
-__all__ = ['FOLDER', 'PARTS', 'main', 'make_choices', 'make_instructions']
+from nemo_vtb.io import write_atomically
 
 FOLDER = Path(__file__).parent
 PARTS = ('facts', 'commonsense', 'language', 'arithmetic', 'reading')

@@ -21,11 +21,9 @@ from collections.abc import Callable, Iterator, Mapping
 from random import Random
 from typing import Any
 
-from nemo_vtb.data.files import write_atomically
 from nemo_vtb.evaluation.suites import emergent_banks as banks
 from nemo_vtb.evaluation.suites.build import FOLDER
-
-__all__ = ['CONTROL', 'PER_TASK', 'TASKS', 'main', 'make_emergent']
+from nemo_vtb.io import write_atomically
 
 PER_TASK = 20
 CONTROL = 'names_not_given'

@@ -16,24 +16,6 @@
 None of it is in a training bank.
 """
 
-__all__ = [
-    'ALOUD',
-    'COMMANDS',
-    'DIALOGUES',
-    'GERMAN_FRENCH',
-    'LISTS',
-    'NAMES',
-    'NAME_SENTENCES',
-    'PLACES',
-    'PROBLEMS',
-    'QUESTIONS',
-    'READ',
-    'SPANISH_ITALIAN',
-    'STORIES',
-    'SUMS',
-    'TRANSCRIBE',
-]
-
 # ways to ask for a transcript
 TRANSCRIBE = """
 Act as a stenographer for this clip.

@@ -23,8 +23,6 @@ from nemo_vtb.evaluation.constraints import follows
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ['load_choices', 'load_instructions', 'score_instruction']
-
 _FOLDER = Path(__file__).parent
 
 

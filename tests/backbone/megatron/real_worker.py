@@ -24,8 +24,8 @@ from pathlib import Path
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from nemo_vtb.assets.chats import chat_prompts
-from nemo_vtb.backbone.megatron import parallel
+from nemo_vtb.backbone.megatron import runtime
+from nemo_vtb.factory.demo.chats import chat_prompts
 
 NUM_PROMPTS, NEW_TOKENS = 20, 20
 
@@ -44,7 +44,7 @@ def prompts(tokenizer: object) -> list[list[int]]:
 def main() -> None:
     folder, out = Path(sys.argv[1]), Path(sys.argv[2])
     torch.set_num_threads(1)
-    parallel.initialize(int(os.environ['WORLD_SIZE']))
+    runtime.initialize(int(os.environ['WORLD_SIZE']))
     from transformers import AutoTokenizer
 
     from nemo_vtb.backbone.megatron.model import build_backbone
@@ -59,7 +59,7 @@ def main() -> None:
         end = tokenizer.eos_token_id
         answers = backbone.generate(embeds, mask, NEW_TOKENS, [end], end).tolist()
         answers = [answer[: answer.index(end)] if end in answer else answer for answer in answers]
-    if parallel.tp_rank() == 0:
+    if runtime.tp_rank() == 0:
         out.write_text(json.dumps(answers), encoding='utf-8')
 
 

@@ -22,7 +22,7 @@ from test_strategy import Runs
 
 pytestmark = pytest.mark.integration
 
-SHARDED = 'nemo_vtb.backbone.fully_sharded.FullyShardedStrategy'
+SHARDED = 'nemo_vtb.parallel.fully_sharded.FullyShardedStrategy'
 
 
 def sharded(devices: int = 2, **options: Any) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def test_each_goes_on_from_the_others_checkpoint(runs: Runs) -> None:
 def test_the_nemo_file_is_that_of_one_rank(runs: Runs) -> None:
     import torch
 
-    from nemo_vtb.checkpoint.nemo_file import load
+    from nemo_vtb.model.pretrained import load
 
     whole, ours = (load(runs.folder / name / 'model.nemo', 'cpu').state_dict() for name in ('hf', 'fs2'))
     assert whole.keys() == ours.keys()

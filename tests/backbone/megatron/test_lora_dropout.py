@@ -27,11 +27,11 @@ FULL = {'recompute_granularity': 'full', 'recompute_method': 'uniform', 'recompu
 
 
 def build(sequence_parallel: bool, **options: Any) -> Any:
-    from nemo_vtb.backbone.megatron import lora, parallel
+    from nemo_vtb.backbone.megatron import lora, runtime
     from nemo_vtb.backbone.megatron.model import MegatronBackbone
     from nemo_vtb.testing.megatron_parity import tiny_config
 
-    parallel.seed_everything(3)
+    runtime.seed_everything(3)
     backbone = MegatronBackbone(tiny_config('llama'), sequence_parallel=sequence_parallel, **options)
     with torch.no_grad():
         for parameter in backbone.parameters():
@@ -50,9 +50,9 @@ def run(backbone: Any) -> torch.Tensor:
 def ranked(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group('gloo', rank=rank, world_size=2, init_method=f'file://{folder}/meet')
-    from nemo_vtb.backbone.megatron import parallel
+    from nemo_vtb.backbone.megatron import runtime
 
-    parallel.initialize(2)
+    runtime.initialize(2)
     for sequence_parallel in (False, True):
         plain = build(sequence_parallel)
         first, second = run(plain), run(plain)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from nemo_vtb.backbone.base import Backbone
-from nemo_vtb.backbone.megatron import parallel
+from nemo_vtb.backbone.megatron import runtime
 from nemo_vtb.backbone.megatron.families import FAMILIES, family_of, geometry_of
 from nemo_vtb.errors import VtbCheckpointError, VtbConfigError, VtbModelError
 from nemo_vtb.testing.megatron_parity import CASES, tiny_config
@@ -240,7 +240,7 @@ def test_weights_that_are_missing_or_misshapen_are_named(alone: None) -> None:
 
 def test_ranks_that_cannot_be_dealt_are_refused(alone: None) -> None:
     with pytest.raises(VtbConfigError, match='tensor_parallel'):
-        parallel.initialize(2)
+        runtime.initialize(2)
 
 
 def test_only_megatron_sees_another_torch(alone: None) -> None:
@@ -266,8 +266,8 @@ def test_an_unusable_transformer_engine_is_hidden(tmp_path: Path) -> None:
     code = (
         f'import sys; sys.path.insert(0, {str(tmp_path)!r})\n'
         'import nemo_vtb.backbone.megatron.model\n'  # megatron before anything else
-        'from nemo_vtb.backbone.megatron import parallel\n'
-        'print(parallel.te_refusal)'
+        'from nemo_vtb.backbone.megatron import runtime\n'
+        'print(runtime.te_refusal)'
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -1,0 +1,104 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What a saved model says about itself: versions, parts, base LLM, and what it was trained and measured on."""
+
+import hashlib
+import subprocess
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from platform import python_version
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from nemo_vtb.backbone.names import frozen_base, plain_name
+from nemo_vtb.checkpoint.nemo_parts import part_of
+from nemo_vtb.package_info import __version__
+
+if TYPE_CHECKING:
+    from nemo_vtb.model.blender import VoiceTextBlender
+
+SECTIONS = ('run_config', 'ledger', 'evaluation', 'retention', 'parity')
+"""What others found out about the model; carried on when it is restored and saved again."""
+
+_PACKAGES = ('nemo_toolkit', 'torch', 'transformers', 'peft', 'lightning', 'lhotse', 'safetensors', 'megatron-core')
+
+
+def weights_digest(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names (without PEFT's wrapping), types, shapes and all bytes of the given weights."""
+    digest = hashlib.sha256()
+    for name in sorted(state, key=plain_name):
+        value = state[name].detach().cpu().contiguous()
+        if value.is_floating_point():  # an LLM in bfloat16 is the same LLM when it is read in float32
+            value = value.float()
+        digest.update(f'{plain_name(name)} {value.dtype} {tuple(value.shape)}\n'.encode())
+        digest.update(value.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def make_passport(model: 'VoiceTextBlender', *, include_llm: bool) -> dict[str, Any]:
+    """Everything but the digests of the members, which the archive adds.
+
+    Args:
+        model: What is about to be saved.
+        include_llm: Whether the base LLM is in the file.
+    """
+    base = frozen_base(model)
+    parameters: dict[str, int] = {}
+    for name, value in model.state_dict().items():
+        parameters[part_of(name)] = parameters.get(part_of(name), 0) + value.numel()
+    return {
+        'versions': _versions(),
+        'git_revision': _revision(),
+        'class': f'{type(model).__module__}.{type(model).__name__}',
+        'template_sha256': hashlib.sha256(str(model.tokenizer.tokenizer.chat_template).encode()).hexdigest(),
+        'renderer_sha256': model.renderer.fingerprint,
+        'base_llm': {
+            'name': str(model.cfg.pretrained_llm),
+            'weights_sha256': model.base_digest() if base else None,
+            'trained': not base,
+            'included': include_llm,
+        },
+        'values': parameters,
+        **{section: model.provenance.get(section) for section in SECTIONS},
+        'ledger': _ledger(model) or model.provenance.get('ledger'),
+    }
+
+
+def _ledger(model: 'VoiceTextBlender') -> dict[str, Any] | None:
+    data: Any = getattr(getattr(model, '_trainer', None), 'datamodule', None)
+    # a data module of somebody else keeps no ledger
+    return data.ledger.to_json() if getattr(data, 'progress', None) is not None else None
+
+
+def _versions() -> dict[str, str]:
+    found = {'nemo_vtb': __version__, 'python': python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _revision() -> str | None:
+    """Revision of the working copy that the package runs from; None where it is installed."""
+    folder = Path(__file__).resolve().parents[2]
+    if not (folder / '.git').exists():
+        return None
+    command = ['git', '-C', str(folder), 'describe', '--always', '--dirty', '--abbrev=40', '--exclude=*']
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None

@@ -1,0 +1,262 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What the strategies share that wrap nothing around the model: gradients, moments and checkpoints over the ranks."""
+
+import inspect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
+from lightning.pytorch import Trainer
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+_BUCKET = 32 * 2**20
+"""Elements that are reduced at once: enough to fill the network, little beside the model."""
+
+
+class ReducingStrategy(ModelParallelStrategy):
+    """After the last micro-batch of a step, gradients are summed or averaged as each parameter needs it.
+
+    What is trained is plain tensors, whole on each rank or marked as shards; checkpoints hold what the Hugging Face
+    backbone on one rank would have written.
+
+    Args:
+        tensor_parallel: Ranks that hold one LLM together; 'auto' takes all of a node.
+        shard_optimizer: Each data-parallel rank keeps its part of the optimizer's moments (ZeRO-1).
+        sharded_checkpoint: Checkpoints are folders that all ranks write at once, in the background.
+        process_group_backend: None: gloo on CPU, NCCL on GPU.
+        timeout: Of a collective.
+    """
+
+    def __init__(
+        self,
+        tensor_parallel: int | Literal['auto'] = 1,
+        shard_optimizer: bool = False,
+        sharded_checkpoint: bool = False,
+        process_group_backend: str | None = None,
+        timeout: timedelta | None = default_pg_timeout,
+    ) -> None:
+        super().__init__(
+            tensor_parallel_size=tensor_parallel,
+            save_distributed_checkpoint=False,
+            process_group_backend=process_group_backend,
+            timeout=timeout,
+        )
+        self.shard_optimizer, self.sharded_checkpoint = shard_optimizer, sharded_checkpoint
+        self._accumulating = False
+
+    # ---- ranks
+
+    @property
+    def tensor_parallel(self) -> int:
+        """Ranks that hold one LLM."""
+        return 1
+
+    @property
+    def tensor_group(self) -> dist.ProcessGroup:
+        """The ranks that hold one LLM; they see the same rows."""
+        return self.device_mesh['tensor_parallel'].get_group()
+
+    @property
+    def data_group(self) -> dist.ProcessGroup:
+        """The ranks that hold the same part of the LLM; they see different rows."""
+        return self.device_mesh['data_parallel'].get_group()
+
+    def setup(self, trainer: Trainer) -> None:
+        """Build optimizers on the device; gradients are clipped by the norm over all shards."""
+        super().setup(trainer)
+        self.take_from_first(self._tensors_that_begin_equal())
+        # torch's would see the shards of this rank alone
+        self.precision_plugin.clip_grad_by_norm = self._clip_by_norm
+
+    def _tensors_that_begin_equal(self) -> Iterable[Tensor]:
+        assert self.lightning_module is not None
+        state = self.lightning_module.state_dict(keep_vars=True)
+        return [value for name, value in state.items() if not name.startswith('llm.')]
+
+    @torch.no_grad()
+    def take_from_first(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite tensors by those of rank 0, as DDP does: copies of one model must begin equal, seeds or not."""
+        for tensor in tensors if self.world_size > 1 else ():
+            value = tensor.detach().to(self.root_device)
+            dist.broadcast(value, 0)
+            tensor.copy_(value)
+
+    # ---- gradients
+
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        """Lightning holds this open while it accumulates."""
+        self._accumulating = True
+        try:
+            yield
+        finally:
+            self._accumulating = False
+
+    def post_backward(self, closure_loss: Tensor) -> None:
+        """Reduce the gradients, once per optimizer step."""
+        if self._accumulating or self.world_size == 1:
+            return
+        assert self.lightning_module is not None
+        parameters = [p for p in self.lightning_module.parameters() if p.requires_grad]
+        for parameter in parameters:
+            if parameter.grad is None:  # nothing of it was used on this rank, but perhaps on others
+                parameter.grad = torch.zeros_like(parameter)
+        world, data = self.world_size, self.world_size // self.tensor_parallel
+        spread = {id(p) for p in self._spread_parameters()}
+        partial = [p for p in parameters if _is_partial(p) or id(p) in spread]
+        apart = {id(p) for p in partial}
+        sharded = [p for p in parameters if _is_sharded(p) and id(p) not in apart]
+        equal = [p for p in parameters if not _is_sharded(p) and id(p) not in apart]
+        _reduce((p.grad for p in sharded), self.data_group, 1.0 / data)
+        _reduce((p.grad for p in partial), dist.group.WORLD, 1.0 / data)
+        # equal already within the group: their mean keeps kernels that round differently from drifting apart
+        _reduce((p.grad for p in equal), dist.group.WORLD, 1.0 / world)
+        # running statistics as under DDP: those of rank 0, once per step
+        for buffer in self._running_statistics():
+            dist.broadcast(buffer, 0)
+
+    def _spread_parameters(self) -> Iterable[nn.Parameter]:
+        """Those whose gradient is a part on each rank of an LLM, although they are whole."""
+        return ()
+
+    def _running_statistics(self) -> list[Tensor]:
+        module = self.lightning_module
+        assert module is not None
+        norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+        return [buffer for norm in norms for buffer in norm.buffers()]
+
+    def _clip_by_norm(self, optimizer: Optimizer, clip_val: float) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group['params'] if p.grad is not None]
+        device = self.root_device
+        squares = torch.zeros(2, dtype=torch.float32, device=device)  # of shards, of whole parameters
+        for parameter in parameters:
+            squares[0 if _is_sharded(parameter) else 1] += parameter.grad.float().pow(2).sum()
+        dist.all_reduce(squares[:1], group=self.tensor_group)
+        factor = (clip_val / (squares.sum().sqrt() + 1e-6)).clamp(max=1.0)
+        for parameter in parameters:
+            parameter.grad.mul_(factor)
+
+    # ---- optimizer
+
+    def setup_optimizers(self, trainer: Trainer) -> None:
+        """Build the optimizers; with `shard_optimizer` the data-parallel ranks share their moments."""
+        super().setup_optimizers(trainer)
+        if self.shard_optimizer and dist.get_world_size(self.data_group) > 1:
+            self._shard_moments()
+
+    def _shard_moments(self) -> None:
+        from torch.distributed.optim import ZeroRedundancyOptimizer
+
+        assert self.lightning_module is not None
+        plain = self.optimizers[0]  # type: ignore[has-type]
+        # some defaults are set by a class itself and are no arguments of it
+        known = inspect.signature(type(plain)).parameters
+        options = {name: value for name, value in plain.defaults.items() if name in known}
+        optimizer = ZeroRedundancyOptimizer(
+            plain.param_groups, optimizer_class=type(plain), process_group=self.data_group, **options
+        )
+        self.optimizers = [optimizer]
+        for config in self.lr_scheduler_configs:
+            config.scheduler.optimizer = optimizer
+
+    # ---- checkpoints
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        """Lightning's order: the model, then the optimizer."""
+        return True
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """What the Hugging Face backbone would have: LoRA whole, under PEFT's names. All ranks call it together."""
+        return self.lightning_module.trained_state()
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Take this rank's part of a checkpoint that any backbone has written."""
+        self.lightning_module.load_trained_state(checkpoint['state_dict'])
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """The optimizer's state as on the Hugging Face backbone: moments of LoRA whole. All ranks call it together."""
+        if isinstance(optimizer, LightningOptimizer):
+            optimizer = optimizer._optimizer
+        if hasattr(optimizer, 'consolidate_state_dict'):
+            optimizer.consolidate_state_dict(to=0)
+            if dist.get_rank(self.data_group) != 0:
+                return {}  # the checkpoint is written by a rank of the first copy
+        state = optimizer.state_dict()
+        parameters = [p for group in optimizer.param_groups for p in group['params']]
+        return {**state, 'state': self._converted(parameters, state['state'], 'gather_lora')}
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Take this rank's part of the moments."""
+        for optimizer, state in zip(self.optimizers, checkpoint['optimizer_states'], strict=True):
+            parameters = [p for group in optimizer.param_groups for p in group['params']]
+            local = self._converted(parameters, state['state'], 'shard_lora')
+            optimizer.load_state_dict({**state, 'state': local})
+
+    def _converted(self, parameters: Sequence[nn.Parameter], state: Mapping[int, Any], how: str) -> dict[int, Any]:
+        """Gather or shard the moments of what is a shard on each rank."""
+        return dict(state)
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
+        """Write one file by rank 0, or a folder by all ranks."""
+        if self.sharded_checkpoint:
+            self.checkpoint_io.save_together(checkpoint, self.broadcast(str(filepath)))
+        else:
+            ParallelStrategy.save_checkpoint(self, checkpoint, filepath, storage_options)
+
+    def load_checkpoint(self, checkpoint_path: str | Path) -> dict[str, Any]:
+        """Read a checkpoint, a file or a folder, on each rank."""
+        torch.cuda.empty_cache()
+        return self.checkpoint_io.load_checkpoint(checkpoint_path)
+
+    def teardown(self) -> None:
+        """Wait for a checkpoint that is still being written."""
+        self.checkpoint_io.teardown()
+        super().teardown()
+
+
+def _is_sharded(parameter: nn.Parameter) -> bool:
+    return bool(getattr(parameter, 'tensor_model_parallel', False))
+
+
+def _is_partial(parameter: nn.Parameter) -> bool:
+    """Whether each rank of the LLM has only part of the gradient of a parameter that is whole on all of them."""
+    return bool(getattr(parameter, 'partial_gradient', False))
+
+
+def _reduce(gradients: Iterable[Tensor | None], group: dist.ProcessGroup | None, scale: float) -> None:
+    """Sum over a group, then scale; in buckets of one dtype, since a collective has a price of its own."""
+    if group is None or dist.get_world_size(group) == 1:
+        return
+    bucket: list[Tensor] = []
+    for gradient in (*(g for g in gradients if g is not None), None):
+        full = gradient is None or (bucket and bucket[0].dtype != gradient.dtype)
+        if bucket and (full or sum(g.numel() for g in bucket) > _BUCKET):
+            flat = torch.cat([g.reshape(-1) for g in bucket])
+            dist.all_reduce(flat, group=group)
+            flat.mul_(scale)
+            for one, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+                one.copy_(part.view_as(one))
+            bucket = []
+        if gradient is not None:
+            bucket.append(gradient)

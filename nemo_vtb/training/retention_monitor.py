@@ -1,0 +1,256 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The gate in training: at each validation, what the model kept of its text ability, and whether it hears.
+
+Three small fixed probes, all on rows that are packed as in training, so that every backbone and strategy runs them:
+
+| logged | what it is |
+|---|---|
+| `retention/choices` | mean probability of the right one of four choices, by that of the base LLM |
+| `retention/chats` | perplexity of the base LLM on the typed chats of the validation sets, by ours |
+| `retention` | the smaller of the two |
+| `hearing` | share of the loss on spoken rows that goes when the sound is there (0: it is deaf) |
+| `gated_loss` | loss of the speech kinds, with a penalty as long as `retention` is under the limit |
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+
+from nemo_vtb.constants import KINDS
+from nemo_vtb.data.collate import Collator, PackItem, fill_rows, pack_row
+from nemo_vtb.data.conversation import Conversation, Text, Turn
+from nemo_vtb.data.datamodule import VtbDataModule
+from nemo_vtb.errors import VtbConfigError
+from nemo_vtb.evaluation.suites.build import make_choices
+from nemo_vtb.training.meter import data_parallel_size
+
+GATE_METRICS = ('gated_loss', 'hearing', 'retention', 'retention/accuracy', 'retention/chats', 'retention/choices')
+"""What the gate logs; `gated_loss` is made for `exp_manager.checkpoint_callback_params.monitor`."""
+
+PENALTY = 100.0
+"""Added to `gated_loss` under the limit: more than any loss of a token, so that what forgot is never the best."""
+
+_TEXT = KINDS.index('text')
+_ROW_TOKENS = 1024
+_DEAF_ROWS = 4
+
+
+class RetentionGate(pl.Callback):
+    """Measures retention and hearing at each validation; the base LLM is asked once, at the first.
+
+    Args:
+        limit: Least retention [share].
+        items: Multiple-choice items, taken evenly from the 200 of the text suite; 0 leaves that probe out.
+        min_hearing: Below it a warning says that the model does not hear [share].
+
+    Raises:
+        VtbConfigError: A number is out of range.
+    """
+
+    def __init__(self, limit: float = 0.98, items: int = 200, min_hearing: float = 0.02) -> None:
+        if not 0 < limit <= 1:
+            raise VtbConfigError('A limit is a share.', field='gate.limit', got=limit, allowed='above 0, at most 1')
+        self.limit, self.min_hearing = limit, min_hearing
+        every = make_choices()
+        # evenly over the parts, which stand one behind the other
+        self.items = [every[i * len(every) // items] for i in range(min(items, len(every)))] if items else []
+        self.values: dict[str, float] = {}
+        self._base_choices: list[float] | None = None
+        self._base_chats: list[float] | None = None
+        self._rows: list[list[PackItem]] = []
+
+    # ---- what Lightning calls
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Refuse an LLM whose untouched form is lost.
+
+        Raises:
+            VtbConfigError: The LLM itself is trained, without LoRA.
+        """
+        llm = [p for name, p in pl_module.named_parameters() if name.startswith('llm.')]
+        if not pl_module.cfg.get('lora') and any(p.requires_grad for p in llm):
+            raise VtbConfigError(
+                'Without LoRA there is no untouched LLM to compare with.',
+                field='gate.enabled',
+                got=True,
+                allowed='false, or model.lora, or a frozen LLM',
+                remedy='gate.enabled=false exp_manager.checkpoint_callback_params.monitor=val_loss',
+            )
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Forget the sums of the last validation."""
+        self._rows = self._rows or choice_rows(self.items, Collator(pl_module.renderer, pl_module.frames))
+        self._kinds = torch.zeros(2, len(KINDS), dtype=torch.float64)  # sums and targets of ours
+        self._chats = torch.zeros(2, dtype=torch.float64)  # those of the base LLM on typed chats
+        self._sound = torch.zeros(2, 2, dtype=torch.float64)  # with and without sound: sums and targets
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: Any,
+        outputs: Any,
+        batch: Mapping[str, Any],
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count a row; ask the base LLM about typed chats (once), and the deaf model about the first spoken rows."""
+        if trainer.sanity_checking or not isinstance(outputs, dict) or 'kind_sums' not in outputs:
+            return
+        sums, counts = outputs['kind_sums'].double().cpu(), outputs['kind_counts'].double().cpu()
+        self._kinds += torch.stack([sums, counts])
+        # with sharded parameters all ranks must run the LLM equally often
+        everywhere = bool(getattr(pl_module, '_use_fsdp', False))
+        with trainer.precision_plugin.val_step_context():
+            if self._base_chats is None and (everywhere or counts[_TEXT]):
+                base, targets = pl_module.batch_nll(batch, use_lora=False)
+                self._chats += torch.stack([base[_TEXT], targets[_TEXT]]).double().cpu()
+            if batch_idx < _DEAF_ROWS and (everywhere or len(batch['audios'])):
+                deaf, _ = pl_module.batch_nll(_without_sound(batch))
+                speech = _speech(torch.stack([sums, deaf.double().cpu()]))
+                self._sound += torch.stack([speech, _speech(counts).expand(2)], dim=1)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Answer the questions, put the numbers together and log them."""
+        if trainer.sanity_checking:
+            return
+        choices = self._choices(trainer, pl_module) if self._rows else None
+        sums = _over_ranks(torch.cat([self._kinds.flatten(), self._chats, self._sound.flatten()]), pl_module.device)
+        kinds, chats, sound = sums[:8].view(2, 4), sums[8:10], sums[10:].view(2, 2)
+        if self._base_chats is None:
+            self._base_chats = chats.tolist()
+        self.values = self._numbers(kinds, sound, choices)
+        for name, value in self.values.items():
+            pl_module.log(name, torch.tensor(value, dtype=torch.float32), prog_bar=name == 'retention')
+        # a run of `trainer.validate` changes nothing
+        if trainer.state.fn == TrainerFn.FITTING and isinstance(trainer.datamodule, VtbDataModule):
+            trainer.datamodule.on_retention(self.values.get('retention', 1.0), self.limit)
+
+    # ---- for people
+
+    @property
+    def problems(self) -> list[str]:
+        """What the last validation found, in words; nothing if all is well."""
+        found = []
+        retention, hearing = self.values.get('retention'), self.values.get('hearing')
+        if retention is not None and retention < self.limit:
+            found.append(f'TEXT ABILITY {100 * retention:.1f} %, limit {100 * self.limit:.0f} %')
+        elif retention is not None and retention < (1 + self.limit) / 2:
+            found.append(f'text ability falls: {100 * retention:.1f} %')
+        if hearing is not None and hearing < self.min_hearing:
+            found.append(f'DOES NOT HEAR ({100 * hearing:.1f} %)')
+        return found
+
+    def short(self) -> str:
+        """A few words for the line of progress; '' before the first validation."""
+        if not self.values:
+            return ''
+        retention = self.values.get('retention')
+        return ', '.join(self.problems) or ('' if retention is None else f'retention {100 * retention:.1f} %')
+
+    # ---- parts
+
+    def _choices(self, trainer: pl.Trainer, pl_module: Any) -> list[float]:
+        """(probability of the right choice, hits) of ours; asks the base LLM, too, if it was not asked yet."""
+        with trainer.precision_plugin.val_step_context():
+            if self._base_choices is None:
+                self._base_choices = self._ask(trainer, pl_module, pl_module.backbone.without_lora())
+            return self._ask(trainer, pl_module, nullcontext())
+
+    def _ask(self, trainer: pl.Trainer, pl_module: Any, llm: AbstractContextManager) -> list[float]:
+        peers = data_parallel_size(trainer)
+        # the ranks of one LLM stand side by side and take the same rows
+        rank = trainer.global_rank // max(1, trainer.world_size // peers)
+        scores = torch.zeros(len(self.items), 4, dtype=torch.float64)
+        with llm:
+            for begin in range(0, len(self._rows), peers):
+                # a rank without a row of its own repeats the first: all must run the LLM equally often
+                own = begin + rank < len(self._rows)
+                row = self._rows[begin + rank if own else 0]
+                nll = choice_scores(pl_module, row)
+                for item, value in zip(row, nll.tolist() if own else [], strict=False):
+                    number, choice = map(int, item.id.split(':'))
+                    scores[number, choice] = value
+        scores = _over_ranks(scores, pl_module.device) / max(1, trainer.world_size // peers)
+        right = torch.tensor([item['answer'] for item in self.items])
+        chance = torch.softmax(-scores, dim=1).gather(1, right[:, None])  # (items, 1)
+        return [float(chance.mean()), float((scores.argmin(1) == right).double().mean())]
+
+    def _numbers(self, kinds: Tensor, sound: Tensor, choices: Sequence[float] | None) -> dict[str, float]:
+        values: dict[str, float] = {}
+        if choices and self._base_choices:
+            values['retention/choices'] = choices[0] / max(self._base_choices[0], 1e-9)
+            values['retention/accuracy'] = choices[1] / max(self._base_choices[1], 1e-9)
+        base = self._base_chats or [0.0, 0.0]
+        if base[1] and kinds[1, _TEXT]:
+            ours = float(kinds[0, _TEXT] / kinds[1, _TEXT])
+            values['retention/chats'] = float(torch.exp(torch.tensor(base[0] / base[1] - ours)))
+        parts = [values[key] for key in ('retention/choices', 'retention/chats') if key in values]
+        if sound[0, 1] and sound[1, 0]:
+            values['hearing'] = 1.0 - float(sound[0, 0] / sound[1, 0])
+        # without speech in the validation sets the loss of all kinds decides
+        total, count = (_speech(row) for row in kinds) if _speech(kinds[1]) else kinds.sum(1)
+        loss = float(total / count) if count else 0.0
+        if parts:
+            values['retention'] = min(parts)
+        missing = max(0.0, self.limit - values.get('retention', 1.0))
+        values['gated_loss'] = loss + (PENALTY * (1.0 + missing) if missing else 0.0)
+        return values
+
+
+def gate_of(cfg: Mapping[str, Any]) -> list[RetentionGate]:
+    """The gate of a configuration, or none."""
+    gate = dict(cfg.get('gate') or {})
+    return [RetentionGate(**gate)] if gate.pop('enabled', False) else []
+
+
+def choice_rows(items: Sequence[Mapping[str, Any]], collator: Collator) -> list[list[PackItem]]:
+    """Each choice as the answer of a chat, `NUMBER:CHOICE`, packed into rows."""
+    return list(fill_rows((collator.prepare(chat) for chat in _chats(items)), _ROW_TOKENS))
+
+
+def choice_scores(model: Any, row: Sequence[PackItem]) -> Tensor:
+    """Negative log-likelihood of each answer of a packed row: (N,) float64 on the CPU."""
+    batch = {k: v.to(model.device) if isinstance(v, Tensor) else v for k, v in pack_row(row).items()}
+    return model.conversation_nll(batch)[0].double().cpu()
+
+
+def _chats(items: Sequence[Mapping[str, Any]]) -> Iterator[Conversation]:
+    for number, item in enumerate(items):
+        asked = Turn('user', (Text(item['question']),))
+        for choice, text in enumerate(item['choices']):
+            yield Conversation(f'{number}:{choice}', (asked, Turn('assistant', (Text(text),))), 'text', 'gate')
+
+
+def _without_sound(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The same row with nothing heard: its frames keep their places and hold the same token everywhere."""
+    return {**batch, 'audios': batch['audios'][:0], 'audio_lens': batch['audio_lens'][:0]}
+
+
+def _speech(values: Tensor) -> Tensor:
+    """The sum over the kinds with speech of (..., 4)."""
+    return values.sum(-1) - values[..., _TEXT]
+
+
+def _over_ranks(values: Tensor, device: torch.device) -> Tensor:
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return values
+    moved = values.to(device)
+    torch.distributed.all_reduce(moved)
+    return moved.cpu()
