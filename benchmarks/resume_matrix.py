@@ -84,7 +84,7 @@ class Recorder(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """One line; what was written survives a kill."""
-        row = {'row': batch['index'], 'ids': batch['ids'], 'loss': float(outputs['loss']).hex()}
+        row = {'row': batch.index, 'ids': batch.ids, 'loss': float(outputs['loss']).hex()}
         self._write(row)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

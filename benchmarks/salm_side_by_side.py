@@ -248,7 +248,7 @@ def salm_groups(items: Sequence[Any], limit: int) -> dict[str, list[list[Any]]]:
     }
 
 
-def our_rows(items: Sequence[Any], limit: int) -> list[dict[str, Any]]:
+def our_rows(items: Sequence[Any], limit: int) -> list[Any]:
     """Packed rows of at most as many positions as a batch of SALM's."""
     from nemo_vtb.data.collate import pack_row
     from nemo_vtb.data.packing import pack_all
@@ -319,7 +319,7 @@ def measure_speed(plan: Plan, cfg: dict[str, Any], conversations: Sequence[Conve
                 spent[name].append(fit(ours if name == OURS else salm, rows))
     useful = sum(item.length for item in items)
     padded = {name: sum(len(g) * max(i.length for i in g) for g in found) for name, found in groups.items()}
-    padded[OURS] = sum(row['num_tokens'] for row in batches[OURS])
+    padded[OURS] = sum(row.num_tokens for row in batches[OURS])
     return {
         'loss_diff': max(differences),
         'useful': useful,

@@ -14,7 +14,7 @@
 """Conversations -> one packed row of tensors: tokens, positions, shifted labels, boundaries and the recordings."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,68 @@ class PackItem:
         return len(self.rendered.ids) - len(self.frames) + sum(self.frames)
 
 
+@dataclass(slots=True)
+class PackedRow:
+    """One micro-batch: N conversations one behind the other, T positions, F audio frames of A clips, no padding.
+
+    Args:
+        input_ids: (T,) int64, tokens; 0 at audio frames.
+        labels: (T,) int64, the token that position t must predict, `IGNORE_INDEX` elsewhere.
+        label_kinds: (T,) int64, number in `KINDS` where there is a label, -1 elsewhere.
+        position_ids: (T,) int64, restart with each conversation.
+        cu_seqlens: (N+1,) int32, boundaries of the conversations.
+        audio_positions: (F,) int64, positions of all audio frames, in the order of the clips.
+        audios: (A, S) float32, clips, zero-padded to the longest.
+        audio_lens: (A,) int64, samples of each clip.
+        frame_lens: (A,) int64, frames of each clip.
+        max_seqlen: Length of the longest conversation.
+        num_tokens: T.
+        index: Number of the row in the global plan.
+        ids: Id of each conversation (N).
+        kinds: Kind of each conversation (N).
+        sources: Source of each conversation (N).
+        faults: What could not be loaded and is missing from the row.
+        dataset: Name of the validation set that the row belongs to.
+    """
+
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+    label_kinds: torch.Tensor
+    position_ids: torch.Tensor
+    cu_seqlens: torch.Tensor
+    audio_positions: torch.Tensor
+    audios: torch.Tensor
+    audio_lens: torch.Tensor
+    frame_lens: torch.Tensor
+    max_seqlen: int
+    num_tokens: int
+    index: int
+    ids: list[str]
+    kinds: list[str]
+    sources: list[str]
+    faults: list[dict[str, Any]] = field(default_factory=list)
+    dataset: str | None = None
+
+    def to(self, device: torch.device | str, non_blocking: bool | None = None) -> 'PackedRow':
+        """The row on a device; Lightning calls this.
+
+        Args:
+            device: Where to.
+            non_blocking: Whether copies overlap with what follows; None: to a GPU, where that is safe.
+        """
+        if non_blocking is None:
+            non_blocking = torch.device(device).type == 'cuda'
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> 'PackedRow':
+        """The row in pinned memory; torch's `DataLoader` calls this."""
+        return self._map(torch.Tensor.pin_memory)
+
+    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> 'PackedRow':
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return replace(self, **{n: change(v) for n, v in values.items() if isinstance(v, torch.Tensor)})
+
+
 class Collator:
     """Turns conversations into one packed row, reading the recordings.
 
@@ -65,7 +127,7 @@ class Collator:
         self.renderer, self.frame_counter = renderer, frame_counter
         self.sample_rate, self.resample = sample_rate, resample
 
-    def __call__(self, conversations: Sequence[Conversation], index: int = 0) -> dict[str, Any]:
+    def __call__(self, conversations: Sequence[Conversation], index: int = 0) -> PackedRow:
         """Pack conversations into one row.
 
         Raises:
@@ -97,25 +159,12 @@ def fill_rows(items: Iterable[PackItem], max_tokens: int) -> Iterator[list[PackI
         yield row
 
 
-def pack_row(items: Sequence[PackItem], index: int = 0) -> dict[str, Any]:
+def pack_row(items: Sequence[PackItem], index: int = 0) -> PackedRow:
     """Lay conversations one after another into one row, without padding.
 
     Args:
         items: The conversations; none makes an empty row, T = 0.
         index: Number of the row in the global plan.
-
-    Returns:
-        | key | shape | dtype | meaning |
-        |---|---|---|---|
-        | input_ids | (T,) | int64 | tokens, 0 at audio frames |
-        | labels | (T,) | int64 | the token that position t must predict, -100 elsewhere |
-        | label_kinds | (T,) | int64 | number in `KINDS` where there is a label, -1 elsewhere |
-        | position_ids | (T,) | int64 | restart with each conversation |
-        | cu_seqlens | (N+1,) | int32 | boundaries of the N conversations |
-        | audio_positions | (F,) | int64 | positions of all audio frames, in the order of the clips |
-        | audios, audio_lens, frame_lens | (A, S), (A,), (A,) | float32, int64, int64 | clips, zero-padded |
-
-        and max_seqlen, num_tokens, index (int), ids, kinds, sources (lists of N names).
     """
     rows = [_expand(item) for item in items]
     lengths = np.array([len(ids) for ids, _, _ in rows], dtype=np.int32)
@@ -124,25 +173,23 @@ def pack_row(items: Sequence[PackItem], index: int = 0) -> dict[str, Any]:
         np.where(row != IGNORE_INDEX, KINDS.index(item.kind), -1) for row, item in zip(labels, items, strict=True)
     ]
     clips = [clip for item in items for clip in item.clips]
-    return {
-        'input_ids': _join([np.where(is_audio, 0, ids) for ids, _, is_audio in rows]),
-        'position_ids': _join([np.arange(n, dtype=np.int64) for n in lengths]),
-        'labels': _join(labels),
-        'label_kinds': _join(kinds),
-        'cu_seqlens': torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)),
-        'max_seqlen': int(lengths.max(initial=0)),
-        'audio_positions': _join(
-            [np.flatnonzero(np.concatenate([is_audio for _, _, is_audio in rows]))] if rows else []
-        ),
-        'audios': _pad(clips),
-        'audio_lens': torch.tensor([len(clip) for clip in clips], dtype=torch.int64),
-        'frame_lens': torch.tensor([n for item in items for n in item.frames], dtype=torch.int64),
-        'ids': [item.id for item in items],
-        'kinds': [item.kind for item in items],
-        'sources': [item.source for item in items],
-        'num_tokens': int(lengths.sum()),
-        'index': index,
-    }
+    return PackedRow(
+        input_ids=_join([np.where(is_audio, 0, ids) for ids, _, is_audio in rows]),
+        position_ids=_join([np.arange(n, dtype=np.int64) for n in lengths]),
+        labels=_join(labels),
+        label_kinds=_join(kinds),
+        cu_seqlens=torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)),
+        max_seqlen=int(lengths.max(initial=0)),
+        audio_positions=_join([np.flatnonzero(np.concatenate([is_audio for _, _, is_audio in rows]))] if rows else []),
+        audios=_pad(clips),
+        audio_lens=torch.tensor([len(clip) for clip in clips], dtype=torch.int64),
+        frame_lens=torch.tensor([n for item in items for n in item.frames], dtype=torch.int64),
+        ids=[item.id for item in items],
+        kinds=[item.kind for item in items],
+        sources=[item.source for item in items],
+        num_tokens=int(lengths.sum()),
+        index=index,
+    )
 
 
 def _expand(item: PackItem) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -26,7 +26,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 
-from nemo_vtb.data.collate import Collator, pack_row
+from nemo_vtb.data.collate import Collator, PackedRow, pack_row
 from nemo_vtb.data.faults import data_fault, reason_of
 from nemo_vtb.data.index import Meter, SourceIndex, skip_table
 from nemo_vtb.data.ledger import Ledger
@@ -60,7 +60,7 @@ _TRANSIENT = ('audio_missing', 'audio_unreadable', 'audio_truncated')
 class RowDataset(torch.utils.data.Dataset):
     """Row plan -> packed batch; lives in the loader processes.
 
-    A conversation that cannot be loaded is left out of its row and reported in `batch['faults']`; the row gets no
+    A conversation that cannot be loaded is left out of its row and reported in `PackedRow.faults`; the row gets no
     substitute, since its place in the plan is what keeps all ranks and every resume equal.
 
     Args:
@@ -72,15 +72,16 @@ class RowDataset(torch.utils.data.Dataset):
     def __init__(self, sources: Sequence[FittedSource], collator: Collator, dataset: str | None = None) -> None:
         self.sources, self.collator, self.dataset = list(sources), collator, dataset
 
-    def __getitem__(self, row: RowPlan) -> dict[str, Any]:
+    def __getitem__(self, row: RowPlan) -> PackedRow:
         items, faults = [], []
         for place, (source, entry) in enumerate(row.items):
             try:
                 items.append(self._load(source, entry))
             except VtbDataError as error:
                 faults.append({'row': row.index, 'place': place} | self._fault(source, entry, error))
-        batch = pack_row(items, row.index) | {'faults': faults}
-        return batch if self.dataset is None else batch | {'dataset': self.dataset}
+        packed = pack_row(items, row.index)
+        packed.faults, packed.dataset = faults, self.dataset
+        return packed
 
     def _load(self, source: int, entry: int) -> Any:
         for attempt in range(_RETRIES + 1):
@@ -111,7 +112,7 @@ class _Loader:
     def __init__(self, dataset: RowDataset, num_workers: int, prefetch_factor: int) -> None:
         self.dataset, self.num_workers, self.prefetch_factor = dataset, num_workers, prefetch_factor
 
-    def _batches(self, rows: Any) -> Iterator[dict[str, Any]]:
+    def _batches(self, rows: Any) -> Iterator[PackedRow]:
         yield from torch.utils.data.DataLoader(
             self.dataset,
             batch_size=None,
@@ -139,7 +140,7 @@ class TrainLoader(_Loader):
     def __len__(self) -> int:
         return len(self.progress.sampler)
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[PackedRow]:
         self.progress.rewind()
         yield from self._batches(self.progress.sampler)
 
@@ -162,7 +163,7 @@ class EvalLoader(_Loader):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[PackedRow]:
         return self._batches(self.rows)
 
 
@@ -357,7 +358,7 @@ class VtbDataModule(pl.LightningDataModule):
         """One loader for each named test set."""
         return self._eval_loaders('test_ds')
 
-    def on_consumed(self, batch: Mapping[str, Any]) -> bool:
+    def on_consumed(self, batch: PackedRow) -> bool:
         """Count a row that was trained on; returns whether that completed a global batch.
 
         Raises:
@@ -413,11 +414,10 @@ class VtbDataModule(pl.LightningDataModule):
             counter.ready = counter.started = counter.processed = counter.completed = value
         loop._batches_that_stepped = self.progress.batches
 
-    def on_evaluated(self, batch: Mapping[str, Any]) -> None:
+    def on_evaluated(self, batch: PackedRow) -> None:
         """List what could not be loaded for a validation row: it is missing from the metrics."""
-        faults = batch.get('faults') or ()
-        if faults:
-            self._report(faults, f'validation set {batch.get("dataset")}')
+        if batch.faults:
+            self._report(batch.faults, f'validation set {batch.dataset}')
 
     def state_dict(self) -> dict[str, Any]:
         """Plan and ledger after the last whole global batch; Lightning puts it into every checkpoint."""
@@ -577,5 +577,5 @@ def _start_worker(_: int) -> None:
     os.environ['TOKENIZERS_PARALLELISM'] = 'false'
 
 
-def _as_it_is(batch: dict[str, Any]) -> dict[str, Any]:
+def _as_it_is(batch: PackedRow) -> PackedRow:
     return batch

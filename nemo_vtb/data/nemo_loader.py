@@ -21,13 +21,14 @@ on where a run stopped; the ledger shows the first, and a resumed run begins the
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from nemo_vtb.constants import IGNORE_INDEX
-from nemo_vtb.data.collate import Collator, PackItem, pack_row
+from nemo_vtb.data.collate import Collator, PackedRow, PackItem, pack_row
 from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn
 from nemo_vtb.data.faults import audio_fault, reason_of
 from nemo_vtb.data.ledger import Ledger, SourceAccount
@@ -76,11 +77,11 @@ class NemoProgress:
         """Whether some rows of a global batch were trained on, but not all."""
         return self._rows > 0
 
-    def consumed(self, batch: Mapping[str, Any]) -> bool:
+    def consumed(self, row: PackedRow) -> bool:
         """Count a row of this rank; returns whether it completed a global batch."""
-        for source, tokens, supervised, seconds in batch['amounts']:
+        for source, tokens, supervised, seconds in _amounts(row, self.settings.sample_rate):
             self.ledger.add(source, 1, tokens, supervised, seconds)
-        for fault in batch['faults']:
+        for fault in row.faults:
             self.ledger.skip(fault['source'], fault['reason'])
         self._rows += 1
         if self._rows < self._each:
@@ -116,7 +117,7 @@ class NemoLoader:
         self.progress, self.collator, self.tokenizer = progress, collator, tokenizer
         self.config = _nemo_config(progress)
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[PackedRow]:
         from nemo.collections.common.data.lhotse import get_lhotse_dataloader_from_config
         from nemo.collections.common.tokenizers import AutoTokenizer
         from omegaconf import OmegaConf
@@ -131,7 +132,7 @@ class NemoLoader:
             tokenizer=tokenizer,
         )
         for index, batch in enumerate(loader):
-            yield batch | {'index': index}
+            yield replace(batch, index=index)
 
 
 class _Rows(torch.utils.data.Dataset):
@@ -141,22 +142,15 @@ class _Rows(torch.utils.data.Dataset):
         self.collator = collator
         self.kinds = {source.name: source.kind for source in sources}
 
-    def __getitem__(self, conversations: Any) -> dict[str, Any]:
-        items, faults, seconds = [], [], []
+    def __getitem__(self, conversations: Any) -> PackedRow:
+        items, faults = [], []
         for conversation in conversations:
             source = conversation.vtb_source
             try:
                 items.append(self._item(conversation, source))
-                seconds.append(sum(len(clip) for clip in items[-1].clips) / self.collator.sample_rate)
             except VtbDataError as error:
                 faults.append({'source': source, 'id': conversation.id, 'reason': reason_of(error)})
-        row = pack_row(items)
-        ends = row['cu_seqlens'].tolist()
-        amounts = [
-            (item.source, end - start, int((row['labels'][start:end] != IGNORE_INDEX).sum()), clip_s)
-            for item, start, end, clip_s in zip(items, ends, ends[1:], seconds, strict=False)
-        ]
-        return row | {'faults': faults, 'amounts': amounts}
+        return replace(pack_row(items), faults=faults)
 
     def _item(self, conversation: Any, source: str) -> PackItem:
         turns: list[Turn] = []
@@ -185,6 +179,16 @@ class _Rows(torch.utils.data.Dataset):
         except (AudioLoadingError, DurationMismatchError) as error:
             raise audio_fault('audio_unreadable', field='audio', got=' '.join(str(error).split())[:200]) from error
         return np.ascontiguousarray(samples.mean(axis=0), dtype=np.float32)
+
+
+def _amounts(row: PackedRow, sample_rate: int) -> Iterator[tuple[str, int, int, float]]:
+    """Source, tokens, supervised tokens and seconds of audio of each conversation."""
+    ends = row.cu_seqlens.tolist()
+    begins = row.audio_positions[row.frame_lens.cumsum(0) - row.frame_lens]  # (A,) first frame of each clip
+    for source, start, end in zip(row.sources, ends, ends[1:], strict=False):
+        supervised = int((row.labels[start:end] != IGNORE_INDEX).sum())
+        samples = int(row.audio_lens[(begins >= start) & (begins < end)].sum())
+        yield source, end - start, supervised, samples / sample_rate
 
 
 def _nemo_config(progress: NemoProgress) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from nemo_vtb.data.collate import PackedRow
 from nemo_vtb.data.index import skip_table
 from nemo_vtb.data.ledger import Ledger, SourceAccount
 from nemo_vtb.data.overlong import FittedSource
@@ -165,14 +166,14 @@ class Progress:
         self.sampler.load_state_dict(self._consumed)
         self._rows = 0
 
-    def consumed(self, batch: Mapping[str, Any]) -> bool:
+    def consumed(self, row: PackedRow) -> bool:
         """Count one row; returns whether it completed a global batch.
 
         Raises:
             VtbDataError: Too many conversations could not be loaded.
         """
         self._rows += 1
-        self._faults += [{**fault, 'batch': self.batches} for fault in batch.get('faults') or ()]
+        self._faults += [{**fault, 'batch': self.batches} for fault in row.faults]
         if self._rows < self._each:
             return False
         self._rows = 0

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nemo_vtb.constants import KINDS
 from nemo_vtb.data.conversation import Audio, Conversation, Text, conversation_from_dict, read_jsonl
@@ -347,7 +347,7 @@ def _text_rows(model: 'VoiceTextBlender', chats: Sequence[Conversation], progres
         sums: dict[bool, list[float]] = {True: [], False: []}
         counts: list[float] = []
         for pack in progress(f'perplexity of {source}', packs):
-            batch = _to_device(pack_row(pack), model.device)
+            batch = pack_row(pack).to(model.device)
             for use_lora in (True, False):
                 nll, targets = model.conversation_nll(batch, use_lora=use_lora)  # (N,), (N,)
                 sums[use_lora] += nll.tolist()
@@ -415,7 +415,3 @@ def _progress(console: 'Console | None') -> Iterator[_Steps]:
                 bar.advance(task)
 
         yield steps
-
-
-def _to_device(batch: dict[str, Any], device: Any) -> dict[str, Any]:
-    return {k: v.to(device) if hasattr(v, 'to') else v for k, v in batch.items()}

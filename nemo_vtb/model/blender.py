@@ -41,6 +41,7 @@ from nemo_vtb.checkpoint.llm_files import llm_files
 from nemo_vtb.checkpoint.nemo_parts import check_restored_config, read_parts
 from nemo_vtb.checkpoint.saving import Saving, base_folder
 from nemo_vtb.constants import IGNORE_INDEX, KINDS
+from nemo_vtb.data.collate import PackedRow
 from nemo_vtb.data.template import AUDIO_SLOT, ChatRenderer
 from nemo_vtb.errors import VtbCheckpointError, VtbConfigError, VtbModelError
 from nemo_vtb.model.frames import frame_counter
@@ -167,31 +168,31 @@ class VoiceTextBlender(Portable, Saving, Generation, SplitLLM, SALM, ModelPT):
 
     # ---- forward
 
-    def hidden_states(self, batch: dict[str, Any]) -> Tensor:
+    def hidden_states(self, batch: PackedRow) -> Tensor:
         """Run one packed row through perception, splice and LLM; returns (T, H)."""
-        embeds = self.backbone.embed(batch['input_ids'])  # (T, H)
-        if batch['audios'].shape[0]:
-            embeds = splice(embeds, self._frames_of(batch), batch['audio_positions'])
+        embeds = self.backbone.embed(batch.input_ids)  # (T, H)
+        if batch.audios.shape[0]:
+            embeds = splice(embeds, self._frames_of(batch), batch.audio_positions)
         elif self.training and not is_frozen(self.perception):
             # every rank must take part in the reduction of the perception's gradients (NeMo 3.0 fails here)
             embeds = embeds + silent_forward(self.perception)
-        return self.backbone.forward(embeds, batch['position_ids'], batch['cu_seqlens'], batch['max_seqlen'])
+        return self.backbone.forward(embeds, batch.position_ids, batch.cu_seqlens, batch.max_seqlen)
 
-    def _frames_of(self, batch: dict[str, Any]) -> Tensor:
+    def _frames_of(self, batch: PackedRow) -> Tensor:
         chunk_s = self.cfg.get('encoder_chunk_size_seconds')
-        clips = (self.perception, batch['audios'], batch['audio_lens'])
+        clips = (self.perception, batch.audios, batch.audio_lens)
         if (group := self.spread_group) is not None:
-            return spread_encode(*clips, batch['frame_lens'], group, chunk_s=chunk_s)
+            return spread_encode(*clips, batch.frame_lens, group, chunk_s=chunk_s)
         return encode(*clips, chunk_s=chunk_s)[0]  # (F, H)
 
-    def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: PackedRow, batch_idx: int) -> None:
         """Remember the running statistics at the beginning of a global batch, see `on_save_checkpoint`."""
         if not self._window_rows:
             buffers = self.perception.named_buffers(prefix='perception')
             self._window_buffers = {name: value.detach().clone() for name, value in buffers}
         self._window_rows += 1
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+    def training_step(self, batch: PackedRow, batch_idx: int) -> dict[str, Any]:
         """One packed row.
 
         The gradient of a step is that of the sum over all target tokens of the global batch divided by their count,
@@ -202,7 +203,7 @@ class VoiceTextBlender(Portable, Saving, Generation, SplitLLM, SALM, ModelPT):
                 module.eval()
         anchor = float(self.cfg.get('text_anchor') or 0.0)
         # before the row itself: switching LoRA off must not happen between its forward and backward pass
-        filled = bool(batch['input_ids'].numel())
+        filled = bool(batch.input_ids.numel())
         base = base_hidden(self.backbone, batch) if anchor and filled else None  # (M, H)
         if anchor and self.is_sharded and (base is None or not len(base)):
             with torch.no_grad():
@@ -211,8 +212,8 @@ class VoiceTextBlender(Portable, Saving, Generation, SplitLLM, SALM, ModelPT):
             hidden = self.hidden_states(batch)  # (T, H)
         else:  # every conversation of the row was broken: this rank must take part in the reduction all the same
             hidden = self._nothing()
-        nll = row_nll(hidden, batch['labels'], self.backbone.nll, chunk=self.cfg.get('loss_chunk', 1024))  # (N,)
-        sums, counts = kind_sums(nll, batch['labels'], batch['label_kinds'], len(KINDS))
+        nll = row_nll(hidden, batch.labels, self.backbone.nll, chunk=self.cfg.get('loss_chunk', 1024))  # (N,)
+        sums, counts = kind_sums(nll, batch.labels, batch.label_kinds, len(KINDS))
         self._window_targets += float(counts.sum())
         loss = nll.sum() if base is None else self._anchored(nll, base, hidden, batch, anchor)
         mean = float(sums.sum() / counts.sum().clamp(min=1))
@@ -225,15 +226,15 @@ class VoiceTextBlender(Portable, Saving, Generation, SplitLLM, SALM, ModelPT):
             'mean_loss': mean,
             'kind_sums': sums,
             'kind_counts': counts,
-            'num_tokens': int(batch['input_ids'].shape[0]),
+            'num_tokens': int(batch.input_ids.shape[0]),
         }
 
-    def _anchored(self, nll: Tensor, base: Tensor, hidden: Tensor, batch: dict[str, Any], weight: float) -> Tensor:
+    def _anchored(self, nll: Tensor, base: Tensor, hidden: Tensor, batch: PackedRow, weight: float) -> Tensor:
         chunk = self.cfg.get('loss_chunk', 1024)
         divergence = text_divergence(base, hidden, batch, self.backbone, chunk=chunk)  # (K,)
         if divergence.numel():
             self.log('text_divergence', divergence.detach().mean(), batch_size=1)
-        return anchored_loss(nll, divergence, batch['label_kinds'][batch['labels'] != IGNORE_INDEX], weight)
+        return anchored_loss(nll, divergence, batch.label_kinds[batch.labels != IGNORE_INDEX], weight)
 
     def _nothing(self) -> Tensor:
         """(1, H) of zeros that every trained parameter has a zero gradient of."""
@@ -265,28 +266,28 @@ class VoiceTextBlender(Portable, Saving, Generation, SplitLLM, SALM, ModelPT):
     # ---- validation
 
     @torch.no_grad()
-    def batch_nll(self, batch: dict[str, Any], *, use_lora: bool = True) -> tuple[Tensor, Tensor]:
+    def batch_nll(self, batch: PackedRow, *, use_lora: bool = True) -> tuple[Tensor, Tensor]:
         """Sum of the losses and number of targets of one packed row, per kind: two float32 tensors of (4,)."""
         nll = self._nll_of_targets(batch, use_lora)
-        return kind_sums(nll, batch['labels'], batch['label_kinds'], len(KINDS))
+        return kind_sums(nll, batch.labels, batch.label_kinds, len(KINDS))
 
     @torch.no_grad()
-    def conversation_nll(self, batch: dict[str, Any], *, use_lora: bool = True) -> tuple[Tensor, Tensor]:
+    def conversation_nll(self, batch: PackedRow, *, use_lora: bool = True) -> tuple[Tensor, Tensor]:
         """Sum of the losses and number of targets of each of the N conversations of a packed row: two of (N,)."""
         nll = self._nll_of_targets(batch, use_lora)  # (targets,)
-        places = (batch['labels'].flatten() != -100).nonzero().flatten()
-        ends = batch['cu_seqlens'][1:].to(places)
+        places = (batch.labels.flatten() != -100).nonzero().flatten()
+        ends = batch.cu_seqlens[1:].to(places)
         owners = torch.bucketize(places, ends, right=True)
         zeros = torch.zeros(len(ends), dtype=torch.float32, device=nll.device)
         return zeros.index_add(0, owners, nll.float()), zeros.index_add(0, owners, torch.ones_like(nll.float()))
 
-    def _nll_of_targets(self, batch: dict[str, Any], use_lora: bool) -> Tensor:
+    def _nll_of_targets(self, batch: PackedRow, use_lora: bool) -> Tensor:
         if use_lora:
             hidden = self.hidden_states(batch)
         else:
             with self.backbone.without_lora():
                 hidden = self.hidden_states(batch)
-        return row_nll(hidden, batch['labels'], self.backbone.nll, chunk=self.cfg.get('loss_chunk', 1024))
+        return row_nll(hidden, batch.labels, self.backbone.nll, chunk=self.cfg.get('loss_chunk', 1024))
 
     def on_validation_epoch_start(self) -> None:
         """Forget the sums of the last validation."""
@@ -294,8 +295,8 @@ class VoiceTextBlender(Portable, Saving, Generation, SplitLLM, SALM, ModelPT):
         zeros = partial(torch.zeros, 3, dtype=torch.float64, device=self.device)
         self._val_sums: dict[str, Tensor] = defaultdict(zeros)
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """One packed row of the validation set named by `batch['dataset']`; returns what it is made of, per kind."""
+    def validation_step(self, batch: PackedRow, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """One packed row of the validation set named by `batch.dataset`; returns what it is made of, per kind."""
         hits: list[Tensor] = []
 
         def score(hidden: Tensor, of: Tensor) -> Tensor:
@@ -303,13 +304,13 @@ class VoiceTextBlender(Portable, Saving, Generation, SplitLLM, SALM, ModelPT):
             hits.append(right)
             return nll
 
-        targets = batch['labels'][batch['labels'] != IGNORE_INDEX]  # (N,)
-        nll = row_nll(self.hidden_states(batch), batch['labels'], score)
+        targets = batch.labels[batch.labels != IGNORE_INDEX]  # (N,)
+        nll = row_nll(self.hidden_states(batch), batch.labels, score)
         right = torch.cat(hits).sum() if hits else targets.sum() * 0
         counts = torch.full_like(right, targets.numel())
         sums = torch.stack([nll.double().sum(), right.double(), counts.double()])
-        self._val_sums[batch.get('dataset', 'validation')] += sums
-        of_kinds, targets_of_kinds = kind_sums(nll, batch['labels'], batch['label_kinds'], len(KINDS))
+        self._val_sums[batch.dataset or 'validation'] += sums
+        of_kinds, targets_of_kinds = kind_sums(nll, batch.labels, batch.label_kinds, len(KINDS))
         return {'kind_sums': of_kinds, 'kind_counts': targets_of_kinds}
 
     def on_validation_epoch_end(self) -> None:

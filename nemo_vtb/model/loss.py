@@ -14,7 +14,6 @@
 """Next-token cross-entropy on supervised positions only (letters: T row length, N targets, H width, V vocabulary)."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nemo_vtb.backbone.base import Backbone
 from nemo_vtb.constants import IGNORE_INDEX, KINDS
+from nemo_vtb.data.collate import PackedRow
 
 TEXT = KINDS.index('text')
 
@@ -91,32 +91,32 @@ def kind_sums(nll: Tensor, labels: Tensor, label_kinds: Tensor, num_kinds: int) 
 
 
 @torch.no_grad()
-def base_hidden(backbone: Backbone, batch: dict[str, Any]) -> Tensor:
+def base_hidden(backbone: Backbone, batch: PackedRow) -> Tensor:
     """What the untouched LLM makes of the typed chats of a packed row.
 
     Args:
         backbone: The LLM.
-        batch: A packed row, see `nemo_vtb.data.collate.pack_row`.
+        batch: A packed row, see `PackedRow`.
 
     Returns:
         (M, H) hidden states of all positions of the typed chats in the order of the row; (0, H) where there is none.
     """
-    borders = batch['cu_seqlens'].tolist()
-    spans = [(b, e) for b, e, kind in zip(borders, borders[1:], batch['kinds'], strict=False) if kind == 'text']
-    ids = batch['input_ids']
+    borders = batch.cu_seqlens.tolist()
+    spans = [(b, e) for b, e, kind in zip(borders, borders[1:], batch.kinds, strict=False) if kind == 'text']
+    ids = batch.input_ids
     if not spans:
         return torch.zeros(0, backbone.hidden_size, device=ids.device)
     index = torch.cat([torch.arange(b, e, device=ids.device) for b, e in spans])  # (M,)
     lengths = torch.tensor([0, *(e - b for b, e in spans)], device=ids.device)
-    cu_seqlens = lengths.cumsum(0).to(batch['cu_seqlens'].dtype)
+    cu_seqlens = lengths.cumsum(0).to(batch.cu_seqlens.dtype)
     with backbone.without_lora():
         return backbone.forward(
-            backbone.embed(ids[index]), batch['position_ids'][index], cu_seqlens, int(lengths.max())
+            backbone.embed(ids[index]), batch.position_ids[index], cu_seqlens, int(lengths.max())
         )  # (M, H)
 
 
 def text_divergence(
-    base: Tensor, hidden: Tensor, batch: dict[str, Any], backbone: Backbone, *, chunk: int = 1024
+    base: Tensor, hidden: Tensor, batch: PackedRow, backbone: Backbone, *, chunk: int = 1024
 ) -> Tensor:
     """KL(base || model) over the vocabulary at each position of the typed chats, what the user typed included.
 
@@ -130,8 +130,8 @@ def text_divergence(
     Returns:
         (M,) float32 in nats, in the order of the row; (0,) where there is no typed chat.
     """
-    is_text = torch.tensor([kind == 'text' for kind in batch['kinds']], device=hidden.device, dtype=torch.bool)
-    student = hidden[is_text.repeat_interleave(batch['cu_seqlens'].diff().long())]  # (M, H)
+    is_text = torch.tensor([kind == 'text' for kind in batch.kinds], device=hidden.device, dtype=torch.bool)
+    student = hidden[is_text.repeat_interleave(batch.cu_seqlens.diff().long())]  # (M, H)
 
     def divergence(h: Tensor, t: Tensor) -> Tensor:
         with torch.no_grad():

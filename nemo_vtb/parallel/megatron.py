@@ -143,8 +143,8 @@ class MegatronStrategy(ReducingStrategy):
             VtbDataError: The ranks of one LLM hold different rows, since one of them could not load all of it.
         """
         batch = super().batch_to_device(batch, device, dataloader_idx)
-        if self.tensor_parallel > 1 and isinstance(batch, Mapping) and 'input_ids' in batch:
-            ids, positions = batch['input_ids'], batch['audio_positions']
+        if self.tensor_parallel > 1 and hasattr(batch, 'audio_positions'):
+            ids, positions = batch.input_ids, batch.audio_positions
             mine = torch.stack([ids.sum(), torch.tensor(ids.numel()).to(ids), positions.sum()])  # (3,)
             highest = torch.cat([mine, -mine])
             dist.all_reduce(highest, op=dist.ReduceOp.MAX, group=self.tensor_group)
@@ -152,7 +152,7 @@ class MegatronStrategy(ReducingStrategy):
                 raise VtbDataError(
                     'The ranks that hold one LLM read different rows.',
                     field='row',
-                    got=f'{list(batch.get("ids") or ())[:3]}, left out here: {batch.get("faults") or "nothing"}',
+                    got=f'{batch.ids[:3]}, skipped here: {batch.faults or "nothing"}',
                     allowed='the same conversations on all of them',
                     remedy='a file could be read on some ranks only: check the storage, then start again',
                 )

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 
-from nemo_vtb.constants import KINDS
+from nemo_vtb.constants import KINDS, SAMPLE_RATE
+from nemo_vtb.data.collate import PackedRow
 
-SAMPLE_RATE_HZ = 16000
 _NUM_KINDS = len(KINDS)
 
 
@@ -70,12 +70,12 @@ class StepMeter:
         self._parts: list[torch.Tensor] = []
         self._tokens = self._samples = 0.0
 
-    def add(self, outputs: Mapping[str, Any] | None, batch: Mapping[str, Any]) -> None:
+    def add(self, outputs: Mapping[str, Any] | None, row: PackedRow) -> None:
         """Count one packed row and what `training_step` returned for it (None where Lightning skipped it)."""
         if outputs is not None and 'kind_sums' in outputs:
             self._parts.append(torch.cat([outputs['kind_sums'].detach().float(), outputs['kind_counts'].float()]))
-        self._tokens += float(batch['num_tokens'])
-        self._samples += float(batch['audio_lens'].sum())
+        self._tokens += float(row.num_tokens)
+        self._samples += float(row.audio_lens.sum())
 
     def close(self, *, all_ranks: bool, peers: int = 1) -> StepTotals:
         """Return the totals and begin anew.
@@ -86,7 +86,7 @@ class StepMeter:
         """
         zero = torch.zeros(2 * _NUM_KINDS)
         losses = torch.stack(self._parts).sum(0) if self._parts else zero  # (8,)
-        extra = torch.tensor([self._tokens, self._samples / SAMPLE_RATE_HZ], device=losses.device)
+        extra = torch.tensor([self._tokens, self._samples / SAMPLE_RATE], device=losses.device)
         totals = torch.cat([losses, extra]).double()  # (10,)
         if all_ranks and torch.distributed.is_available() and torch.distributed.is_initialized():
             if torch.distributed.get_backend() == 'nccl':

@@ -26,6 +26,7 @@ Three small fixed probes, all on rows that are packed as in training, so that ev
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -34,7 +35,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from nemo_vtb.constants import KINDS
-from nemo_vtb.data.collate import Collator, PackItem, fill_rows, pack_row
+from nemo_vtb.data.collate import Collator, PackedRow, PackItem, fill_rows, pack_row
 from nemo_vtb.data.conversation import Conversation, Text, Turn
 from nemo_vtb.data.datamodule import VtbDataModule
 from nemo_vtb.errors import VtbConfigError
@@ -106,7 +107,7 @@ class RetentionGate(pl.Callback):
         trainer: pl.Trainer,
         pl_module: Any,
         outputs: Any,
-        batch: Mapping[str, Any],
+        batch: PackedRow,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
@@ -121,7 +122,7 @@ class RetentionGate(pl.Callback):
             if self._base_chats is None and (everywhere or counts[_TEXT]):
                 base, targets = pl_module.batch_nll(batch, use_lora=False)
                 self._chats += torch.stack([base[_TEXT], targets[_TEXT]]).double().cpu()
-            if batch_idx < _DEAF_ROWS and (everywhere or len(batch['audios'])):
+            if batch_idx < _DEAF_ROWS and (everywhere or len(batch.audios)):
                 deaf, _ = pl_module.batch_nll(_without_sound(batch))
                 speech = _speech(torch.stack([sums, deaf.double().cpu()]))
                 self._sound += torch.stack([speech, _speech(counts).expand(2)], dim=1)
@@ -227,8 +228,7 @@ def choice_rows(items: Sequence[Mapping[str, Any]], collator: Collator) -> list[
 
 def choice_scores(model: Any, row: Sequence[PackItem]) -> Tensor:
     """Negative log-likelihood of each answer of a packed row: (N,) float64 on the CPU."""
-    batch = {k: v.to(model.device) if isinstance(v, Tensor) else v for k, v in pack_row(row).items()}
-    return model.conversation_nll(batch)[0].double().cpu()
+    return model.conversation_nll(pack_row(row).to(model.device))[0].double().cpu()
 
 
 def _chats(items: Sequence[Mapping[str, Any]]) -> Iterator[Conversation]:
@@ -238,9 +238,9 @@ def _chats(items: Sequence[Mapping[str, Any]]) -> Iterator[Conversation]:
             yield Conversation(f'{number}:{choice}', (asked, Turn('assistant', (Text(text),))), 'text', 'gate')
 
 
-def _without_sound(batch: Mapping[str, Any]) -> dict[str, Any]:
+def _without_sound(row: PackedRow) -> PackedRow:
     """The same row with nothing heard: its frames keep their places and hold the same token everywhere."""
-    return {**batch, 'audios': batch['audios'][:0], 'audio_lens': batch['audio_lens'][:0]}
+    return replace(row, audios=row.audios[:0], audio_lens=row.audio_lens[:0])
 
 
 def _speech(values: Tensor) -> Tensor:

@@ -38,9 +38,9 @@ def test_counts_are_those_of_the_packed_row(tiny_model: object, corpus: TinyCorp
     counts = show(
         conversation, tiny_model.renderer, console, frames_of=lambda s: tiny_model.frames(round(16000 * s)), exact=True
     )
-    assert counts.total == batch['num_tokens']
-    assert list(counts.frames) == batch['frame_lens'].tolist()
-    assert counts.supervised == int((batch['labels'] != -100).sum())
+    assert counts.total == batch.num_tokens
+    assert list(counts.frames) == batch.frame_lens.tolist()
+    assert counts.supervised == int((batch.labels != -100).sum())
 
 
 def test_answers_are_green_and_recordings_magenta(tiny_model: object, corpus: TinyCorpus) -> None:

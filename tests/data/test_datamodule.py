@@ -31,6 +31,7 @@ import torch
 import torch.distributed as dist
 from data_helpers import BUDGET, count_frames, data_cfg, make_corpus, write_jsonl
 
+from nemo_vtb.data.collate import PackedRow
 from nemo_vtb.data.datamodule import VtbDataModule
 from nemo_vtb.data.template import ChatRenderer
 from nemo_vtb.errors import VtbCheckpointError, VtbConfigError, VtbDataError
@@ -49,7 +50,7 @@ def run(data: VtbDataModule, count: int | None = None) -> list[tuple[int, list[s
     seen = []
     loader = iter(data.train_dataloader())
     for batch in islice(loader, count):
-        seen.append((batch['index'], batch['ids']))
+        seen.append((batch.index, batch.ids))
         data.on_consumed(batch)
     del loader
     return seen
@@ -65,10 +66,10 @@ def test_batches_are_packed_rows(module: Make) -> None:
     loader = data.train_dataloader()
     assert len(loader) == 10
     for number, batch in enumerate(loader):
-        assert batch['index'] == number
-        assert batch['num_tokens'] == batch['input_ids'].shape[0] <= 256
-        assert batch['faults'] == []
-        assert len(batch['ids']) == len(batch['cu_seqlens']) - 1
+        assert batch.index == number
+        assert batch.num_tokens == batch.input_ids.shape[0] <= 256
+        assert batch.faults == []
+        assert len(batch.ids) == len(batch.cu_seqlens) - 1
 
 
 @pytest.mark.parametrize('stops', [(0,), (3, 4), (7, 1, 2)])
@@ -80,7 +81,7 @@ def test_a_resumed_run_is_the_run(module: Make, stops: tuple[int, ...], workers:
     for stop in stops:
         loader = iter(data.train_dataloader())
         for batch in islice(loader, stop):  # the workers have prefetched more than that
-            seen.append((batch['index'], batch['ids']))
+            seen.append((batch.index, batch.ids))
             data.on_consumed(batch)
         state = json.loads(json.dumps(data.state_dict()))
         data = module(**keys)
@@ -108,7 +109,7 @@ def test_the_ledger_adds_up(module: Make) -> None:
     data = module(num_batches=300)
     tokens = 0
     for batch in data.train_dataloader():
-        tokens += batch['num_tokens']
+        tokens += batch.num_tokens
         data.on_consumed(batch)
     book = data.ledger.to_json()
     assert book['tokens'] == tokens
@@ -129,8 +130,8 @@ def test_validation_sets_are_seen_whole_and_by_name(module: Make, small: Path) -
     for loader, kind, size in zip(data.val_dataloader(), sets, (60, 40), strict=True):
         batches = list(loader)
         assert len(batches) == len(loader)
-        assert {batch['dataset'] for batch in batches} == {kind}
-        assert sorted(id_ for batch in batches for id_ in batch['ids']) == sorted(f'{kind}-{n}' for n in range(size))
+        assert {batch.dataset for batch in batches} == {kind}
+        assert sorted(id_ for batch in batches for id_ in batch.ids) == sorted(f'{kind}-{n}' for n in range(size))
 
 
 def test_what_a_validation_set_loses_is_listed(module: Make, small: Path, tmp_path: Path) -> None:
@@ -173,9 +174,9 @@ def test_what_fails_while_it_is_loaded_harms_only_itself(damaged: Make) -> None:
     data = damaged()
     rows, tokens, bad = [], 0, []
     for batch in data.train_dataloader():
-        rows.append(batch['index'])
-        tokens += batch['num_tokens']
-        bad += batch['faults']
+        rows.append(batch.index)
+        tokens += batch.num_tokens
+        bad += batch.faults
         data.on_consumed(batch)
     assert rows == list(range(60))
     assert {'audio_missing', 'duration_mismatch'} <= {fault['reason'] for fault in bad}
@@ -263,12 +264,12 @@ class Probe(pl.LightningModule):
         self.weight = torch.nn.Parameter(torch.zeros(1))
         self.log_ = log
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
-        self.log_.append((batch['index'], batch['ids'], chance(), batch_idx))
-        return self.weight.sum() * len(batch['ids'])
+    def training_step(self, batch: PackedRow, batch_idx: int) -> torch.Tensor:
+        self.log_.append((batch.index, batch.ids, chance(), batch_idx))
+        return self.weight.sum() * len(batch.ids)
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
-        assert batch['dataset'] in ('text', 'validation')
+    def validation_step(self, batch: PackedRow, batch_idx: int, dataloader_idx: int = 0) -> None:
+        assert batch.dataset in ('text', 'validation')
         chance()
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
@@ -377,7 +378,7 @@ def _rank(rank: int, world: int, port: int, folder: Path, renderer: ChatRenderer
         (folder / 'wav/3.wav').unlink(missing_ok=True)
     seen: list[list[Any]] = [[] for _ in range(20)]
     for number, batch in enumerate(data.train_dataloader()):
-        seen[number // (4 // world)].append((batch['index'], sorted(batch['ids'])))
+        seen[number // (4 // world)].append((batch.index, sorted(batch.ids)))
         data.on_consumed(batch)
         if number == 9 * (4 // world):
             data.state_dict()  # a checkpoint in the middle

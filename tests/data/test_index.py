@@ -65,10 +65,10 @@ def test_lengths_are_what_the_loader_makes(small: Path, meter: Meter, renderer: 
         index = open_index(spec, meter, small / 'index', quiet=True)
         for entry in range(len(index)):
             batch = collator([index.read(entry)])
-            assert batch['num_tokens'] == index.column('length')[entry]
-            assert (batch['labels'] != -100).sum() == index.column('supervised')[entry]
-            assert batch['frame_lens'].sum() == index.column('frames')[entry]
-            assert batch['audio_lens'].sum() / 16000 == pytest.approx(float(index.column('seconds')[entry]), abs=1e-4)
+            assert batch.num_tokens == index.column('length')[entry]
+            assert (batch.labels != -100).sum() == index.column('supervised')[entry]
+            assert batch.frame_lens.sum() == index.column('frames')[entry]
+            assert batch.audio_lens.sum() / 16000 == pytest.approx(float(index.column('seconds')[entry]), abs=1e-4)
         assert index.meta['totals']['length'] == index.column('length').sum()
 
 

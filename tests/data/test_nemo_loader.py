@@ -24,7 +24,7 @@ import pytest
 import torch
 from data_helpers import data_cfg
 
-from nemo_vtb.data.collate import Collator
+from nemo_vtb.data.collate import Collator, PackedRow
 from nemo_vtb.data.conversation import conversation_from_dict
 from nemo_vtb.data.nemo_loader import _Rows
 from nemo_vtb.errors import VtbConfigError
@@ -32,7 +32,7 @@ from nemo_vtb.errors import VtbConfigError
 Make = Callable[..., Any]
 
 
-def rows(data: Any, count: int) -> list[dict[str, Any]]:
+def rows(data: Any, count: int) -> list[PackedRow]:
     """Train on so many rows."""
     found = []
     for batch in islice(data.train_dataloader(), count):
@@ -52,12 +52,12 @@ def test_rows_are_those_of_our_collator(module: Make, small: Path, renderer: Any
     ours = Collator(renderer, meter.frame_counter)(
         [
             conversation_from_dict(lines[id_], kind=kind, source=source, base_dir=small)
-            for id_, kind, source in zip(batch['ids'], batch['kinds'], batch['sources'], strict=True)
+            for id_, kind, source in zip(batch.ids, batch.kinds, batch.sources, strict=True)
         ]
     )
     for name in ('input_ids', 'labels', 'label_kinds', 'position_ids', 'cu_seqlens', 'audio_positions', 'frame_lens'):
-        assert torch.equal(batch[name], ours[name]), name
-    assert torch.allclose(batch['audios'], ours['audios'], atol=1e-6)
+        assert torch.equal(getattr(batch, name), getattr(ours, name)), name
+    assert torch.allclose(batch.audios, ours.audios, atol=1e-6)
 
 
 @pytest.mark.integration
@@ -66,7 +66,7 @@ def test_the_ledger_shows_what_nemo_delivers(module: Make) -> None:
     data = module(sampler='nemo', num_batches=None)
     seen = rows(data, 150)
     book = data.ledger.to_json()
-    assert book['tokens'] == sum(batch['num_tokens'] for batch in seen)
+    assert book['tokens'] == sum(batch.num_tokens for batch in seen)
     assert book['batches'] == 150
     shares = {kind: share['delivered'] for kind, share in book['kinds'].items()}
     assert shares['mixed_modal'] > 0.35 > 0.3 > shares['asr_ast']
@@ -99,12 +99,12 @@ def test_a_recording_that_cannot_be_read_is_counted(module: Make, renderer: Any,
     spoken = SimpleNamespace(role='user', cut=Broken())
     bad = SimpleNamespace(id='b', vtb_source='asr_ast', turns=[spoken, answer])
     row = _Rows(Collator(renderer, meter.frame_counter), data.progress.sources)[[bad, good]]
-    assert row['ids'] == ['a']
-    assert row['faults'] == [{'source': 'asr_ast', 'id': 'b', 'reason': 'audio_unreadable'}]
+    assert row.ids == ['a']
+    assert row.faults == [{'source': 'asr_ast', 'id': 'b', 'reason': 'audio_unreadable'}]
     data.train_dataloader()
     data.on_consumed(row)
     assert data.ledger.to_json()['skips'] == {'audio_unreadable': 1}
-    assert data.ledger.accounts['text'].tokens == row['num_tokens']
+    assert data.ledger.accounts['text'].tokens == row.num_tokens
 
 
 def test_types_that_nemo_does_not_read_as_conversations_are_refused(module: Make, tmp_path: Path, small: Path) -> None:

@@ -57,9 +57,9 @@ def test_cut_keeps_whole_exchanges_and_the_system_turn(tmp_path: Path, meter: Me
     tokens, supervised, seconds = source.measure(np.arange(3))
     for entry in range(3):
         batch = collator([source.read(entry)])
-        assert batch['num_tokens'] == tokens[entry] <= 200
-        assert (batch['labels'] != -100).sum() == supervised[entry]
-        assert float(batch['audio_lens'].sum()) / 16000 == pytest.approx(float(seconds[entry]))
+        assert batch.num_tokens == tokens[entry] <= 200
+        assert (batch.labels != -100).sum() == supervised[entry]
+        assert float(batch.audio_lens.sum()) / 16000 == pytest.approx(float(seconds[entry]))
     more = keep_exchanges(source.index.read(1), len(cut.audios) + 1)
     assert meter.measure(more)['length'] > 200
     assert [fault['id'] for fault in source.dropped] == ['huge']

@@ -69,8 +69,8 @@ def test_every_fault_harms_itself_alone(
     data = module(tmp_path, renderer, train_ds, max_skip_ratio=0.9, num_workers=workers)
     seen: list[str] = []
     for row in data.train_dataloader():
-        seen += row['ids']
-        assert torch.isfinite(row['audios']).all()
+        seen += row.ids
+        assert torch.isfinite(row.audios).all()
         data.on_consumed(row)
     assert Counter(seen) == dict.fromkeys(good_ids(), 1)
     expected = {(f.stem, f.outcome): f.skips for f in FAULTS if f.skips}
@@ -106,7 +106,7 @@ def test_short_disturbances_cost_nothing(
     data = module(tmp_path, renderer, train_ds, num_workers=0)
     seen = []
     for row in data.train_dataloader():
-        seen += row['ids']
+        seen += row.ids
         data.on_consumed(row)
     assert len(seen) == len(set(seen)) == 1000
     assert len(failures) > 30

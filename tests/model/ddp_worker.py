@@ -30,7 +30,7 @@ from nemo.collections.speechlm2 import SALM
 from salm_peer import salm_batch, salm_cfg, spoken_conversation, text_guard
 from torch.utils.data import DataLoader
 
-from nemo_vtb.data.collate import Collator
+from nemo_vtb.data.collate import Collator, PackedRow
 from nemo_vtb.model.blender import VoiceTextBlender
 
 
@@ -50,7 +50,7 @@ def build(cfg: dict[str, Any]) -> VoiceTextBlender:
     return VoiceTextBlender(cfg)
 
 
-def fit(model: Any, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+def fit(model: Any, batch: Any) -> dict[str, torch.Tensor]:
     """Three steps on the same batch: NeMo's ranks fall apart in the second."""
     keep = KeepFirstGradients()
     trainer = Trainer(
@@ -62,12 +62,12 @@ def fit(model: Any, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
     return keep.gradients
 
 
-def alone(model: VoiceTextBlender, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+def alone(model: VoiceTextBlender, rows: list[PackedRow]) -> dict[str, torch.Tensor]:
     """The gradient of one process that sees the rows of both ranks: of the mean over all their targets."""
     model.configure_optimizers()  # freezes
     for row in rows:
         model.training_step(row, 0)['loss'].backward()
-    factor = 100.0 / sum(int((row['labels'] != -100).sum()) for row in rows)
+    factor = 100.0 / sum(int((row.labels != -100).sum()) for row in rows)
     return {n: p.grad * factor for n, p in model.named_parameters() if p.grad is not None}
 
 
@@ -84,7 +84,7 @@ def main() -> None:
             fit(SALM(salm_cfg(cfg)), salm_batch(ours, [conversations[rank]]))
         return
     rows = [Collator(ours.renderer, ours.frames)([c]) for c in conversations]
-    result = {'gradients': fit(ours, rows[rank]), 'has_audio': bool(rows[rank]['audios'].shape[0])}
+    result = {'gradients': fit(ours, rows[rank]), 'has_audio': bool(rows[rank].audios.shape[0])}
     torch.save(result | {'alone': alone(build(cfg), rows) if rank == 0 else {}}, out / f'rank{rank}.pt')
 
 

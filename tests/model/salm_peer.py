@@ -90,7 +90,7 @@ def salm_batch(model: VoiceTextBlender, conversations: Sequence[Conversation]) -
         mask[row, longest - len(r.ids) :] = torch.tensor(r.supervised)
     ids[ids == AUDIO_SLOT] = model.audio_locator_tag_id
     packed = Collator(model.renderer, model.frames)(conversations)
-    return {'input_ids': ids, 'loss_mask': mask, 'audios': packed['audios'], 'audio_lens': packed['audio_lens']}
+    return {'input_ids': ids, 'loss_mask': mask, 'audios': packed.audios, 'audio_lens': packed.audio_lens}
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader
 from nemo_vtb.backbone.names import is_base_weight
 from nemo_vtb.checkpoint.checkpoint_io import AtomicCheckpointIO
 from nemo_vtb.constants import KINDS
-from nemo_vtb.data.collate import Collator, pack_row
+from nemo_vtb.data.collate import Collator, PackedRow, pack_row
 from nemo_vtb.data.conversation import Conversation, Text, Turn, conversation_from_dict, read_jsonl
 from nemo_vtb.errors import VtbCheckpointError, VtbConfigError
 from nemo_vtb.model.blender import VoiceTextBlender
@@ -75,7 +75,7 @@ def conversations(corpus: TinyCorpus) -> list[Conversation]:
     ]
 
 
-def rows_of(model: VoiceTextBlender, groups: Sequence[Sequence[Conversation]]) -> list[dict[str, Any]]:
+def rows_of(model: VoiceTextBlender, groups: Sequence[Sequence[Conversation]]) -> list[PackedRow]:
     collate = Collator(model.renderer, model.frames)
     return [collate(group, index) for index, group in enumerate(groups)]
 
@@ -163,7 +163,7 @@ def test_the_gradient_is_that_of_the_mean_over_all_targets(
     model = build(root).eval()
     (row,) = rows_of(model, [conversations])
     logits = model.backbone.head(model.hidden_states(row))
-    cross_entropy(logits, row['labels'], ignore_index=-100).backward()
+    cross_entropy(logits, row.labels, ignore_index=-100).backward()
     for name, gradient in gradients(model).items():
         torch.testing.assert_close(step_of_one_row[name], gradient, atol=1e-6, rtol=1e-4, msg=name)
 
@@ -223,7 +223,7 @@ def test_per_kind_losses_are_logged(shared: VoiceTextBlender, conversations: lis
     for kind, total, count in zip(KINDS, sums, counts, strict=True):
         assert logged[f'loss/{kind}'] == pytest.approx(float(total / count), rel=1e-5)
     assert logged['loss'] == pytest.approx(float(sums.sum() / counts.sum()), rel=1e-5)
-    assert out['num_tokens'] == row['num_tokens']
+    assert out['num_tokens'] == row.num_tokens
 
 
 @pytest.mark.parametrize('precision', ['32-true', 'bf16-true', 'bf16-mixed'])
@@ -286,7 +286,7 @@ def test_a_row_without_audio_leaves_batch_statistics_and_random_state(
 ) -> None:
     model = build(root).train()
     text, spoken = rows_of(model, [conversations[:1], conversations[2:3]])
-    assert text['audios'].shape[0] == 0
+    assert text.audios.shape[0] == 0
     buffers = {n: b.clone() for n, b in model.perception.named_buffers()}
     assert any('running_mean' in n for n in buffers)
     state = torch.get_rng_state()
@@ -319,15 +319,15 @@ def test_validation_metrics_are_means_over_tokens(root: Path, conversations: lis
     long = Conversation('long', (Turn('user', (Text('a'),)), Turn('assistant', (Text('story of rain ' * 30),))))
     rows = rows_of(model, [conversations[:3], [long], conversations[3:]])
     for row, name in zip(rows, ['talk', 'talk', 'other'], strict=True):
-        row['dataset'] = name
+        row.dataset = name
     expected: dict[str, list[Tensor]] = {'talk': [], 'other': []}
     model.eval()
     for row in rows:
-        targets = row['labels'][row['labels'] != -100]
+        targets = row.labels[row.labels != -100]
         with torch.no_grad():
-            logits = model.backbone.head(model.hidden_states(row))[row['labels'] != -100]
+            logits = model.backbone.head(model.hidden_states(row))[row.labels != -100]
         nll = cross_entropy(logits, targets, reduction='none')
-        expected[row['dataset']].append(torch.stack([nll, (logits.argmax(-1) == targets).float()]))
+        expected[row.dataset].append(torch.stack([nll, (logits.argmax(-1) == targets).float()]))
     metrics = trainer(limit_val_batches=3).validate(model, loader(rows), verbose=False)[0]
     means = {name: torch.cat(parts, dim=1).mean(1) for name, parts in expected.items()}
     for name, (loss, accuracy) in means.items():
@@ -459,7 +459,7 @@ def test_a_nemo_file_restores_twice_without_its_sources(
         assert restored.answer([c.prompt for c in conversations[:3]], max_new_tokens=4) == answers
         trainable = {n for n, p in model.named_parameters() if p.requires_grad}
         assert {n for n, p in restored.named_parameters() if p.requires_grad} == trainable
-        assert torch.equal(rows_of(restored, [conversations])[0]['labels'], row['labels'])
+        assert torch.equal(rows_of(restored, [conversations])[0].labels, row.labels)
 
 
 # ---- the rest of the face

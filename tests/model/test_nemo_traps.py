@@ -82,7 +82,7 @@ def test_text_only_batch(pair: Pair, tmp_path: Path) -> None:
         salm.training_step(batch, 0)
 
     row = Collator(ours.renderer, ours.frames)(our_conversations(manifest))
-    assert row['audios'].shape == (0, 0)
+    assert row.audios.shape == (0, 0)
     ours.zero_grad()
     ours.train()
     try:
@@ -107,7 +107,7 @@ def test_wrong_audio_by_file_stem(pair: Pair, tmp_path: Path) -> None:
     theirs = SALMDataset(salm.tokenizer)[nemo_examples(manifest, salm.tokenizer)]['audios']
     assert torch.equal(theirs[0], theirs[1])
 
-    mine = Collator(ours.renderer, ours.frames)(our_conversations(manifest))['audios']
+    mine = Collator(ours.renderer, ours.frames)(our_conversations(manifest)).audios
     assert not torch.equal(mine[0], mine[1])
     assert torch.equal(mine[1], theirs[1])
 
@@ -121,7 +121,7 @@ def test_one_recording_with_two_durations(pair: Pair, tmp_path: Path) -> None:
     assert theirs['audio_lens'].tolist() == [32000, 32000]
 
     mine = Collator(ours.renderer, ours.frames)(our_conversations(manifest))
-    assert mine['audio_lens'].tolist() == [16000, 32000]
+    assert mine.audio_lens.tolist() == [16000, 32000]
 
 
 def test_end_of_turn_is_learnt_when_pad_is_eos(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_end_of_turn_is_learnt_when_pad_is_eos(tmp_path: Path) -> None:
     assert (inputs['target_ids'] == salm.text_eos_id).sum() == 0
     assert not inputs['attention_mask'].all()  # ... and the ends of turns are masked out of attention as well
 
-    labels = Collator(ours.renderer, ours.frames)([conversation])['labels']
+    labels = Collator(ours.renderer, ours.frames)([conversation]).labels
     assert (labels == ours.text_eos_id).sum() == 2
 
 
@@ -181,7 +181,7 @@ def test_a_batch_without_targets_has_a_loss(pair: Pair, tones: list[str]) -> Non
     assert salm_loss(salm, batch).isnan()
 
     row = Collator(ours.renderer, ours.frames)([conversation])
-    row['labels'][:], row['label_kinds'][:] = -100, -1
+    row.labels[:], row.label_kinds[:] = -100, -1
     ours.zero_grad()
     loss = ours.training_step(row, 0)['loss']
     loss.backward()

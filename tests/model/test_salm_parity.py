@@ -73,7 +73,7 @@ def test_gradients_equal_salm(pair: Pair, tones: list[str], spans: int) -> None:
     list(salm.configure_optimizers()['optimizer'].param_groups)  # freezes as NeMo does
     salm_loss(salm, salm_batch(ours, [conversation])).backward()
     ours.training_step(batch, 0)['loss'].backward()
-    scale = 100.0 / float((batch['labels'] != -100).sum())  # ours is the sum over 100 until the optimizer steps
+    scale = 100.0 / float((batch.labels != -100).sum())  # ours is the sum over 100 until the optimizer steps
     mine, theirs = gradients(ours), gradients(salm)
     assert any('.lora_A.' in n for n in theirs) and any(n.startswith('perception.') for n in theirs) == (spans > 0)
     for name, expected in theirs.items():

@@ -14,6 +14,7 @@
 """The text anchor: by hand, against a plain computation, and on a model that drifts."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 
 from nemo_vtb.constants import KINDS
-from nemo_vtb.data.collate import Collator
+from nemo_vtb.data.collate import Collator, PackedRow, pack_row
 from nemo_vtb.data.conversation import Conversation, conversation_from_dict, read_jsonl
 from nemo_vtb.errors import VtbConfigError
 from nemo_vtb.model.blender import VoiceTextBlender
@@ -31,7 +32,6 @@ from nemo_vtb.model.loss import TEXT, anchored_loss, base_hidden, text_divergenc
 from nemo_vtb.testing import TinyCorpus, tiny_model_cfg
 
 pytestmark = pytest.mark.unit
-Row = dict[str, Any]
 
 
 def build(root: Path, lora_std: float, **changes: Any) -> VoiceTextBlender:
@@ -44,7 +44,7 @@ def build(root: Path, lora_std: float, **changes: Any) -> VoiceTextBlender:
     return model
 
 
-def row_of(model: VoiceTextBlender, conversations: Sequence[Conversation]) -> Row:
+def row_of(model: VoiceTextBlender, conversations: Sequence[Conversation]) -> PackedRow:
     return Collator(model.renderer, model.frames)(conversations)
 
 
@@ -61,7 +61,7 @@ def conversations(corpus: TinyCorpus) -> list[Conversation]:
     return [conversation_from_dict(next(taken[kind])[2], kind=kind, base_dir=corpus.folder) for kind in order]
 
 
-def divergence_of(model: VoiceTextBlender, row: Row, **options: Any) -> Tensor:
+def divergence_of(model: VoiceTextBlender, row: PackedRow, **options: Any) -> Tensor:
     hidden = model.hidden_states(row)
     return text_divergence(base_hidden(model.backbone, row), hidden, row, model.backbone, **options)
 
@@ -74,7 +74,8 @@ class Identity(nn.Module):
 
 
 def test_by_hand() -> None:
-    row = {'kinds': ['asr_ast', 'text'], 'cu_seqlens': torch.tensor([0, 2, 5], dtype=torch.int32)}
+    borders = torch.tensor([0, 2, 5], dtype=torch.int32)
+    row = replace(pack_row([]), kinds=['asr_ast', 'text'], cu_seqlens=borders)
     hidden = torch.zeros(5, 2)  # the model: one half each
     base = torch.log(torch.tensor([[0.5, 0.5], [0.25, 0.75], [0.5, 0.5]]))  # of the three positions of the chat
     expected = 0.25 * torch.log(torch.tensor(0.25 / 0.5)) + 0.75 * torch.log(torch.tensor(0.75 / 0.5))

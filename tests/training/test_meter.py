@@ -13,15 +13,19 @@
 # limitations under the License.
 """Adding up the rows of a step."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from nemo_vtb.data.collate import PackedRow, pack_row
 from nemo_vtb.training.meter import StepMeter
 
 
-def row(sums: list[float], counts: list[float], tokens: int, samples: list[int]) -> tuple[dict, dict]:
+def row(sums: list[float], counts: list[float], tokens: int, samples: list[int]) -> tuple[dict, PackedRow]:
     outputs = {'loss': torch.tensor(0.0), 'kind_sums': torch.tensor(sums), 'kind_counts': torch.tensor(counts)}
-    return outputs, {'num_tokens': tokens, 'audio_lens': torch.tensor(samples, dtype=torch.int64)}
+    lens = torch.tensor(samples, dtype=torch.int64)
+    return outputs, replace(pack_row([]), num_tokens=tokens, audio_lens=lens)
 
 
 def test_rows_add_up_and_a_closed_step_begins_anew() -> None:

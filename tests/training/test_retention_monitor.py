@@ -233,7 +233,7 @@ def test_choices_score_as_one_by_one(tiny_model: VoiceTextBlender) -> None:
 
 @pytest.mark.parametrize('ranks', [2, 3])
 def test_ranks_share_the_questions(tiny_model: VoiceTextBlender, monkeypatch: pytest.MonkeyPatch, ranks: int) -> None:
-    from nemo_vtb.training import gate as module
+    from nemo_vtb.training import retention_monitor as module
 
     def total(rank: int, world: int) -> torch.Tensor:
         seen: list[torch.Tensor] = []
