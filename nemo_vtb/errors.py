@@ -16,7 +16,7 @@
 import functools
 import sys
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec('P')
 R = TypeVar('R')
@@ -59,7 +59,17 @@ class VtbConfigError(VtbError, ValueError):
 
 
 class VtbDataError(VtbError, ValueError):
-    """A manifest, conversation or source of data is broken."""
+    """A manifest, conversation or source of data is broken.
+
+    Args:
+        message: As of `VtbError`.
+        reason: Why a conversation must be skipped, a value of `data.faults.Reason`.
+        parts: As of `VtbError`.
+    """
+
+    def __init__(self, message: str = '', *, reason: str = 'other', **parts: Any) -> None:
+        self.reason = reason
+        super().__init__(message, **parts)
 
 
 class VtbAudioError(VtbDataError):

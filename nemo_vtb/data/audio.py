@@ -27,7 +27,8 @@ from pathlib import Path
 import numpy as np
 
 from nemo_vtb.data.conversation import Audio
-from nemo_vtb.data.faults import audio_fault
+from nemo_vtb.data.faults import Reason, audio_fault
+from nemo_vtb.errors import VtbDataError
 
 DURATION_TOLERANCE_S = 0.1
 """A duration field may differ from the recording by this much before it counts as a lie."""
@@ -76,17 +77,17 @@ def _probe(path: str, file: str, size: int, _mtime_ns: int) -> AudioHeader:
     import soundfile
 
     if not os.path.isfile(file):
-        raise audio_fault('audio_not_a_file', field='audio', got=path, allowed='a recording')
+        raise audio_fault(Reason.AUDIO_NOT_A_FILE, field='audio', got=path, allowed='a recording')
     if size == 0:
-        raise audio_fault('audio_empty_file', field='audio', got=path)
+        raise audio_fault(Reason.AUDIO_EMPTY_FILE, field='audio', got=path)
     if not os.access(file, os.R_OK):
-        raise audio_fault('audio_no_permission', field='audio', got=path)
+        raise audio_fault(Reason.AUDIO_NO_PERMISSION, field='audio', got=path)
     try:
         info = soundfile.info(open_audio(path))
     except (soundfile.SoundFileError, RuntimeError) as error:
-        raise audio_fault('audio_unreadable', field='audio', got=f'{path} ({error})') from error
+        raise audio_fault(Reason.AUDIO_UNREADABLE, field='audio', got=f'{path} ({error})') from error
     if info.frames <= 0:
-        raise audio_fault('audio_no_samples', field='audio', got=path)
+        raise audio_fault(Reason.AUDIO_NO_SAMPLES, field='audio', got=path)
     return AudioHeader(info.frames, info.samplerate, info.channels)
 
 
@@ -106,17 +107,19 @@ def clip_span(audio: Audio, header: AudioHeader, sample_rate: int = 16000) -> Cl
     rest = header.num_samples - start
     if audio.offset_s < 0 or (start and rest <= 0):
         got = f'offset {audio.offset_s} s in a recording of {header.duration_s:.3f} s: {audio.path}'
-        raise audio_fault('bad_span', field='offset', got=got)
+        raise audio_fault(Reason.BAD_SPAN, field='offset', got=got)
     count = rest
     if audio.duration_s is not None:
         count = round(audio.duration_s * rate)
         if count - rest > DURATION_TOLERANCE_S * rate:
             got = f'duration {audio.duration_s} s, recording {rest / rate:.3f} s: {audio.path}'
-            raise audio_fault('duration_mismatch', field='duration', got=got, allowed=f'+-{DURATION_TOLERANCE_S} s')
+            raise audio_fault(
+                Reason.DURATION_MISMATCH, field='duration', got=got, allowed=f'+-{DURATION_TOLERANCE_S} s'
+            )
         count = min(count, rest)
     num_samples = count if rate == sample_rate else round(count * sample_rate / rate)
     if num_samples <= 0:
-        raise audio_fault('audio_no_samples', field='audio', got=audio.path)
+        raise audio_fault(Reason.AUDIO_NO_SAMPLES, field='audio', got=audio.path)
     return ClipSpan(start, count, num_samples)
 
 
@@ -131,7 +134,7 @@ def read_audio(audio: Audio, sample_rate: int = 16000, *, resample: bool = True)
     header = probe(audio.path)
     if header.sample_rate != sample_rate and not resample:
         raise audio_fault(
-            'audio_wrong_rate',
+            Reason.AUDIO_WRONG_RATE,
             field='audio',
             got=f'{header.sample_rate} Hz: {audio.path}',
             allowed=f'{sample_rate} Hz',
@@ -140,7 +143,7 @@ def read_audio(audio: Audio, sample_rate: int = 16000, *, resample: bool = True)
     span = clip_span(audio, header, sample_rate)
     samples = _decode(audio.path, span)
     if not np.isfinite(samples).all():
-        raise audio_fault('audio_not_finite', field='audio', got=audio.path)
+        raise audio_fault(Reason.AUDIO_NOT_FINITE, field='audio', got=audio.path)
     if header.sample_rate == sample_rate:
         return samples
     import soxr
@@ -158,11 +161,11 @@ def _decode(path: str, span: ClipSpan) -> np.ndarray:
             open_audio(path), frames=span.count, start=span.start, dtype='float32', always_2d=True
         )
     except (soundfile.SoundFileError, RuntimeError) as error:
-        raise audio_fault('audio_unreadable', field='audio', got=f'{path} ({error})') from error
+        raise audio_fault(Reason.AUDIO_UNREADABLE, field='audio', got=f'{path} ({error})') from error
     except OSError as error:
         raise _os_fault(path, error) from error
     if len(samples) != span.count:
-        raise audio_fault('audio_truncated', field='audio', got=f'{len(samples)} of {span.count} samples: {path}')
+        raise audio_fault(Reason.AUDIO_TRUNCATED, field='audio', got=f'{len(samples)} of {span.count} samples: {path}')
     return samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1, dtype=np.float32)
 
 
@@ -187,7 +190,7 @@ def _member(archive: str, member: str) -> tuple[int, int]:
     stat = os.stat(archive)
     found = _members(archive, stat.st_size, stat.st_mtime_ns).get(_member_name(member))
     if found is None:
-        raise audio_fault('audio_not_in_tar', field='audio', got=f'{member} in {archive}', remedy='write it anew')
+        raise audio_fault(Reason.AUDIO_NOT_IN_TAR, field='audio', got=f'{member} in {archive}', remedy='write it anew')
     return found
 
 
@@ -209,8 +212,8 @@ def _member_name(name: str) -> str:
     return name.removeprefix('./').lstrip('/')
 
 
-def _os_fault(path: str | Path, error: OSError) -> Exception:
-    reason = 'audio_no_permission' if isinstance(error, PermissionError) else 'audio_missing'
+def _os_fault(path: str | Path, error: OSError) -> VtbDataError:
+    reason = Reason.AUDIO_NO_PERMISSION if isinstance(error, PermissionError) else Reason.AUDIO_MISSING
     return audio_fault(
         reason, field='audio', got=f'{path} ({error.strerror})', remedy='correct the path in the manifest'
     )

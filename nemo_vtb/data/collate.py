@@ -23,7 +23,7 @@ import torch
 from nemo_vtb.constants import IGNORE_INDEX, KINDS
 from nemo_vtb.data.audio import read_audio
 from nemo_vtb.data.conversation import Conversation
-from nemo_vtb.data.faults import audio_fault
+from nemo_vtb.data.faults import Reason, audio_fault
 from nemo_vtb.data.template import AUDIO_SLOT, ChatRenderer, Rendered
 
 
@@ -142,7 +142,7 @@ class Collator:
         frames = [self.frame_counter(len(clip)) for clip in clips]
         for audio, clip, count in zip(conversation.audios, clips, frames, strict=True):
             if count < 1:
-                raise audio_fault('audio_too_short', field='audio', got=f'{len(clip)} samples: {audio.path}')
+                raise audio_fault(Reason.AUDIO_TOO_SHORT, field='audio', got=f'{len(clip)} samples: {audio.path}')
         rendered = self.renderer.render(conversation)
         return PackItem(rendered, clips, frames, conversation.id, conversation.kind, conversation.source)
 

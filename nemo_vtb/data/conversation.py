@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_vtb.constants import KINDS
+from nemo_vtb.data.faults import Reason, data_fault
 from nemo_vtb.errors import VtbDataError
 
 ROLES = ('system', 'user', 'assistant')
@@ -124,11 +125,11 @@ def parse_line(raw: bytes, where: str) -> dict:
     try:
         value = json.loads(raw.decode('utf-8'), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:  # undecodable bytes are a ValueError too
-        raise VtbDataError(
-            'The line is not valid JSON.', field=where, got=f'{raw[:80]!r} ({error})', remedy='mend or remove the line'
+        raise data_fault(
+            Reason.NOT_JSON, field=where, got=f'{raw[:80]!r} ({error})', remedy='mend or remove the line'
         ) from error
     if not isinstance(value, dict):
-        raise VtbDataError('The line is not a JSON object.', field=where, got=raw[:80], allowed='{"id": ..., ...}')
+        raise data_fault(Reason.NOT_AN_OBJECT, field=where, got=raw[:80], allowed='{"id": ..., ...}')
     return value
 
 
@@ -154,8 +155,8 @@ def conversation_from_dict(
     where = where or f'conversation {d.get("id", "?")}'
     entries = d.get('conversations')
     if not isinstance(entries, list) or not entries:
-        raise VtbDataError(
-            'A conversation needs a list of turns.',
+        raise data_fault(
+            Reason.MISSING_KEY,
             field=f'{where}: conversations',
             got=entries,
             allowed='[{...}, ...]',
@@ -171,7 +172,7 @@ def conversation_from_dict(
     _check_turns(turns, where)
     custom = d.get('custom') or {}
     if not isinstance(custom, Mapping):
-        raise VtbDataError('custom must be an object.', field=f'{where}: custom', got=custom, allowed='{...}')
+        raise data_fault(Reason.BAD_CUSTOM, field=f'{where}: custom', got=custom, allowed='{...}')
     if kind is None:  # `custom` belongs to the user, so a foreign word in it is no mistake
         kind = custom.get('kind') if custom.get('kind') in KINDS else infer_kind(turns)
     if kind not in KINDS:
@@ -181,30 +182,28 @@ def conversation_from_dict(
 
 def _read_entry(entry: Any, base_dir: str | Path, where: str) -> tuple[str, Text | Audio]:
     if not isinstance(entry, Mapping):
-        raise VtbDataError('A turn must be an object.', field=where, got=entry, allowed='{"type", "from", "value"}')
+        raise data_fault(Reason.MISSING_KEY, field=where, got=entry, allowed='{"type", "from", "value"}')
     role = _ROLE_NAMES.get(str(entry.get('from', '')).lower())
     if role is None:
-        raise VtbDataError(
-            'Unknown role.', field=f'{where}.from', got=entry.get('from'), allowed='System, User, Assistant'
+        raise data_fault(
+            Reason.UNKNOWN_ROLE, field=f'{where}.from', got=entry.get('from'), allowed='System, User, Assistant'
         )
     value = entry.get('value')
     if not isinstance(value, str) or not value:
-        raise VtbDataError('A turn needs a value.', field=f'{where}.value', got=value, allowed='a text or a path')
+        raise data_fault(Reason.MISSING_KEY, field=f'{where}.value', got=value, allowed='a text or a path')
     try:
         value.encode()
     except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair
-        raise VtbDataError('The value is not valid Unicode.', field=f'{where}.value', got=ascii(value)) from error
+        raise data_fault(Reason.NOT_UNICODE, field=f'{where}.value', got=ascii(value)) from error
     match entry.get('type', 'text'):
         case 'text':
             return role, Text(value)
         case 'audio' if role == 'user':
             return role, Audio(_resolve(value, base_dir), *_read_span(entry, where), text=entry.get('text'))
         case 'audio':
-            raise VtbDataError(
-                'Only a user turn can be spoken.', field=f'{where}.from', got=entry['from'], allowed='User'
-            )
+            raise data_fault(Reason.WRONG_TURNS, field=f'{where}.from', got=entry['from'], allowed='User')
         case other:
-            raise VtbDataError('Unknown type of turn.', field=f'{where}.type', got=other, allowed='text, audio')
+            raise data_fault(Reason.UNKNOWN_TURN_TYPE, field=f'{where}.type', got=other, allowed='text, audio')
 
 
 def _read_span(entry: Mapping[str, Any], where: str) -> tuple[float | None, float]:
@@ -213,8 +212,8 @@ def _read_span(entry: Mapping[str, Any], where: str) -> tuple[float | None, floa
         value = entry.get(name)
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         if value is not None and not (number and value >= least):
-            raise VtbDataError(
-                f'The {name} of a recording must be a number of seconds.',
+            raise data_fault(
+                Reason.BAD_SPAN,
                 field=f'{where}.{name}',
                 got=value,
                 allowed='>= 0',
@@ -225,8 +224,8 @@ def _read_span(entry: Mapping[str, Any], where: str) -> tuple[float | None, floa
 
 def _resolve(path: str, base_dir: str | Path) -> str:
     if path.lstrip().startswith('pipe:') or path.rstrip().endswith('|') or '://' in path or '\0' in path:
-        raise VtbDataError(
-            'An audio path must be a plain file: commands and addresses in a manifest are never run.',
+        raise data_fault(
+            Reason.REFUSED_PATH,
             field='value',
             got=path,
             allowed='a relative or absolute path',
@@ -238,22 +237,17 @@ def _resolve(path: str, base_dir: str | Path) -> str:
 def _check_turns(turns: tuple[Turn, ...], where: str) -> None:
     roles = [turn.role for turn in turns]
     if 'system' in roles[1:]:
-        raise VtbDataError(
-            'A system turn can only stand first.', field=f'{where}: conversations', got=roles, allowed='system first'
-        )
+        raise data_fault(Reason.WRONG_TURNS, field=f'{where}: conversations', got=roles, allowed='system first')
     if 'user' not in roles or 'assistant' not in roles:
-        missing = 'user' if 'user' not in roles else 'assistant'
-        raise VtbDataError(
-            f'The conversation has no {missing} turn.',
+        raise data_fault(
+            Reason.WRONG_TURNS,
             field=f'{where}: conversations',
             got=roles,
             allowed='user and assistant turns in alternation',
         )
     speakers = [role for role in roles if role != 'system']
     if speakers[0] != 'user':
-        raise VtbDataError(
-            'The assistant cannot speak first.', field=f'{where}: conversations', got=roles, allowed='user first'
-        )
+        raise data_fault(Reason.WRONG_TURNS, field=f'{where}: conversations', got=roles, allowed='user first')
 
 
 def infer_kind(turns: tuple[Turn, ...]) -> str:
@@ -278,8 +272,11 @@ def conversation_from_messages(
     for number, message in enumerate(messages):
         role = _ROLE_NAMES.get(str(message.get('role', '')).lower())
         if role is None:
-            raise VtbDataError(
-                'Unknown role.', field=f'messages[{number}].role', got=message.get('role'), allowed=', '.join(ROLES)
+            raise data_fault(
+                Reason.UNKNOWN_ROLE,
+                field=f'messages[{number}].role',
+                got=message.get('role'),
+                allowed=', '.join(ROLES),
             )
         content = message.get('content', message.get('slots', {}).get('message', ''))
         turns.append(Turn(role, _split_content(content, list(message.get('audio') or []), audio_tag, number)))
@@ -291,8 +288,8 @@ def _split_content(content: str, audio: list, tag: str | None, number: int) -> t
         return (Text(content),)
     pieces = content.split(tag) if tag else [content]
     if len(pieces) - 1 != len(audio):
-        raise VtbDataError(
-            'The placeholders in a message do not match its recordings.',
+        raise data_fault(
+            Reason.PLACEHOLDER_MISMATCH,
             field=f'messages[{number}]',
             got=f'{len(pieces) - 1} x {tag!r} for {len(audio)} recordings',
             allowed='one placeholder for each recording',

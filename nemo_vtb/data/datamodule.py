@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from nemo_vtb.data.collate import Collator, PackedRow, pack_row
-from nemo_vtb.data.faults import data_fault, reason_of
+from nemo_vtb.data.faults import Reason, data_fault
 from nemo_vtb.data.index import Meter, SourceIndex, skip_table
 from nemo_vtb.data.ledger import Ledger
 from nemo_vtb.data.nemo_loader import NemoLoader, NemoProgress
@@ -54,7 +54,7 @@ logger = logging.getLogger(__name__)
 
 _RETRIES = 3
 _RETRY_S = 0.01
-_TRANSIENT = ('audio_missing', 'audio_unreadable', 'audio_truncated')
+_TRANSIENT = (Reason.AUDIO_MISSING, Reason.AUDIO_UNREADABLE, Reason.AUDIO_TRUNCATED)
 
 
 class RowDataset(torch.utils.data.Dataset):
@@ -90,20 +90,20 @@ class RowDataset(torch.utils.data.Dataset):
                 break
             except VtbDataError as error:
                 # network file systems fail now and then; a file that is broken fails again
-                if attempt == _RETRIES or reason_of(error) not in _TRANSIENT:
+                if attempt == _RETRIES or error.reason not in _TRANSIENT:
                     raise
                 time.sleep(_RETRY_S * 4**attempt)
         planned = int(self.sources[source].measure(np.array([entry]))[0][0])
         if item.length != planned:
             raise data_fault(
-                'audio_changed', field=item.id, got=f'{item.length} tokens', allowed=f'{planned} as indexed'
+                Reason.AUDIO_CHANGED, field=item.id, got=f'{item.length} tokens', allowed=f'{planned} as indexed'
             )
         return item
 
     def _fault(self, source: int, entry: int, error: VtbDataError) -> dict[str, Any]:
         where = self.sources[source].locate(entry)
         detail = ' '.join(str(error).split())[:400]
-        return {'number': source, 'entry': entry, **where, 'reason': reason_of(error), 'detail': detail}
+        return {'number': source, 'entry': entry, **where, 'reason': str(error.reason), 'detail': detail}
 
 
 class _Loader:

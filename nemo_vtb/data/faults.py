@@ -11,82 +11,75 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Reasons for which a conversation is left out: one table for quarantine, ledger, tests and docs."""
+"""Reasons for which a conversation is skipped: one list for quarantine, ledger, tests and docs."""
 
-from collections.abc import Mapping
+from enum import StrEnum
+from functools import partial
 
-from nemo_vtb.errors import VtbAudioError, VtbDataError, VtbError, VtbTemplateError
-
-REASONS: Mapping[str, str] = {
-    'not_json': 'the line is cut, not UTF-8 or not JSON',
-    'not_an_object': 'the line is JSON but not an object',
-    'missing_key': 'a key that the format needs is missing or empty',
-    'unknown_role': 'a turn is by somebody who is not system, user or assistant',
-    'unknown_turn_type': 'a turn is neither text nor audio',
-    'wrong_turns': 'the turns do not make a conversation: no user, no assistant, assistant first, late system turn',
-    'bad_span': 'offset or duration is not a number of seconds, is negative, or lies beyond the end of the recording',
-    'refused_path': 'an audio path is a command or an address',
-    'placeholder_mismatch': 'there are more or fewer placeholders than recordings',
-    'template_refused': 'the chat template of the LLM refuses the conversation',
-    'nothing_to_learn': 'no token of the conversation is supervised',
-    'audio_missing': 'the recording does not exist',
-    'audio_not_a_file': 'the path of the recording is a folder or a device',
-    'audio_no_permission': 'the recording may not be read',
-    'audio_empty_file': 'the recording has zero bytes',
-    'audio_unreadable': 'the recording cannot be decoded',
-    'audio_truncated': 'the recording ends before its header says so',
-    'audio_no_samples': 'the recording, or the span of it, has no samples',
-    'audio_too_short': 'the recording is shorter than one frame of the encoder',
-    'audio_not_finite': 'the recording holds NaN or infinite samples',
-    'audio_wrong_rate': 'the sampling rate differs and data.train_ds.resample is false',
-    'audio_changed': 'the recording is not as long as it was when it was indexed',
-    'audio_not_in_tar': 'the archive has no member of that name',
-    'duration_mismatch': 'the duration field differs from the recording by more than the tolerance',
-    'overlong': 'longer than max_tokens, and it cannot be cut between turns',
-    'line_changed': 'the line is not as it was when it was indexed',
-}
-
-# the words with which data/conversation.py refuses a line
-_BY_MESSAGE = {
-    'The line is not valid JSON.': 'not_json',
-    'The line is not a JSON object.': 'not_an_object',
-    'A conversation needs a list of turns.': 'missing_key',
-    'A turn must be an object.': 'missing_key',
-    'A turn needs a value.': 'missing_key',
-    'Unknown role.': 'unknown_role',
-    'Unknown type of turn.': 'unknown_turn_type',
-    'Only a user turn can be spoken.': 'wrong_turns',
-    'An audio path must be a plain file: commands and addresses in a manifest are never run.': 'refused_path',
-    'The duration of a recording must be a number of seconds.': 'bad_span',
-    'The offset of a recording must be a number of seconds.': 'bad_span',
-}
+from nemo_vtb.errors import VtbAudioError, VtbDataError
 
 
-def audio_fault(
-    reason: str, *, field: str, got: object, allowed: object = None, remedy: str | None = None
-) -> VtbError:
-    """Make the error of a broken recording; `reason` is a key of `REASONS` and stays readable as `error.reason`."""
-    return _with_reason(VtbAudioError, reason, field, got, allowed, remedy)
+class Reason(StrEnum):
+    """Why a conversation is skipped; `meaning` says it in words. Files hold the values."""
+
+    def __new__(cls, value: str, meaning: str) -> 'Reason':
+        """A member is its value; its meaning stands beside."""
+        member = str.__new__(cls, value)
+        member._value_, member.meaning = value, meaning
+        return member
+
+    meaning: str
+
+    NOT_JSON = 'not_json', 'the line is cut, not UTF-8 or not JSON'
+    NOT_AN_OBJECT = 'not_an_object', 'the line is JSON but not an object'
+    MISSING_KEY = 'missing_key', 'a key that the format needs is missing or empty'
+    NOT_UNICODE = 'not_unicode', 'a text is not valid Unicode: half of a surrogate pair'
+    BAD_CUSTOM = 'bad_custom', '`custom` is not an object'
+    UNKNOWN_ROLE = 'unknown_role', 'a turn is by somebody who is not system, user or assistant'
+    UNKNOWN_TURN_TYPE = 'unknown_turn_type', 'a turn is neither text nor audio'
+    WRONG_TURNS = (
+        'wrong_turns',
+        'no user or no assistant turn, assistant first, late system turn, or spoken answer',
+    )
+    BAD_SPAN = (
+        'bad_span',
+        'offset or duration is no number of seconds, negative, or beyond the end of the recording',
+    )
+    REFUSED_PATH = 'refused_path', 'an audio path is a command or an address'
+    PLACEHOLDER_MISMATCH = 'placeholder_mismatch', 'there are more or fewer placeholders than recordings'
+    TEMPLATE_REFUSED = 'template_refused', 'the chat template of the LLM refuses the conversation'
+    NOTHING_TO_LEARN = 'nothing_to_learn', 'no token of the conversation is supervised'
+    AUDIO_MISSING = 'audio_missing', 'the recording does not exist'
+    AUDIO_NOT_A_FILE = 'audio_not_a_file', 'the path of the recording is a folder or a device'
+    AUDIO_NO_PERMISSION = 'audio_no_permission', 'the recording may not be read'
+    AUDIO_EMPTY_FILE = 'audio_empty_file', 'the recording has zero bytes'
+    AUDIO_UNREADABLE = 'audio_unreadable', 'the recording cannot be decoded'
+    AUDIO_TRUNCATED = 'audio_truncated', 'the recording ends before its header says so'
+    AUDIO_NO_SAMPLES = 'audio_no_samples', 'the recording, or the span of it, has no samples'
+    AUDIO_TOO_SHORT = 'audio_too_short', 'the recording is shorter than one frame of the encoder'
+    AUDIO_NOT_FINITE = 'audio_not_finite', 'the recording holds NaN or infinite samples'
+    AUDIO_WRONG_RATE = 'audio_wrong_rate', 'the sampling rate differs and data.train_ds.resample is false'
+    AUDIO_CHANGED = 'audio_changed', 'the recording is not as long as it was when it was indexed'
+    AUDIO_NOT_IN_TAR = 'audio_not_in_tar', 'the archive has no member of that name'
+    DURATION_MISMATCH = 'duration_mismatch', 'the duration field differs from the recording by more than the tolerance'
+    OVERLONG = 'overlong', 'longer than max_tokens, and it cannot be cut between turns'
+    LINE_CHANGED = 'line_changed', 'the line is not as it was when it was indexed'
+    OTHER = 'other', 'the line is refused, and whoever refused it gave no reason of this list'
 
 
-def data_fault(reason: str, *, field: str, got: object, allowed: object = None, remedy: str | None = None) -> VtbError:
-    """Make the error of a broken line; `reason` is a key of `REASONS` and stays readable as `error.reason`."""
-    return _with_reason(VtbDataError, reason, field, got, allowed, remedy)
+def data_fault(
+    reason: Reason,
+    *,
+    field: str,
+    got: object,
+    allowed: object = None,
+    remedy: str | None = None,
+    error: type[VtbDataError] = VtbDataError,
+) -> VtbDataError:
+    """Make the error of a broken line; its reason stays readable as `error.reason`."""
+    message = f'{reason.meaning[0].upper()}{reason.meaning[1:]}.'
+    return error(message, reason=reason, field=field, got=got, allowed=allowed, remedy=remedy)
 
 
-def reason_of(error: VtbError) -> str:
-    """Return the key of `REASONS` for an error that was raised while a conversation was read."""
-    if reason := getattr(error, 'reason', None):
-        return reason
-    if isinstance(error, VtbTemplateError):
-        return 'template_refused'
-    return _BY_MESSAGE.get(str(error).split('\n', 1)[0], 'wrong_turns')
-
-
-def _with_reason(
-    cls: type[VtbError], reason: str, field: str, got: object, allowed: object, remedy: str | None
-) -> VtbError:
-    message = REASONS[reason]
-    error = cls(f'{message[0].upper()}{message[1:]}.', field=field, got=got, allowed=allowed, remedy=remedy)
-    error.reason = reason  # type: ignore[attr-defined]
-    return error
+audio_fault = partial(data_fault, error=VtbAudioError)
+"""Make the error of a broken recording; as `data_fault`."""

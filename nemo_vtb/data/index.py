@@ -34,7 +34,7 @@ import numpy as np
 
 from nemo_vtb.data.audio import DURATION_TOLERANCE_S, clip_span, probe
 from nemo_vtb.data.conversation import Audio, Conversation, parse_line
-from nemo_vtb.data.faults import REASONS, audio_fault, data_fault, reason_of
+from nemo_vtb.data.faults import Reason, audio_fault, data_fault
 from nemo_vtb.data.settings import DataSettings
 from nemo_vtb.data.sources import SourceSpec
 from nemo_vtb.data.template import ChatRenderer
@@ -90,19 +90,21 @@ class Meter:
             segments: Whether a duration shorter than the recording means a segment, or must be a lie.
 
         Raises:
-            VtbDataError: The conversation cannot be trained on; `faults.reason_of` names the reason.
+            VtbDataError: The conversation cannot be trained on; `error.reason` says why.
         """
         frames, seconds = 0, 0.0
         for audio in conversation.audios:
             samples = self._samples(audio, segments)
             if (count := self.frame_counter(samples)) < 1:
-                raise audio_fault('audio_too_short', field='audio', got=f'{samples} samples: {audio.path}')
+                raise audio_fault(Reason.AUDIO_TOO_SHORT, field='audio', got=f'{samples} samples: {audio.path}')
             frames += count
             seconds += samples / self.sample_rate
         rendered = self.renderer.render(conversation)
         supervised, clips = rendered.num_supervised, rendered.num_audios
         if not supervised:
-            raise data_fault('nothing_to_learn', field=f'conversation {conversation.id}', got='0 supervised tokens')
+            raise data_fault(
+                Reason.NOTHING_TO_LEARN, field=f'conversation {conversation.id}', got='0 supervised tokens'
+            )
         text = len(rendered.ids) - clips
         return {
             'length': text + frames,
@@ -117,13 +119,13 @@ class Meter:
         header = probe(audio.path)
         if header.sample_rate != self.sample_rate and not self.resample:
             got = f'{header.sample_rate} Hz: {audio.path}'
-            raise audio_fault('audio_wrong_rate', field='audio', got=got, allowed=f'{self.sample_rate} Hz')
+            raise audio_fault(Reason.AUDIO_WRONG_RATE, field='audio', got=got, allowed=f'{self.sample_rate} Hz')
         span = clip_span(audio, header, self.sample_rate)
         if audio.duration_s is not None and not segments and self.on_duration_mismatch != 'segment':
             if header.duration_s - audio.duration_s > DURATION_TOLERANCE_S:
                 got = f'duration {audio.duration_s} s, recording {header.duration_s:.3f} s: {audio.path}'
                 raise audio_fault(
-                    'duration_mismatch', field='duration', got=got, allowed=f'+-{DURATION_TOLERANCE_S} s'
+                    Reason.DURATION_MISMATCH, field='duration', got=got, allowed=f'+-{DURATION_TOLERANCE_S} s'
                 )
         return span.num_samples
 
@@ -185,10 +187,10 @@ class SourceIndex:
                 stream.seek(offset)
                 raw = stream.read(int(self.column('nbytes')[entry]))
         except OSError as error:
-            raise data_fault('line_changed', field=where, got=error.strerror) from error
+            raise data_fault(Reason.LINE_CHANGED, field=where, got=error.strerror) from error
         conversation = self.spec.read(parse_line(raw.strip().removeprefix(_BOM), where), file, where)
         if conversation is None:
-            raise data_fault('line_changed', field=where, got='_skipme')
+            raise data_fault(Reason.LINE_CHANGED, field=where, got='_skipme')
         return conversation
 
     def quarantined(self) -> Iterator[dict[str, Any]]:
@@ -256,7 +258,8 @@ def open_index(
 
 def skip_table(reasons: Mapping[str, Mapping[str, int]]) -> str:
     """A plain table of what was left out: source, reason, number, meaning."""
-    rows = [(s, r, str(n), REASONS.get(r, '')) for s, counts in reasons.items() for r, n in sorted(counts.items())]
+    meanings = {reason.value: reason.meaning for reason in Reason}
+    rows = [(s, r, str(n), meanings.get(r, '')) for s, counts in reasons.items() for r, n in sorted(counts.items())]
     widths = [max((len(row[c]) for row in rows), default=0) for c in range(3)]
     return '\n'.join(f'  {s:<{widths[0]}}  {r:<{widths[1]}}  {n:>{widths[2]}}  {text}' for s, r, n, text in rows)
 
@@ -379,8 +382,7 @@ def _scan_line(task: _Task, part: _Part, raw: bytes, offset: int, nbytes: int, p
             return
         measured = task.meter.measure(conversation, segments=_has_offset(line))
     except VtbDataError as error:
-        reason = reason_of(error)
-        if reason == 'duration_mismatch' and task.meter.on_duration_mismatch == 'error':
+        if error.reason == Reason.DURATION_MISMATCH and task.meter.on_duration_mismatch == 'error':
             raise
         part.faults.append(
             {
@@ -389,7 +391,7 @@ def _scan_line(task: _Task, part: _Part, raw: bytes, offset: int, nbytes: int, p
                 'line': part.numbered,
                 'byte_offset': offset,
                 'id': str(line['id']) if line.get('id') is not None else None,
-                'reason': reason,
+                'reason': str(error.reason),
                 'detail': ' '.join(str(error).split())[:400],
             }
         )

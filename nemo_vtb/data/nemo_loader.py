@@ -30,7 +30,7 @@ import torch
 from nemo_vtb.constants import IGNORE_INDEX
 from nemo_vtb.data.collate import Collator, PackedRow, PackItem, pack_row
 from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn
-from nemo_vtb.data.faults import audio_fault, reason_of
+from nemo_vtb.data.faults import Reason, audio_fault
 from nemo_vtb.data.ledger import Ledger, SourceAccount
 from nemo_vtb.data.overlong import FittedSource
 from nemo_vtb.data.settings import DataSettings
@@ -149,7 +149,7 @@ class _Rows(torch.utils.data.Dataset):
             try:
                 items.append(self._item(conversation, source))
             except VtbDataError as error:
-                faults.append({'source': source, 'id': conversation.id, 'reason': reason_of(error)})
+                faults.append({'source': source, 'id': conversation.id, 'reason': str(error.reason)})
         return replace(pack_row(items), faults=faults)
 
     def _item(self, conversation: Any, source: str) -> PackItem:
@@ -177,7 +177,9 @@ class _Rows(torch.utils.data.Dataset):
         try:
             samples = cut.resample(self.collator.sample_rate).load_audio()  # (channels, S)
         except (AudioLoadingError, DurationMismatchError) as error:
-            raise audio_fault('audio_unreadable', field='audio', got=' '.join(str(error).split())[:200]) from error
+            raise audio_fault(
+                Reason.AUDIO_UNREADABLE, field='audio', got=' '.join(str(error).split())[:200]
+            ) from error
         return np.ascontiguousarray(samples.mean(axis=0), dtype=np.float32)
 
 

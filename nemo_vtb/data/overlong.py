@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from nemo_vtb.data.conversation import Conversation
+from nemo_vtb.data.faults import Reason
 from nemo_vtb.data.index import Meter, SourceIndex
 from nemo_vtb.errors import VtbDataError
 from nemo_vtb.io import write_atomically
@@ -151,6 +152,6 @@ class FittedSource:
             'line': None,
             'byte_offset': int(self.index.column('offset')[entry]),
             'id': id_,
-            'reason': 'overlong',
+            'reason': Reason.OVERLONG.value,
             'detail': f'{int(self.index.column("length")[entry])} tokens, max_tokens {max_tokens}',
         }

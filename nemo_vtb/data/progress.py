@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from nemo_vtb.data.collate import PackedRow
+from nemo_vtb.data.faults import Reason
 from nemo_vtb.data.index import skip_table
 from nemo_vtb.data.ledger import Ledger, SourceAccount
 from nemo_vtb.data.overlong import FittedSource
@@ -103,7 +104,7 @@ class Progress:
             for reason, count in source.index.meta['quarantined'].items():
                 self.ledger.skip(source.name, reason, count)
             if source.dropped:
-                self.ledger.skip(source.name, 'overlong', len(source.dropped))
+                self.ledger.skip(source.name, Reason.OVERLONG.value, len(source.dropped))
         self._skips_before = {name: dict(a.skips) for name, a in self.ledger.accounts.items()}
         self.batches = 0
         self._rows = 0  # of this rank, in the present global batch

@@ -22,7 +22,7 @@ from typing import Any
 
 from nemo_vtb.constants import KINDS
 from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn, conversation_from_dict, parse_line
-from nemo_vtb.data.faults import data_fault
+from nemo_vtb.data.faults import Reason, data_fault
 from nemo_vtb.data.unpacked import shar_shards, unpack_gzip, unpack_shar
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 
@@ -66,7 +66,7 @@ class SourceSpec:
         """Turn one parsed line into a conversation; None where the line itself asks to be left out (`_skipme`).
 
         Raises:
-            VtbDataError: The line is broken; `faults.reason_of` names the reason.
+            VtbDataError: The line is broken; `error.reason` says why.
         """
         custom = line.get('custom')
         if line.get('_skipme') or (isinstance(custom, Mapping) and custom.get('_skipme')):
@@ -314,7 +314,7 @@ def _read_share_gpt(spec: SourceSpec, line: Mapping[str, Any], base: str, where:
     """ShareGPT with optional recordings: `sound`/`ori_sound` (NeMo: one for all placeholders) or `audios` (a list)."""
     entries = line.get('conversations')
     if not isinstance(entries, list):
-        raise data_fault('missing_key', field=f'{where}: conversations', got=entries, allowed='[{...}, ...]')
+        raise data_fault(Reason.MISSING_KEY, field=f'{where}: conversations', got=entries, allowed='[{...}, ...]')
     listed = line.get('audios')
     single = line.get('sound') or line.get('ori_sound')
     queue = list(listed) if isinstance(listed, list) else None
@@ -323,10 +323,12 @@ def _read_share_gpt(spec: SourceSpec, line: Mapping[str, Any], base: str, where:
     turns: list[dict[str, Any]] = []
     for entry in entries:
         if not isinstance(entry, Mapping) or not isinstance(entry.get('value'), str):
-            raise data_fault('missing_key', field=f'{where}: value', got=entry, allowed='{"from", "value"}')
+            raise data_fault(Reason.MISSING_KEY, field=f'{where}: value', got=entry, allowed='{"from", "value"}')
         turns += _split_share_gpt(entry, pattern, queue, single, where)
     if queue:
-        raise data_fault('placeholder_mismatch', field=where, got=f'{len(queue)} recordings without a placeholder')
+        raise data_fault(
+            Reason.PLACEHOLDER_MISMATCH, field=where, got=f'{len(queue)} recordings without a placeholder'
+        )
     return conversation_from_dict(
         {**line, 'conversations': turns}, kind=spec.kind or None, source=spec.name, base_dir=base, where=where
     )
@@ -347,7 +349,7 @@ def _split_share_gpt(
             continue
         path = queue.pop(0) if queue else (None if queue is not None else single)
         if not path:
-            raise data_fault('placeholder_mismatch', field=where, got='a placeholder without a recording')
+            raise data_fault(Reason.PLACEHOLDER_MISMATCH, field=where, got='a placeholder without a recording')
         span = {key: entry[key] for key in ('duration', 'offset') if entry.get(key) is not None}
         turns.append({'from': role, 'type': 'audio', 'value': path, **span})
     return turns
@@ -361,10 +363,12 @@ def _read_lhotse(spec: SourceSpec, line: Mapping[str, Any], base: str, where: st
     sources = recording.get('sources') if isinstance(recording, Mapping) else None
     if not sources or not isinstance(sources[0], Mapping) or not isinstance(supervisions[0], Mapping):
         raise data_fault(
-            'missing_key', field=f'{where}: recording.sources', got=sources, allowed='[{"type", "source"}]'
+            Reason.MISSING_KEY, field=f'{where}: recording.sources', got=sources, allowed='[{"type", "source"}]'
         )
     if sources[0].get('type') != 'file':
-        raise data_fault('refused_path', field=f'{where}: recording.sources', got=sources[0], allowed='type "file"')
+        raise data_fault(
+            Reason.REFUSED_PATH, field=f'{where}: recording.sources', got=sources[0], allowed='type "file"'
+        )
     custom = line.get('custom') if isinstance(line.get('custom'), Mapping) else {}
     manifest = {
         'text': supervisions[0].get('text'),
@@ -386,7 +390,7 @@ def _read_manifest(spec: SourceSpec, line: Mapping[str, Any], base: str, where: 
     answer = line.get('answer') or line.get('target_text') or line.get('translation') or transcript
     for name, value in (('audio_filepath', path), ('text', answer)):
         if not isinstance(value, str) or not value.strip():
-            raise data_fault('missing_key', field=f'{where}: {name}', got=value, allowed='a text')
+            raise data_fault(Reason.MISSING_KEY, field=f'{where}: {name}', got=value, allowed='a text')
     span = {key: line[key] for key in ('duration', 'offset') if line.get(key) is not None}
     user = [{'from': 'User', 'type': 'text', 'value': text} for text in _instructions(spec, line)]
     spoken = {'from': 'User', 'type': 'audio', 'value': path, 'text': transcript, **span}

@@ -24,6 +24,7 @@ from functools import cached_property
 from typing import Any
 
 from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn
+from nemo_vtb.data.faults import Reason
 from nemo_vtb.errors import VtbTemplateError
 
 AUDIO_SLOT = -1
@@ -150,6 +151,7 @@ class ChatRenderer:
         if sorted(marks.pattern.findall(text)) != sorted(marks.made):
             raise VtbTemplateError(
                 'The chat template drops or repeats parts of the conversation.',
+                reason=Reason.TEMPLATE_REFUSED,
                 field=f'conversation {conversation.id}',
                 got=marks.pattern.sub('', text)[:200],
                 allowed='each recording and each answer once',
@@ -182,6 +184,7 @@ class ChatRenderer:
             if not can_fold:
                 raise VtbTemplateError(
                     'The chat template refuses the conversation.',
+                    reason=Reason.TEMPLATE_REFUSED,
                     field=f'conversation {id}',
                     got=f'{[m["role"] for m in messages]}: {error}',
                     allowed='roles in the order that this LLM was trained on',
@@ -228,6 +231,7 @@ class ChatRenderer:
             raise VtbTemplateError(
                 'The chat template does not close an assistant turn with a special token, so that a model '
                 'could not learn to stop.',
+                reason=Reason.TEMPLATE_REFUSED,
                 field=f'conversation {id}',
                 got=following[:60],
                 allowed='an end-of-turn token right after the answer',

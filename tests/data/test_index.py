@@ -26,7 +26,7 @@ from transformers import AutoTokenizer
 
 from nemo_vtb.data import index as module
 from nemo_vtb.data.collate import Collator
-from nemo_vtb.data.faults import REASONS
+from nemo_vtb.data.faults import Reason
 from nemo_vtb.data.index import Meter, SourceIndex, open_index
 from nemo_vtb.data.sources import parse_input_cfg
 from nemo_vtb.data.template import ChatRenderer
@@ -175,7 +175,7 @@ def test_broken_lines_are_named_and_the_good_ones_kept(build: Build) -> None:
         'refused_path': 2,
         'bad_span': 1,
     }
-    assert set(reasons(index)) <= set(REASONS)
+    assert set(reasons(index)) <= set(Reason)
     assert index.meta['left_out'] == 1
     fault = next(f for f in index.quarantined() if f['id'] == 'role')
     assert fault['line'] == 10

@@ -21,7 +21,6 @@ import pytest
 from data_helpers import spoken, text, write_jsonl, write_wav
 
 from nemo_vtb.data.conversation import Audio, Conversation, Text
-from nemo_vtb.data.faults import reason_of
 from nemo_vtb.data.sources import expand_paths, parse_input_cfg
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 
@@ -104,7 +103,7 @@ def test_share_gpt_needs_a_recording_for_each_placeholder(tmp_path: Path, audios
     line = {'audios': audios, 'conversations': [{'from': 'human', 'value': '<audio>'}, {'from': 'gpt', 'value': 'ok'}]}
     with pytest.raises(VtbDataError) as caught:
         read(tmp_path, line, type='share_gpt', kind='speech_qa')
-    assert reason_of(caught.value) == 'placeholder_mismatch'
+    assert caught.value.reason == 'placeholder_mismatch'
 
 
 def test_a_nemo_manifest_becomes_transcription_translation_or_answer(tmp_path: Path) -> None:
@@ -141,7 +140,7 @@ def test_a_manifest_line_needs_its_keys(tmp_path: Path, missing: str) -> None:
     del line[missing]
     with pytest.raises(VtbDataError) as caught:
         read(tmp_path, line, type='nemo')
-    assert reason_of(caught.value) == 'missing_key'
+    assert caught.value.reason == 'missing_key'
 
 
 def test_a_lhotse_cut_becomes_a_conversation(tmp_path: Path) -> None:
@@ -162,7 +161,7 @@ def test_a_lhotse_cut_becomes_a_conversation(tmp_path: Path) -> None:
     line['recording']['sources'][0]['type'] = 'command'
     with pytest.raises(VtbDataError) as caught:
         spec.read(line, 0, 'here')
-    assert reason_of(caught.value) == 'refused_path'
+    assert caught.value.reason == 'refused_path'
 
 
 def test_nemo_text_sft(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from torture import CLEAN, EACH, FAULTS, MAX_TOKENS, good_ids, make_torture, rea
 
 from nemo_vtb.data import collate
 from nemo_vtb.data.datamodule import VtbDataModule
-from nemo_vtb.data.faults import REASONS, audio_fault
+from nemo_vtb.data.faults import Reason, audio_fault
 from nemo_vtb.data.template import ChatRenderer
 from nemo_vtb.errors import VtbDataError
 
@@ -38,8 +38,8 @@ def test_the_documentation_shows_the_table_of_outcomes() -> None:
 
 def test_the_documentation_names_every_reason() -> None:
     page = DOCS.read_text(encoding='utf-8')
-    for reason, meaning in REASONS.items():
-        assert f'| `{reason}` | {meaning} |' in page
+    for reason in Reason:
+        assert f'| `{reason}` | {reason.meaning} |' in page
 
 
 def module(folder: Path, renderer: ChatRenderer, train_ds: dict[str, Any], **keys: Any) -> VtbDataModule:
@@ -95,7 +95,7 @@ def test_short_disturbances_cost_nothing(
     def read(*args: Any, **keys: Any) -> np.ndarray:
         if rng.random() < 0.05:
             failures.append(args[0].path)
-            raise audio_fault('audio_missing', field='audio', got='a disturbance')
+            raise audio_fault(Reason.AUDIO_MISSING, field='audio', got='a disturbance')
         return real(*args, **keys)
 
     monkeypatch.setattr(collate, 'read_audio', read)
