@@ -11,14 +11,18 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Files that are either complete or absent: temporary name, fsync, rename; and digests of big files."""
+"""Files that are complete or absent, files that several processes share, and digests. Loads nothing heavy."""
 
+import fcntl
 import hashlib
+import json
 import os
-import tempfile
+import secrets
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -27,47 +31,114 @@ from nemo_vtb.errors import VtbCheckpointError
 _EDGE = 65536
 
 
-def write_atomically(path: str | Path, text: str) -> None:
-    """Write a text file so that a kill at any moment leaves the old content or the new one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
-    try:
-        with os.fdopen(handle, 'w', encoding='utf-8') as stream:
-            stream.write(text)
-            stream.flush()
-            os.fchmod(stream.fileno(), 0o666 & ~_umask())
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
+def cache_dir() -> Path:
+    """Folder of the cache: $NEMO_VTB_CACHE, else $XDG_CACHE_HOME/nemo_vtb, else ~/.cache/nemo_vtb. Not made here."""
+    own = os.environ.get('NEMO_VTB_CACHE')
+    if own:
+        return Path(own).expanduser().absolute()
+    base = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
+    return Path(base).expanduser().absolute() / 'nemo_vtb'
 
 
 @contextmanager
-def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Fill a temporary folder that becomes `path` only when the block ends without an error.
+def atomic_replace(path: str | Path, *, folder: bool = False, keep_existing: bool = False) -> Iterator[Path]:
+    """Yield a temporary path beside `path` that is flushed and renamed to it when the block ends without an error.
 
-    If another process made `path` meanwhile, its folder is kept: equal names hold equal contents.
+    A kill at any moment leaves the old content or the new one, and perhaps a hidden `.NAME.*`; an error leaves the old
+    content alone. Modes follow the user's umask.
+
+    Args:
+        path: File or folder to write; its parents are made.
+        folder: Whether it is a folder. The temporary one has the same name, in a hidden folder.
+        keep_existing: Whether a folder that another process made meanwhile stays: equal names hold equal contents.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f'.{path.name}.'))
+    hidden = path.with_name(f'.{path.name}.{secrets.token_hex(4)}{"" if folder else path.suffix}')
+    new = hidden / path.name if folder else hidden
     try:
-        yield temporary
-        os.chmod(temporary, 0o777 & ~_umask())
-        for file in temporary.iterdir():
-            with open(file, 'rb') as stream:
-                os.fsync(stream.fileno())
-        with suppress(OSError):  # the name is taken: another rank was faster
-            os.rename(temporary, path)
-        _sync_folder(path.parent)
+        if folder:
+            new.mkdir(parents=True)
+        else:
+            new.touch(exist_ok=False)
+        mode = new.stat().st_mode
+        yield new
+        # some writers leave files that only their owner may read
+        new.chmod(mode)
+        sync_tree(new)
+        if folder:
+            _replace_folder(new, path, keep_existing)
+        else:
+            os.replace(new, path)
+        _sync(path.parent)
     finally:
-        if temporary.exists():
-            for file in temporary.iterdir():
-                file.unlink()
-            temporary.rmdir()
+        if folder:
+            shutil.rmtree(hidden, ignore_errors=True)
+        else:
+            hidden.unlink(missing_ok=True)
+
+
+def _replace_folder(new: Path, path: Path, keep_existing: bool) -> None:
+    if not path.exists():
+        try:
+            os.rename(new, path)
+        except OSError:
+            # another process was faster
+            if not (keep_existing and path.exists()):
+                raise
+    elif not keep_existing:
+        # a folder cannot replace another in one step
+        old = new.with_name(f'{path.name}.old')
+        os.rename(path, old)
+        try:
+            os.rename(new, path)
+        except OSError:
+            os.rename(old, path)
+            raise
+
+
+def write_atomically(path: str | Path, text: str) -> None:
+    """Write a text file so that a kill at any moment leaves the old content or the new one."""
+    with atomic_replace(path) as temporary:
+        temporary.write_text(text, encoding='utf-8')
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """`atomic_replace` for a checkpoint or a model file, whose writers report a full disk in several ways.
+
+    Raises:
+        VtbCheckpointError: The disk is full or the folder cannot be written to; what stood at `path` is untouched.
+    """
+    try:
+        with atomic_replace(path) as temporary:
+            yield temporary
+    except VtbCheckpointError:
+        raise
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # torch's writer raises RuntimeError, that of safetensors a class of its own
+        raise VtbCheckpointError(
+            'The file cannot be written; what was there before is untouched.',
+            field='path',
+            got=f'{path}: {error}',
+            allowed='a folder that can be written to, with enough space',
+            remedy='free some space or name another folder (exp_manager.explicit_log_dir=...), and start again: '
+            'a run resumes from its last checkpoint',
+        ) from error
+
+
+def sync_tree(path: Path) -> None:
+    """Flush a file, or all files and folders below a folder, to the disk."""
+    for each in (*path.rglob('*'), path) if path.is_dir() else (path,):
+        _sync(each)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def bring_back(path: str | Path) -> bool:
@@ -85,6 +156,47 @@ def bring_back(path: str | Path) -> bool:
     return True
 
 
+def read_json_lines(path: str | Path) -> list[Any]:
+    """Values of a file of JSON lines; [] where there is no file. A line that an interruption cut off is skipped."""
+    values = []
+    try:
+        lines = Path(path).read_bytes().splitlines()
+    except FileNotFoundError:
+        return []
+    for line in lines:
+        try:
+            values.append(json.loads(line))
+        except ValueError:
+            continue
+    return values
+
+
+@contextmanager
+def file_lock(path: Path) -> Iterator[bool]:
+    """Hold an exclusive lock between processes; yields True if another process was waited for.
+
+    The kernel drops the lock when its holder dies, so a killed process never blocks the next one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        waited = False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waited = True
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield waited
+    finally:
+        os.close(descriptor)
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 over a whole file, 64 hexadecimal digits."""
+    with open(path, 'rb') as stream:
+        return hashlib.file_digest(stream, 'sha256').hexdigest()
+
+
 def head_tail_digest(path: str | Path) -> str:
     """SHA-256 over the first and last 64 KiB: a cheap key of the cache, beside size and time."""
     digest = hashlib.sha256()
@@ -94,67 +206,3 @@ def head_tail_digest(path: str | Path) -> str:
         stream.seek(max(0, size - _EDGE))
         digest.update(stream.read(_EDGE))
     return digest.hexdigest()
-
-
-def file_digest(path: str | Path) -> str:
-    """SHA-256 over a whole file."""
-    with open(path, 'rb') as stream:
-        return hashlib.file_digest(stream, 'sha256').hexdigest()
-
-
-def _umask() -> int:
-    """What the user lets others do (`mkstemp`: nothing); read without setting it, since threads share it."""
-    try:
-        with open('/proc/self/status', encoding='ascii') as stream:
-            return next(int(line.split()[1], 8) for line in stream if line.startswith('Umask:'))
-    except (OSError, StopIteration):
-        return 0o022
-
-
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-@contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is flushed and renamed, on failure removed.
-
-    Raises:
-        VtbCheckpointError: The disk is full or the folder cannot be written to; what stood at `path` is untouched.
-    """
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f'.{path.name}.', suffix=path.suffix, dir=path.parent)
-        os.close(handle)
-    except OSError as error:
-        raise _cannot_write(path, error) from error
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open('rb') as stream:
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except VtbCheckpointError:
-        raise
-    except (OSError, RuntimeError, SafetensorError) as error:
-        # torch's writer reports a full disk as a RuntimeError, that of safetensors by a class of its own
-        raise _cannot_write(path, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _cannot_write(path: Path, error: Exception) -> VtbCheckpointError:
-    return VtbCheckpointError(
-        'The file cannot be written; what was there before is untouched.',
-        field='path',
-        got=f'{path}: {error}',
-        allowed='a folder that can be written to, with enough space',
-        remedy='free some space or name another folder (exp_manager.explicit_log_dir=...), and start again: '
-        'a run goes on from its last checkpoint',
-    )

@@ -13,13 +13,16 @@
 # limitations under the License.
 """Files are whole or absent, and others may read what the user's umask lets them read."""
 
+import multiprocessing
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from nemo_vtb.io import atomic_folder, bring_back, write_atomically
+from nemo_vtb.io import atomic_replace, bring_back, cache_dir, file_lock, read_json_lines, write_atomically
 
 
 @pytest.fixture(params=[0o022, 0o077])
@@ -32,7 +35,7 @@ def umask(request: pytest.FixtureRequest) -> Iterator[int]:
 def test_the_mode_follows_the_umask(tmp_path: Path, umask: int) -> None:
     write_atomically(tmp_path / 'ledger.json', '{}\n')
     assert (tmp_path / 'ledger.json').stat().st_mode & 0o777 == 0o666 & ~umask
-    with atomic_folder(tmp_path / 'index') as folder:
+    with atomic_replace(tmp_path / 'index', folder=True) as folder:
         (folder / 'meta.json').write_text('{}')
     assert (tmp_path / 'index').stat().st_mode & 0o777 == 0o777 & ~umask
 
@@ -47,18 +50,75 @@ def test_an_error_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: 
 
 
 def test_an_error_leaves_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match='broken'), atomic_folder(tmp_path / 'index') as folder:
+    with pytest.raises(ValueError, match='broken'), atomic_replace(tmp_path / 'index', folder=True) as folder:
         (folder / 'part').write_text('x')
         raise ValueError('broken')
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_another_process_made_is_kept(tmp_path: Path) -> None:
-    with atomic_folder(tmp_path / 'index') as folder:
+    with atomic_replace(tmp_path / 'index', folder=True, keep_existing=True) as folder:
         (folder / 'part').write_text('second')
         (tmp_path / 'index').mkdir()
         (tmp_path / 'index' / 'part').write_text('first')
     assert (tmp_path / 'index' / 'part').read_text() == 'first'
+
+
+def test_a_folder_replaces_another_whole(tmp_path: Path) -> None:
+    for number in (1, 2):
+        with atomic_replace(tmp_path / 'corpus', folder=True) as folder:
+            assert folder.name == 'corpus'
+            (folder / 'wav').mkdir()
+            (folder / 'wav' / f'{number}.wav').touch()
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob('*.wav')] == ['corpus/wav/2.wav']
+    assert [path.name for path in tmp_path.iterdir()] == ['corpus']
+
+
+def test_a_folder_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / 'corpus').mkdir()
+    (tmp_path / 'corpus' / 'old').touch()
+    rename = os.rename
+
+    def fail(source: Path, target: Path) -> None:
+        if Path(target) == tmp_path / 'corpus' and not list(Path(source).iterdir()):
+            raise OSError('full')
+        rename(source, target)
+
+    monkeypatch.setattr('os.rename', fail)
+    with pytest.raises(OSError, match='full'), atomic_replace(tmp_path / 'corpus', folder=True):
+        pass
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob('*')] == ['corpus', 'corpus/old']
+
+
+def test_a_line_that_was_cut_off_is_skipped(tmp_path: Path) -> None:
+    path = tmp_path / 'history.jsonl'
+    assert read_json_lines(path) == []
+    path.write_bytes('{"a": "\u2028"}\n'.encode() + b'{"b": \xc3\n[1]\n{"c"')
+    assert read_json_lines(path) == [{'a': '\u2028'}, [1]]
+
+
+def test_a_lock_is_free_when_its_holder_dies(tmp_path: Path) -> None:
+    path = tmp_path / 'locks' / 'a.lock'
+    context = multiprocessing.get_context('fork')
+    held = context.Event()
+
+    def hold() -> None:
+        with file_lock(path):
+            held.set()
+            # the kernel frees the lock of a process that dies
+            os.kill(os.getpid(), 9)
+
+    child = context.Process(target=hold)
+    child.start()
+    assert held.wait(60)
+    child.join()
+    with file_lock(path) as waited:
+        assert not waited
+
+
+def test_nothing_heavy_is_loaded() -> None:
+    code = 'import sys, nemo_vtb.io; sys.exit(bool({"torch", "numpy", "nemo"} & set(sys.modules)))'
+    assert subprocess.run([sys.executable, '-c', code], check=False).returncode == 0
 
 
 def test_what_a_resume_has_moved_away_comes_back(tmp_path: Path) -> None:
@@ -75,3 +135,14 @@ def test_what_a_resume_has_moved_away_comes_back(tmp_path: Path) -> None:
     path.write_text('new')
     assert not bring_back(path)
     assert path.read_text() == 'new'
+
+
+def test_cache_dir_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv('NEMO_VTB_CACHE', str(tmp_path / 'own'))
+    assert cache_dir() == tmp_path / 'own'
+    monkeypatch.delenv('NEMO_VTB_CACHE')
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'xdg'))
+    assert cache_dir() == tmp_path / 'xdg' / 'nemo_vtb'
+    monkeypatch.delenv('XDG_CACHE_HOME')
+    monkeypatch.setenv('HOME', str(tmp_path))
+    assert cache_dir() == tmp_path / '.cache' / 'nemo_vtb'

@@ -19,6 +19,6 @@
 A package is data here: it is downloaded without its dependencies, checked, read, and never installed or imported.
 """
 
-from nemo_vtb.assets.store import cache_dir, ensure, ensure_available, names
+from nemo_vtb.assets.store import ensure, ensure_available, names
 
-__all__ = ['cache_dir', 'ensure', 'ensure_available', 'names']
+__all__ = ['ensure', 'ensure_available', 'names']

@@ -21,6 +21,7 @@ from nemo_vtb.assets import store
 from nemo_vtb.assets.catalog import get_asset, package_choices
 from nemo_vtb.assets.fetch import client_missing
 from nemo_vtb.errors import VtbAssetError
+from nemo_vtb.io import cache_dir
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,7 +46,7 @@ def report(console: 'Console') -> None:
         cells = [name, f'[{_COLOURS[state]}]{state}[/]', f'{download_mb:.1f}', f'{asset.size_mb:.1f}', asset.licence]
         table.add_row(*cells, *([asset.about] if wide else []))
     console.print(table)
-    console.print(f'folders: {store.cache_dir()}/<asset>', soft_wrap=True, markup=False)
+    console.print(f'folders: {cache_dir()}/<asset>', soft_wrap=True, markup=False)
     for name in store.names():
         for part, reason in store.left_out(name).items():
             console.print(f'{name} was built without {part}: {reason}', markup=False)

@@ -19,6 +19,7 @@ Files land in `downloads/` of the cache, and stay there. Two environment variabl
 forbids to start any client.
 """
 
+import errno
 import functools
 import os
 import shutil
@@ -30,14 +31,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from nemo_vtb.assets.catalog import Package
-from nemo_vtb.assets.files import FULL_DISK, file_lock, full_disk_error, sha256_of
 from nemo_vtb.errors import VtbAssetError
+from nemo_vtb.io import atomic_replace, file_digest, file_lock
 
 BACKOFF_S = (2.0, 8.0)
 # after a client found no network, the next packages of this process get one attempt each for so long
 UNREACHABLE_S = 120.0
 CLIENT_TIMEOUT_S = 1800
 SPARE_MB = 50
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 _NO_NETWORK = (
     'name resolution',
@@ -145,15 +147,14 @@ def client_missing(package: Package) -> str | None:
 def _adopt(package: Package, target: Path) -> bool:
     """Whether the verified file is there, or was copied from a folder of NEMO_VTB_DOWNLOADS."""
     if target.is_file():
-        if sha256_of(target) == package.sha256:
+        if file_digest(target) == package.sha256:
             return True
         target.unlink()
     for folder in filter(None, os.environ.get('NEMO_VTB_DOWNLOADS', '').split(os.pathsep)):
         source = Path(folder).expanduser() / package.file
-        if source.is_file() and sha256_of(source) == package.sha256:
-            partial = target.with_name(f'.{target.name}.part')
-            shutil.copyfile(source, partial)
-            partial.replace(target)
+        if source.is_file() and file_digest(source) == package.sha256:
+            with atomic_replace(target) as temporary:
+                shutil.copyfile(source, temporary)
             return True
     return False
 
@@ -187,16 +188,15 @@ def _fetch_once(package: Package, target: Path) -> None:
         files = [path for path in Path(folder).iterdir() if path.is_file()]
         if len(files) != 1:
             raise _Refused(f'the client left {len(files)} files instead of one', 'try again', True)
-        got = sha256_of(files[0])
+        got = file_digest(files[0])
         if got != package.sha256:
             raise _Refused(
                 f'its sha256 is {got} instead of {package.sha256}',
                 'a damaged download or a changed package: check proxy and mirror; never use such a file',
                 True,
             )
-        with files[0].open('rb') as stream:
-            os.fsync(stream.fileno())
-        files[0].replace(target)
+        with atomic_replace(target) as temporary:
+            files[0].replace(temporary)
 
 
 def _run_client(package: Package, folder: Path) -> None:
@@ -268,6 +268,16 @@ def _refusal(command: Sequence[str], output: str) -> _Refused:
             f'the registry does not offer this version ({detail})', 'check the index that is configured', False
         )
     return _Refused(detail, 'run the client by hand to see more', True)
+
+
+def full_disk_error(folder: Path, needed_mb: float) -> VtbAssetError:
+    """The error for a disk without room for `needed_mb` MB below `folder`."""
+    return VtbAssetError(
+        'There is not enough room on the disk for an embedded asset.',
+        field=str(folder),
+        allowed=f'at least {needed_mb:.0f} MB free',
+        remedy='free some space, or point NEMO_VTB_CACHE to a folder on a larger disk',
+    )
 
 
 def _error(package: Package, downloads: Path, reason: str, remedy: str) -> VtbAssetError:

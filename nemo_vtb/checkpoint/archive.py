@@ -30,6 +30,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from nemo_vtb.errors import VtbCheckpointError
+from nemo_vtb.io import atomic_path
 
 CONFIG = 'model_config.yaml'
 PASSPORT = 'passport.json'
@@ -129,8 +130,6 @@ def change_sections(path: Path, sections: Mapping[str, Any]) -> None:
     Raises:
         VtbCheckpointError: The file is damaged, or has no passport.
     """
-    from nemo_vtb.checkpoint.checkpoint_io import atomic_path  # loads torch, which reading must not
-
     members = read_members(path)
     passport = read_passport(path, members)
     if passport is None:

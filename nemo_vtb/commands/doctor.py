@@ -218,8 +218,9 @@ def _client(client: str, purpose: str) -> Finding:
 
 
 def _cache() -> Iterator[Finding]:
-    from nemo_vtb.assets import cache_dir, names
+    from nemo_vtb.assets import names
     from nemo_vtb.assets.store import state
+    from nemo_vtb.io import cache_dir
 
     folder = cache_dir()
     nearest = next(p for p in (folder, *folder.parents) if p.exists())

@@ -39,7 +39,7 @@ from nemo_vtb.data.settings import DataSettings
 from nemo_vtb.data.sources import SourceSpec
 from nemo_vtb.data.template import ChatRenderer
 from nemo_vtb.errors import VtbDataError, VtbError
-from nemo_vtb.io import atomic_folder, file_digest, head_tail_digest
+from nemo_vtb.io import atomic_replace, file_digest, head_tail_digest
 
 INDEX_VERSION = 1
 _CHUNK_BYTES = 4 << 20
@@ -304,7 +304,7 @@ def _build(spec: SourceSpec, meter: Meter, path: Path, fingerprint: str, workers
         workers = len(os.sched_getaffinity(0)) if sum(sizes) > _PARALLEL_BYTES else 1
     parts = list(_with_progress(_scan_all(tasks, workers), tasks, spec.name, quiet))
     _number_lines(tasks, parts)
-    with atomic_folder(path) as folder:
+    with atomic_replace(path, folder=True, keep_existing=True) as folder:
         digest = hashlib.sha256(json.dumps(spec.describe(), sort_keys=True, default=str).encode())
         for name, (_, dtype) in _COLUMNS.items():
             values = np.concatenate([np.zeros(0, dtype), *(np.frombuffer(p.columns[name], dtype) for p in parts)])

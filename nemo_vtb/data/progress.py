@@ -30,6 +30,7 @@ from nemo_vtb.data.overlong import FittedSource
 from nemo_vtb.data.sampler import PlanState, TokenBudgetPlan, TokenBudgetSampler
 from nemo_vtb.data.settings import DataSettings
 from nemo_vtb.errors import VtbConfigError, VtbDataError
+from nemo_vtb.io import read_json_lines
 
 logger = logging.getLogger(__name__)
 
@@ -40,12 +41,7 @@ class Quarantine:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._known: set[tuple] = set()
-        if self.path.is_file():
-            for line in self.path.read_text(encoding='utf-8').splitlines():
-                try:
-                    self._known.add(self._key(json.loads(line)))
-                except ValueError:  # cut by a kill while it was written
-                    continue
+        self._known.update(self._key(fault) for fault in read_json_lines(self.path))
 
     def add(self, faults: Sequence[Mapping[str, Any]]) -> int:
         """Append faults; returns how many were new."""

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_vtb.errors import VtbConfigError
+from nemo_vtb.io import cache_dir
 
 _CHOICES = {
     'sampler': ('budget', 'nemo'),
@@ -139,8 +140,6 @@ class DataSettings:
         """Where indexes are kept."""
         if self.index_dir:
             return Path(self.index_dir)
-        from nemo_vtb.assets import cache_dir
-
         return cache_dir() / 'index'
 
 

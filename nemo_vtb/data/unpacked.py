@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from nemo_vtb.errors import VtbConfigError, VtbDataError
-from nemo_vtb.io import atomic_folder, head_tail_digest
+from nemo_vtb.io import atomic_replace, cache_dir, head_tail_digest
 
 _CHUNK = 1 << 20
 _CUTS, _RECORDING = 'cuts', 'recording'
@@ -141,8 +141,6 @@ def _with_member(raw: bytes, member: str | None, archive: str, where: str) -> by
 
 
 def _cached(originals: list[str], name: str, fill: Any) -> str:
-    from nemo_vtb.assets.store import cache_dir
-
     digest = hashlib.sha256()
     for path in originals:
         if not os.path.isfile(path):
@@ -153,7 +151,7 @@ def _cached(originals: list[str], name: str, fill: Any) -> str:
     folder = cache_dir() / 'manifests' / digest.hexdigest()[:24]
     if not (folder / name).is_file():
         try:
-            with atomic_folder(folder) as temporary, open(temporary / name, 'wb') as out:
+            with atomic_replace(folder, folder=True, keep_existing=True) as new, open(new / name, 'wb') as out:
                 fill(out)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise VtbDataError(

@@ -15,7 +15,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -39,6 +38,7 @@ from nemo_vtb.factory.sentences import spoken_form
 from nemo_vtb.factory.settings import Verify
 from nemo_vtb.factory.speaking import check_sound
 from nemo_vtb.factory.tts import PicoVoices, Utterance, Voices
+from nemo_vtb.io import atomic_replace
 
 if TYPE_CHECKING:
     from nemo_vtb.model.blender import VoiceTextBlender
@@ -134,9 +134,8 @@ class Recorder:
                     'The voice said nothing that can be heard.', field=name, got=f'{reason}: {spoken}',
                     allowed='speech', remedy='install the voices again: pip install --force-reinstall py-nanotts',
                 )  # fmt: skip
-            part = path.with_name(f'.{path.name}.part')
-            write_wav(part, clip)
-            os.replace(part, path)  # a kill leaves no half of it
+            with atomic_replace(path) as temporary:
+                write_wav(temporary, clip)
         return Audio(str(path), probe(path).duration_s, text=said)
 
 

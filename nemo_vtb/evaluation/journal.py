@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from nemo_vtb.errors import VtbCheckpointError
-from nemo_vtb.io import write_atomically
+from nemo_vtb.io import read_json_lines, write_atomically
 
 
 class Journal:
@@ -59,22 +59,13 @@ class Journal:
 
     def _read(self, head: str) -> list[str]:
         assert self.path is not None
-        try:
-            lines = self.path.read_text(encoding='utf-8').splitlines()
-        except (FileNotFoundError, UnicodeDecodeError):
+        found = read_json_lines(self.path)
+        if not found or json.dumps(found[0], sort_keys=True, ensure_ascii=False) != head:
             return []
-        if not lines or lines[0] != head:
-            return []
-        kept = []
-        for line in lines[1:]:
-            try:
-                entry = json.loads(line)
-                self._values[entry['key']] = entry['value']
-            except (ValueError, KeyError, TypeError):
-                break
-            kept.append(line)
+        kept = [entry for entry in found[1:] if isinstance(entry, dict) and entry.keys() == {'key', 'value'}]
+        self._values = {entry['key']: entry['value'] for entry in kept}
         self.resumed = len(kept)
-        return kept
+        return [json.dumps(entry, ensure_ascii=False) for entry in kept]
 
     @staticmethod
     def key(*parts: Any) -> str:

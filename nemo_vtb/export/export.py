@@ -13,9 +13,6 @@
 # limitations under the License.
 """A model in the form that another program reads, put in place only when it answers as the model does."""
 
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +28,7 @@ from nemo_vtb.export.parity import Parity, compare
 from nemo_vtb.export.peft import write_peft
 from nemo_vtb.export.questions import Question
 from nemo_vtb.export.salm import write_salm
+from nemo_vtb.io import atomic_replace
 
 if TYPE_CHECKING:
     from nemo_vtb.model.blender import VoiceTextBlender
@@ -144,23 +142,8 @@ def _in_place(output: Path, *, is_file: bool, overwrite: bool) -> Iterator[Path]
             remedy='name another one, or add --overwrite',
         )
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        room = Path(tempfile.mkdtemp(prefix=f'.{output.name}.', dir=output.parent))
-        # the name within the room is the final one: a card or a config may repeat it
-        path = room / output.name
-        if not is_file:
-            path.mkdir()
-        try:
+        with atomic_replace(output, folder=not is_file) as path:
             yield path
-            _flush(path)
-            os.chmod(path, 0o644 if is_file else 0o755)
-            if (
-                output.exists()
-            ):  # a folder cannot replace a folder in one step: the old one goes when the new one is whole
-                output.rename(room / 'old')
-            path.rename(output)
-        finally:
-            shutil.rmtree(room, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         raise VtbCheckpointError(
             'The export cannot be written; what was there before is untouched.',
@@ -169,25 +152,6 @@ def _in_place(output: Path, *, is_file: bool, overwrite: bool) -> Iterator[Path]
             allowed='a folder that can be written to, with enough space',
             remedy='free some space, or name another path',
         ) from error
-
-
-def _replace(path: Path, output: Path, aside: Path) -> None:
-    if not output.is_dir():
-        os.replace(path, output)
-        return
-    # a folder cannot replace a folder in one step: the old one goes when the new one is in its place
-    output.rename(aside)
-    try:
-        path.rename(output)
-    except OSError:
-        aside.rename(output)
-        raise
-
-
-def _flush(path: Path) -> None:
-    for file in [path] if path.is_file() else [p for p in path.rglob('*') if p.is_file()]:
-        with file.open('rb') as stream:
-            os.fsync(stream.fileno())
 
 
 def _differs(target: str, parity: Parity) -> VtbCheckpointError:

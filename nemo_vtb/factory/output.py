@@ -28,12 +28,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from nemo_vtb.assets.files import file_lock
 from nemo_vtb.data.conversation import Audio
 from nemo_vtb.errors import VtbDataError
 from nemo_vtb.factory.card import Card
 from nemo_vtb.factory.work import KEPT, WORK, Outcome, Stage, open_work, read_journals, read_outcomes
-from nemo_vtb.io import write_atomically
+from nemo_vtb.io import atomic_replace, file_lock, write_atomically
 
 SPLITS = ('train', 'validation', 'test')
 _FLAC_RATE = 16000
@@ -133,10 +132,10 @@ def finish(stage: Stage, settings: Form, out: Path) -> Card:
         for split, path in parts.items():
             _publish(path, out, f'{stage.kind}.{split}', settings)
         card.write(out)
-        # what a kill left half written, here or in the folder of recordings
+        # what an interruption left half written, here or in the folder of recordings
         beside = (path for name in (stage.kind, 'rejected', 'card') for path in out.glob(f'.{name}.*'))
-        for leftover in (*beside, *(out / 'wav').glob('**/.*.part')):
-            leftover.unlink(missing_ok=True)
+        for leftover in (*beside, *(out / 'wav').glob('**/.*')):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
     return card
 
 
@@ -189,16 +188,12 @@ def write_tars(lines: Sequence[str], base: Path, folder: Path, shard_size: int) 
         folder: Where to write; replaced when complete.
         shard_size: Conversations of a shard.
     """
-    part = folder.with_name(f'.{folder.name}.part')
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    for number, begin in enumerate(range(0, len(lines), shard_size)):
-        manifest, tar = part / f'manifest_{number}.jsonl', part / f'audio_{number}.tar'
-        packed = _write_tar([json.loads(line) for line in lines[begin : begin + shard_size]], base, tar)
-        _index_tar(tar)
-        write_lines(manifest, ''.join(json.dumps(line, ensure_ascii=False) + '\n' for line in packed))
-    shutil.rmtree(folder, ignore_errors=True)
-    part.rename(folder)
+    with atomic_replace(folder, folder=True) as new:
+        for number, begin in enumerate(range(0, len(lines), shard_size)):
+            manifest, tar = new / f'manifest_{number}.jsonl', new / f'audio_{number}.tar'
+            packed = _write_tar([json.loads(line) for line in lines[begin : begin + shard_size]], base, tar)
+            _index_tar(tar)
+            write_lines(manifest, ''.join(json.dumps(line, ensure_ascii=False) + '\n' for line in packed))
 
 
 def _write_tar(lines: list[dict[str, Any]], base: Path, path: Path) -> list[dict[str, Any]]:

@@ -13,7 +13,6 @@
 # limitations under the License.
 """Speaks spans and keeps those that are understood: synthesis, variation, noise, checks, and a second try."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -29,6 +28,7 @@ from nemo_vtb.factory.listeners import Heard, Listener, open_listener
 from nemo_vtb.factory.settings import Noise, Tts, Verify
 from nemo_vtb.factory.tts import Utterance, Voices, open_voices
 from nemo_vtb.factory.work import KEPT
+from nemo_vtb.io import atomic_replace
 
 RATE = 16000
 _QUIET_DB, _QUIET_S, _FRAME = -40.0, 1.0, 320
@@ -151,7 +151,8 @@ class Speaker:
             file = None
             if reason is None and clip is not None:
                 file = f'wav/{span.key}.wav'
-                _write(out / file, clip)
+                with atomic_replace(out / file) as temporary:
+                    write_wav(temporary, clip)
             seconds = 0.0 if clip is None else len(clip) / RATE
             spoken.append(Spoken(span, reason or KEPT, file, seconds, facts))
         return spoken
@@ -267,11 +268,3 @@ def _recording(path: str) -> Any:
 
     recording = Recording.from_file(path)
     return recording if recording.sampling_rate == RATE else recording.resample(RATE)
-
-
-def _write(path: Path, clip: np.ndarray) -> None:
-    """A wav file that is whole or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'.{path.name}.part')
-    write_wav(part, clip)
-    os.replace(part, path)

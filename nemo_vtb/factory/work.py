@@ -29,9 +29,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from nemo_vtb.assets.files import file_lock
 from nemo_vtb.errors import VtbDataError
-from nemo_vtb.io import file_digest, write_atomically
+from nemo_vtb.io import file_digest, file_lock, write_atomically
 
 KEPT = 'kept'
 WORK = '.work'

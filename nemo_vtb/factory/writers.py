@@ -32,6 +32,7 @@ from nemo_vtb.config import resolve_asset
 from nemo_vtb.errors import VtbModelError
 from nemo_vtb.factory.endpoint import Endpoint
 from nemo_vtb.factory.settings import Llm
+from nemo_vtb.io import read_json_lines
 
 _FENCED = re.compile(r'```(?:json)?\s*(.*?)```', re.DOTALL)
 
@@ -286,12 +287,7 @@ class Memo:
         self._known: dict[str, Reply] = {}
         self._lock = threading.Lock()
         for path in sorted(folder.glob('answers.*.jsonl')):
-            for raw in path.read_bytes().splitlines():
-                try:
-                    key, values = json.loads(raw)
-                except ValueError:
-                    continue  # the line that a kill has cut
-                self._known[key] = Reply(*values)
+            self._known.update({key: Reply(*values) for key, values in read_json_lines(path)})
         self._stream = (folder / f'answers.{socket.gethostname()}-{os.getpid()}.jsonl').open('ab')
         self._stream.write(b'\n')  # ends a line that an earlier process of this number left
 

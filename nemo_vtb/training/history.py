@@ -23,7 +23,7 @@ from typing import IO, Any
 import lightning.pytorch as pl
 
 from nemo_vtb.constants import KINDS
-from nemo_vtb.io import bring_back, write_atomically
+from nemo_vtb.io import bring_back, read_json_lines, write_atomically
 from nemo_vtb.training.meter import StepMeter, data_parallel_size
 from nemo_vtb.training.retention_monitor import GATE_METRICS
 
@@ -125,16 +125,7 @@ class History(pl.Callback):
 
 def read_history(path: str | Path) -> list[dict[str, Any]]:
     """Read the records of `history.jsonl`; [] where there is no file. A line that a kill has cut is left out."""
-    path = Path(path)
-    if not path.is_file():
-        return []
-    records = []
-    for line in path.read_text(encoding='utf-8').splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            continue
-    return records
+    return read_json_lines(path)
 
 
 def draw_curves(records: Iterable[dict[str, Any]], path: str | Path) -> Path | None:

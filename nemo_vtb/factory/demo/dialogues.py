@@ -13,7 +13,6 @@
 # limitations under the License.
 """Lines of the demonstration corpus: recordings, NeMo multimodal_conversation lines, and the ASR, AST and QA kinds."""
 
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from nemo_vtb.factory.demo.domain import (
     ask_mention,
     translate_instructions,
 )
+from nemo_vtb.io import atomic_replace
 
 HELD_OUT_STYLE = ('en-US', 1.0, 1.0)
 
@@ -134,9 +134,8 @@ class Recorder:
         """
         path = f'wav/{Path(row["audio_filepath"]).name}'
         if not (self.out / path).exists():
-            part = (self.out / path).with_name(f'.{Path(path).name}.part')
-            shutil.copyfile(folder / row['audio_filepath'], part)
-            os.replace(part, self.out / path)  # a kill leaves no half of it
+            with atomic_replace(self.out / path) as temporary:
+                shutil.copyfile(folder / row['audio_filepath'], temporary)
         return Clip(path, row['duration'], row['text'], row['lang'], key=row['key'])
 
 

@@ -24,11 +24,11 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from nemo_vtb.assets import cache_dir
 from nemo_vtb.assets.catalog import get_asset, get_package
 from nemo_vtb.assets.converters.minimind2 import convert, dequantised_weights
 from nemo_vtb.assets.unpack import extract
 from nemo_vtb.errors import VtbAssetError
+from nemo_vtb.io import cache_dir
 
 WIDTH, INNER, VOCABULARY, LAYERS, KV = 16, 24, 40, 2, 8
 SHAPES = {

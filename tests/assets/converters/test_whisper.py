@@ -29,11 +29,11 @@ from transformers import (
     WhisperProcessor,
 )
 
-from nemo_vtb.assets import cache_dir
 from nemo_vtb.assets.catalog import get_asset, get_package
 from nemo_vtb.assets.converters.whisper import hf_name, read_ct2, read_ggml, read_pt, save
 from nemo_vtb.assets.unpack import members
 from nemo_vtb.errors import VtbAssetError
+from nemo_vtb.io import cache_dir
 
 WIDTH, HEADS, LAYERS, MELS, AUDIO_CTX, TEXT_CTX = 8, 2, 2, 80, 12, 10
 JFK = 'and so my fellow americans ask not what your country can do for you ask what you can do for your country'
