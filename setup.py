@@ -85,7 +85,7 @@ setup(
     license=INFO['__license__'],
     license_files=['LICENSE', 'NOTICE'],
     packages=find_packages(include=['nemo_vtb', 'nemo_vtb.*']),
-    package_data={'nemo_vtb': ['py.typed', 'factory/banks/*.yaml', 'evaluation/suites/*']},
+    package_data={'nemo_vtb': ['py.typed', 'factory/banks/*.yaml', 'evaluation/items/*', 'training/*.jsonl']},
     include_package_data=True,
     python_requires='>=3.11,<3.13',
     install_requires=INSTALL_REQUIRES,

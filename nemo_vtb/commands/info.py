@@ -16,58 +16,9 @@
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from nemo_vtb.checkpoint.archive import CONFIG, broken, check_digest, open_plain, read_members, read_passport
-
-
-@dataclass(frozen=True, slots=True)
-class NemoInfo:
-    """What a `.nemo` archive says about itself.
-
-    Args:
-        path: The file.
-        files: Name -> bytes of every member.
-        config: The model's configuration.
-        passport: Template hash, ledger, retention card ...; {} where the file has none.
-    """
-
-    path: Path
-    files: Mapping[str, int]
-    config: Mapping[str, Any]
-    passport: Mapping[str, Any]
-
-
-def read_info(path: str | Path, *, check: bool = False) -> NemoInfo:
-    """Read names, configuration and passport of a `.nemo` file; nothing is unpacked or executed.
-
-    Args:
-        path: The file.
-        check: Read every byte and compare each member with its SHA-256.
-
-    Raises:
-        VtbCheckpointError: The file is missing, no archive, cut off, changed, or without a configuration.
-    """
-    import yaml
-
-    path = Path(path)
-    with open_plain(path) as plain:
-        members = read_members(plain)
-        passport = read_passport(plain, members) or {}
-        if CONFIG not in members:
-            raise broken(path, f'no {CONFIG} among {sorted(members)[:8]}')
-        try:
-            config = yaml.safe_load(members[CONFIG].text())
-        except yaml.YAMLError as error:
-            raise broken(path, f'{type(error).__name__}: {error}') from error
-        if check and passport:
-            for name in passport['members']:
-                check_digest(path, name, members[name].digest(), passport)
-        if not isinstance(config, dict):
-            raise broken(path, 'its configuration is no mapping')
-        return NemoInfo(path, {name: m.size for name, m in members.items()}, config, passport)
+from nemo_vtb.checkpoint.info import NemoInfo, read_info
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,7 +17,6 @@ The instructions are those of the text suite. An answer must be about the topic 
 whatever was heard, and a deaf model would pass.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -25,9 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 from nemo_vtb.data.conversation import Conversation, Text, Turn
 from nemo_vtb.evaluation.asked import Item, Recorder, difference, measure
+from nemo_vtb.evaluation.items import read_items
 from nemo_vtb.evaluation.journal import Journal
-from nemo_vtb.evaluation.suites.banks import TOPIC_WORDS
-from nemo_vtb.evaluation.suites.build import FOLDER
 
 if TYPE_CHECKING:
     from nemo_vtb.model.blender import VoiceTextBlender
@@ -51,7 +49,7 @@ def instruct_items(folder: str | Path, *, limit: int | None = None) -> list[Item
     Raises:
         VtbAssetError: The embedded voices are missing.
     """
-    lines = [json.loads(line) for line in (FOLDER / 'instructions.jsonl').read_text(encoding='utf-8').splitlines()]
+    lines = read_items('instructions')
     if limit is not None:
         # the file holds form after form: a few of each say more than all of the first
         forms: dict[str, int] = {}
@@ -71,7 +69,8 @@ def instruct_items(folder: str | Path, *, limit: int | None = None) -> list[Item
                 voice = Random(f'{_SEED}:{line["id"]}').choice(_VOICES)
                 said = [{'text': _as_said(line['prompt']), 'voice': voice}]
                 prompt = _asked(line['id'], recorder.say(said, 'en', line['id'], line['prompt']))
-            items.append(Item(line['id'], task, prompt, typed, [*line['constraints'], _on_topic(line['prompt'])]))
+            on_topic = {'kind': 'one_of', 'texts': line['topic_words']}
+            items.append(Item(line['id'], task, prompt, typed, [*line['constraints'], on_topic]))
     return items
 
 
@@ -107,11 +106,6 @@ def _as_said(text: str) -> str:
     for written, sound in _SOUNDS.items():
         text = text.replace(written, sound)
     return text
-
-
-def _on_topic(prompt: str) -> dict[str, Any]:
-    words = next(words for topic, words in TOPIC_WORDS.items() if topic in prompt)
-    return {'kind': 'one_of', 'texts': words.split()}
 
 
 def _asked(name: str, part: Any) -> Conversation:

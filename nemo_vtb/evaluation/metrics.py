@@ -15,23 +15,20 @@
 
 import math
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from importlib.metadata import version
 
 import numpy as np
 
-from nemo_vtb.errors import VtbConfigError, VtbDataError
+from nemo_vtb.data.normalizers import get_normalizer, normalize_answer, normalizer_for
+from nemo_vtb.errors import VtbDataError
 
 RESAMPLES = 1000
 # resampling chrF means scoring the corpus anew each time
 CHRF_RESAMPLES = 200
 _LONG_WORDS = 12
-# languages written without spaces between words
-_UNSPACED = ('ja', 'lo', 'my', 'th', 'yue', 'zh')
 _BLEU_TOKENIZERS = {'zh': 'zh', 'yue': 'zh', 'ja': 'char', 'ko': 'char', 'th': 'char', 'lo': 'char', 'my': 'char'}
 
 
@@ -56,51 +53,6 @@ class Score:
     n: int
     higher_is_better: bool
     signature: str
-
-
-# ---- normalisers
-
-
-@cache
-def _normalizers() -> dict[str, Callable[[str], str]]:
-    from whisper_normalizer.basic import BasicTextNormalizer
-    from whisper_normalizer.english import EnglishTextNormalizer
-
-    return {
-        'basic': BasicTextNormalizer(),
-        'characters': BasicTextNormalizer(split_letters=True),
-        'english': EnglishTextNormalizer(),
-        'none': str.strip,
-    }
-
-
-NORMALIZERS = ('basic', 'characters', 'english', 'none')
-"""Names that `get_normalizer` takes: Whisper's for English, for any language, for any language by letters; none."""
-
-
-def get_normalizer(name: str) -> Callable[[str], str]:
-    """Return a text normaliser by name.
-
-    Raises:
-        VtbConfigError: The name is unknown (NeMo's evaluation then goes on without one, and the WER shifts silently).
-    """
-    if name not in NORMALIZERS:
-        raise VtbConfigError(
-            'Unknown text normaliser.',
-            field='normalizer',
-            got=name,
-            allowed=', '.join(NORMALIZERS),
-            remedy="leave it out: the language decides ('en' takes english)",
-        )
-    return _normalizers()[name]
-
-
-def normalizer_for(lang: str) -> str:
-    """Name of the normaliser of a language code such as 'en', 'pt-BR' or 'zh'."""
-    code = re.split(r'[-_]', lang.lower())[0]
-    if code in ('en', 'english'):
-        return 'english'
-    return 'characters' if code in _UNSPACED else 'basic'
 
 
 # ---- recognition
@@ -195,13 +147,6 @@ def chrf(references: Sequence[str], hypotheses: Sequence[str]) -> Score:
 
 
 # ---- answers
-
-
-def normalize_answer(text: str) -> str:
-    """SQuAD's form of an answer: lower case, no punctuation, no English articles, single spaces."""
-    text = re.sub("['\u2019]", '', text.lower())
-    text = ''.join(' ' if unicodedata.category(c)[0] in 'PS' else c for c in text)
-    return ' '.join(word for word in text.split() if word not in ('a', 'an', 'the'))
 
 
 def exact_match(references: Sequence[str], hypotheses: Sequence[str]) -> Score:

@@ -308,7 +308,7 @@ def _curves(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _passport_ledger(model: Path) -> dict[str, Any] | None:
     """The ledger in the `.nemo` file, None where that has gone."""
-    from nemo_vtb.commands.info import read_info
+    from nemo_vtb.checkpoint.info import read_info
 
     if not model.is_file():
         return None

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from nemo_vtb.constants import KINDS
 from nemo_vtb.data.conversation import Audio, Conversation, Text, conversation_from_dict, read_jsonl
+from nemo_vtb.data.normalizers import normalizer_for
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 from nemo_vtb.evaluation import metrics
 from nemo_vtb.evaluation.journal import Journal
@@ -288,7 +289,7 @@ def _answer_rows(questions: Sequence[Question], answers: Sequence[str]) -> list[
 
 def _scores(task: str, references: list[str], hypotheses: list[str], lang: str) -> list[Score]:
     if task == 'asr':
-        if metrics.normalizer_for(lang) == 'characters':
+        if normalizer_for(lang) == 'characters':
             return [metrics.cer(references, hypotheses, lang=lang)]
         return [metrics.wer(references, hypotheses, lang=lang)]
     if task == 'ast':

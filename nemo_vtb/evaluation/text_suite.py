@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nemo_vtb.errors import VtbConfigError, VtbDataError, first_line
+from nemo_vtb.evaluation.items import FOLDER
 from nemo_vtb.evaluation.journal import Journal
 from nemo_vtb.evaluation.metrics import bootstrap_interval, paired_interval, paired_p_value
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
     from nemo_vtb.model.blender import VoiceTextBlender
 
-SUITES = Path(__file__).parent / 'suites'
 TEXT_TASKS = ('vtb_facts', 'vtb_commonsense', 'vtb_language', 'vtb_arithmetic', 'vtb_reading', 'vtb_instructions')
 """The tasks that come with the package: 200 multiple-choice items and 50 instructions that a program can check."""
 
@@ -122,7 +122,7 @@ def task_manager(names: Sequence[str], include: Sequence[str | Path] = ()) -> 'T
     """lm-eval's index of tasks: ours, those of `include`, and its own thousands only where one of them is named."""
     from lm_eval.tasks import TaskManager
 
-    folders = [SUITES, *map(Path, include)]
+    folders = [FOLDER, *map(Path, include)]
     manager = TaskManager(include_path=folders, include_defaults=False)
     known = {*manager.all_tasks, *(name for name in names if name.endswith(('.yaml', '.yml')))}
     return manager if known.issuperset(names) else TaskManager(include_path=folders)

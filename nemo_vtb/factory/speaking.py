@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from nemo_vtb.assets.recordings import write_wav
-from nemo_vtb.evaluation.metrics import get_normalizer, normalizer_for
+from nemo_vtb.data.normalizers import get_normalizer, normalizer_for
 from nemo_vtb.factory.listeners import Heard, Listener, open_listener
 from nemo_vtb.factory.settings import Noise, Tts, Verify
 from nemo_vtb.factory.tts import Utterance, Voices, open_voices

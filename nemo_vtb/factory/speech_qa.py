@@ -22,7 +22,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from nemo_vtb.evaluation.metrics import normalize_answer
+from nemo_vtb.data.normalizers import normalize_answer
 from nemo_vtb.factory.asr_ast import manifest_rows
 from nemo_vtb.factory.contamination import AvoidList, load_avoid_list, ngrams
 from nemo_vtb.factory.language import is_language

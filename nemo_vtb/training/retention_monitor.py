@@ -24,9 +24,11 @@ Three small fixed probes, all on rows that are packed as in training, so that ev
 | `gated_loss` | loss of the speech kinds, with a penalty as long as `retention` is under the limit |
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from importlib.resources import files
 from typing import Any
 
 import lightning.pytorch as pl
@@ -39,7 +41,6 @@ from nemo_vtb.data.collate import Collator, PackedRow, PackItem, fill_rows, pack
 from nemo_vtb.data.conversation import Conversation, Text, Turn
 from nemo_vtb.data.datamodule import VtbDataModule
 from nemo_vtb.errors import VtbConfigError
-from nemo_vtb.evaluation.suites.build import make_choices
 from nemo_vtb.training.meter import data_parallel_size
 
 GATE_METRICS = ('gated_loss', 'hearing', 'retention', 'retention/accuracy', 'retention/chats', 'retention/choices')
@@ -69,7 +70,7 @@ class RetentionGate(pl.Callback):
         if not 0 < limit <= 1:
             raise VtbConfigError('A limit is a share.', field='gate.limit', got=limit, allowed='above 0, at most 1')
         self.limit, self.min_hearing = limit, min_hearing
-        every = make_choices()
+        every = retention_items()
         # evenly over the parts, which stand one behind the other
         self.items = [every[i * len(every) // items] for i in range(min(items, len(every)))] if items else []
         self.values: dict[str, float] = {}
@@ -219,6 +220,12 @@ def gate_of(cfg: Mapping[str, Any]) -> list[RetentionGate]:
     """The gate of a configuration, or none."""
     gate = dict(cfg.get('gate') or {})
     return [RetentionGate(**gate)] if gate.pop('enabled', False) else []
+
+
+def retention_items() -> list[dict[str, Any]]:
+    """The 200 multiple-choice items `{id, part, question, choices, answer}` of the text suite, 40 of each part."""
+    text = files('nemo_vtb.training').joinpath('retention_items.jsonl').read_text(encoding='utf-8')
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def choice_rows(items: Sequence[Mapping[str, Any]], collator: Collator) -> list[list[PackItem]]:

@@ -20,7 +20,8 @@ from pathlib import Path
 
 import pytest
 
-from nemo_vtb.commands.info import main, read_info
+from nemo_vtb.checkpoint.info import read_info
+from nemo_vtb.commands.info import main
 from nemo_vtb.errors import VtbCheckpointError
 
 

@@ -24,6 +24,7 @@ import torch
 
 from nemo_vtb.data.audio import read_audio
 from nemo_vtb.data.conversation import Conversation
+from nemo_vtb.data.normalizers import get_normalizer
 from nemo_vtb.evaluation import evaluate, metrics
 
 COUNT = 20
@@ -74,7 +75,7 @@ def test_scores_of_a_plain_whisper_are_those_of_jiwer(assets: object, tmp_path: 
     # two recordings may say the same
     assert len(set(outputs)) > 0.8 * COUNT and all(outputs)
 
-    normalize = metrics.get_normalizer('english')
+    normalize = get_normalizer('english')
     pairs = [normalize(text) for text in references], [normalize(text) for text in outputs]
     row = result.row('asr', 'WER', 'asterisk-asr')
     assert row.ours == 100 * jiwer.wer(*pairs) == metrics.wer(references, outputs).value

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import sacrebleu
 
+from nemo_vtb.data.normalizers import get_normalizer
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 from nemo_vtb.evaluation import metrics
 
@@ -30,7 +31,7 @@ HYPOTHESES = ['turn on lamp', 'do not go mr smith', '22 cats sat on a mat']
 def test_wer_counts_words_over_the_whole_corpus() -> None:
     # one word missing of 4, contractions and titles are equal for Whisper's normaliser, one of 6 wrong
     score = metrics.wer(REFERENCES, HYPOTHESES)
-    normalize = metrics.get_normalizer('english')
+    normalize = get_normalizer('english')
     expected = jiwer.wer([normalize(r) for r in REFERENCES], [normalize(h) for h in HYPOTHESES])
     assert score.value == pytest.approx(100 * expected) == pytest.approx(100 * 2 / 15)
     assert score.n == 3 and not score.higher_is_better and 'english' in score.signature
@@ -38,7 +39,7 @@ def test_wer_counts_words_over_the_whole_corpus() -> None:
 
 
 def test_cer_equals_jiwer() -> None:
-    normalize = metrics.get_normalizer('basic')
+    normalize = get_normalizer('basic')
     expected = jiwer.cer([normalize(r) for r in REFERENCES], [normalize(h) for h in HYPOTHESES])
     assert metrics.cer(REFERENCES, HYPOTHESES, lang='de').value == pytest.approx(100 * expected)
 
@@ -47,14 +48,6 @@ def test_words_for_an_empty_reference_are_insertions() -> None:
     assert metrics.wer(['[noise]', 'a lamp'], ['so much', 'a lamp']).value == pytest.approx(100.0)
     with pytest.raises(VtbDataError, match='empty after normalisation'):
         metrics.wer(['[noise]'], ['so'])
-
-
-@pytest.mark.parametrize(
-    ('lang', 'name'),
-    [('en', 'english'), ('en-GB', 'english'), ('es', 'basic'), ('ru', 'basic'), ('zh', 'characters'), ('xx', 'basic')],
-)
-def test_language_decides_the_normaliser(lang: str, name: str) -> None:
-    assert metrics.normalizer_for(lang) == name
 
 
 def test_unknown_normaliser_is_an_error_that_lists_the_known() -> None:

@@ -21,8 +21,8 @@ import pytest
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from nemo_vtb.checkpoint.info import read_info
 from nemo_vtb.commands import info as info_command
-from nemo_vtb.commands.info import read_info
 from nemo_vtb.errors import VtbDataError
 from nemo_vtb.evaluation.ladder import RUNGS
 from nemo_vtb.evaluation.record import record, summary

@@ -24,11 +24,12 @@ import pytest
 import torch
 
 from nemo_vtb.errors import VtbConfigError, VtbDataError
+from nemo_vtb.evaluation.items import read_items
 from nemo_vtb.evaluation.journal import Journal
-from nemo_vtb.evaluation.suites.build import FOLDER, make_choices, make_instructions
 from nemo_vtb.evaluation.text_suite import TEXT_TASKS, compare, retention_of, run_text_suite, task_manager
 from nemo_vtb.model.blender import VoiceTextBlender
 from nemo_vtb.testing import tiny_model_cfg
+from nemo_vtb.training.retention_monitor import retention_items
 
 lm_eval = pytest.importorskip('lm_eval')
 
@@ -69,17 +70,12 @@ def louder(model: VoiceTextBlender, std: float) -> Iterator[None]:
 # ---- the items
 
 
-def test_items_are_what_the_script_makes() -> None:
-    for name, items in (('choices', make_choices()), ('instructions', make_instructions())):
-        assert (FOLDER / f'{name}.jsonl').read_text() == ''.join(json.dumps(item) + '\n' for item in items)
-
-
 def test_there_are_200_choices_with_the_answer_anywhere() -> None:
-    items = make_choices()
+    items = retention_items()
     assert len(items) == 200 and len({i['id'] for i in items}) == 200
     counts = np.bincount([i['answer'] for i in items], minlength=4)
     assert counts.min() > 30  # a model that always takes one place gets nowhere
-    assert len(make_instructions()) == 50
+    assert len(read_items('instructions')) == 50
 
 
 # ---- equality with lm-eval

@@ -11,19 +11,14 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Writes the items of the suite of emergent abilities: the same bytes each time.
-
-python -m nemo_vtb.evaluation.suites.build_emergent
-"""
+"""Items of the suite `emergent`: tasks that no training data of the package teaches."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
 from random import Random
 from typing import Any
 
-from nemo_vtb.evaluation.suites import emergent_banks as banks
-from nemo_vtb.evaluation.suites.build import FOLDER
-from nemo_vtb.io import write_atomically
+import emergent_banks as banks
 
 PER_TASK = 20
 CONTROL = 'names_not_given'
@@ -52,12 +47,6 @@ _FILLERS = (
 
 Item = dict[str, Any]
 Parts = list[dict[str, Any]]
-
-
-def main() -> None:
-    """Write `emergent.jsonl` beside this file."""
-    lines = [json.dumps(item, ensure_ascii=False) + '\n' for item in make_emergent()]
-    write_atomically(FOLDER / 'emergent.jsonl', ''.join(lines))
 
 
 def make_emergent(seed: int = _SEED) -> list[Item]:
@@ -261,7 +250,3 @@ TASKS: Mapping[str, Callable[[Random], Iterator[Item]]] = {
     'multi_turn': _multi_turn,
 }
 """Tasks in the order in which they are reported."""
-
-
-if __name__ == '__main__':
-    main()

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What `build.py` makes questions of; lines of a question, its answer and three wrong ones."""
+"""What `text_items.py` makes questions of; lines of a question, its answer and three wrong ones."""
 
 FACTS = """
 What is the capital of France? | Paris | London | Madrid | Rome

@@ -11,4 +11,18 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Small test sets of our own as lm-eval tasks, since benchmarks cannot be shipped; made by `build.py`."""
+"""Shipped test items as JSON lines, and the YAML tasks that make lm-eval ask those of the text suite.
+
+`tools/evaluation_items/write.py` makes them; benchmarks of others cannot be shipped.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent
+
+
+def read_items(name: str) -> list[dict[str, Any]]:
+    """The records of `NAME.jsonl`."""
+    return [json.loads(line) for line in (FOLDER / f'{name}.jsonl').read_text(encoding='utf-8').splitlines()]

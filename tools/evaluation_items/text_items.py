@@ -11,21 +11,14 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Writes the items of the text suite: the same bytes each time.
+"""Items of the text suite: multiple-choice questions, and instructions whose answers a program checks."""
 
-python -m nemo_vtb.evaluation.suites.build
-"""
-
-import json
 from collections.abc import Iterator
-from pathlib import Path
 from random import Random
 from typing import Any
 
-from nemo_vtb.evaluation.suites import banks
-from nemo_vtb.io import write_atomically
+import text_banks as banks
 
-FOLDER = Path(__file__).parent
 PARTS = ('facts', 'commonsense', 'language', 'arithmetic', 'reading')
 """Parts of the multiple-choice items; each is a task of lm-eval, `vtb_PART`."""
 
@@ -39,12 +32,6 @@ _DAYS = 'Monday Tuesday Wednesday Thursday Friday Saturday Sunday'.split()
 _ANIMALS = 'dog cat horse bird rabbit'.split()
 
 Item = tuple[str, str, list[str]]
-
-
-def main() -> None:
-    """Write `choices.jsonl` and `instructions.jsonl` beside this file."""
-    for name, items in (('choices', make_choices()), ('instructions', make_instructions())):
-        write_atomically(FOLDER / f'{name}.jsonl', ''.join(json.dumps(item) + '\n' for item in items))
 
 
 def make_choices(seed: int = _SEED) -> list[dict[str, Any]]:
@@ -155,13 +142,18 @@ _MAKERS = {
 
 
 def make_instructions(seed: int = _SEED) -> list[dict[str, Any]]:
-    """Instructions `{id, prompt, constraints}` whose answers a program can check: ten forms of five topics each."""
+    """Instructions `{id, prompt, constraints, topic_words}` with checkable answers: ten forms of five topics each."""
     rng = Random(f'{seed}:instructions')
     lines: list[dict[str, Any]] = []
     for form, (text, constraints) in enumerate(_FORMS):
         for topic in rng.sample(banks.INSTRUCTION_TOPICS, 5):
             lines.append(
-                {'id': f'form{form}-{len(lines):02d}', 'prompt': text.format(topic=topic), 'constraints': constraints}
+                {
+                    'id': f'form{form}-{len(lines):02d}',
+                    'prompt': text.format(topic=topic),
+                    'constraints': constraints,
+                    'topic_words': banks.TOPIC_WORDS[topic].split(),
+                }
             )
     return lines
 
@@ -178,7 +170,3 @@ _FORMS: tuple[tuple[str, list[dict[str, Any]]], ...] = (
     ('Write about {topic}. Begin with the words "In my view".', [{'kind': 'starts', 'text': 'In my view'}]),
     ('Write at least thirty words about {topic}.', [{'kind': 'words', 'at_least': 30}]),
 )  # fmt: skip
-
-
-if __name__ == '__main__':
-    main()

@@ -11,29 +11,28 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What the YAML files of this folder name: loading the items, scoring an instruction."""
+"""Functions that the YAML tasks of this folder name: loading the items, scoring an instruction."""
 
 import json
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemo_vtb.evaluation.constraints import follows
+from nemo_vtb.evaluation.items import read_items
+from nemo_vtb.training.retention_monitor import retention_items
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_FOLDER = Path(__file__).parent
-
 
 def load_choices(part: str, **metadata: Any) -> 'dict[str, Dataset]':
     """The multiple-choice items of a part as the split `test`."""
-    return _split(line for line in _lines('choices') if line['part'] == part)
+    return _split(line for line in retention_items() if line['part'] == part)
 
 
 def load_instructions(**metadata: Any) -> 'dict[str, Dataset]':
     """The instructions as the split `test`; the constraints as JSON, since a column has one type."""
-    return _split(line | {'constraints': json.dumps(line['constraints'])} for line in _lines('instructions'))
+    return _split(line | {'constraints': json.dumps(line['constraints'])} for line in read_items('instructions'))
 
 
 def score_instruction(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
@@ -45,7 +44,3 @@ def _split(lines: Iterable[dict[str, Any]]) -> 'dict[str, Dataset]':
     from datasets import Dataset
 
     return {'test': Dataset.from_list(list(lines))}
-
-
-def _lines(name: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (_FOLDER / f'{name}.jsonl').read_text(encoding='utf-8').splitlines()]
