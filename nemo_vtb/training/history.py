@@ -25,7 +25,7 @@ import lightning.pytorch as pl
 from nemo_vtb.constants import KINDS
 from nemo_vtb.io import bring_back, read_json_lines, write_atomically
 from nemo_vtb.training.meter import StepMeter, data_parallel_size
-from nemo_vtb.training.retention_monitor import GATE_METRICS
+from nemo_vtb.training.retention_monitor import MONITOR_METRICS
 
 COLOURS = {'text': '#4C72B0', 'asr_ast': '#DD8452', 'speech_qa': '#55A868', 'mixed_modal': '#8172B3'}
 _OTHER_COLOURS = ('#937860', '#DA8BC3', '#8C8C8C', '#CCB974', '#64B5CD')
@@ -94,7 +94,7 @@ class History(pl.Callback):
         """Write the metrics of a validation, but not of the sanity check."""
         if trainer.sanity_checking or self._stream is None:
             return
-        wanted = {k: v for k, v in trainer.callback_metrics.items() if k.startswith('val_') or k in GATE_METRICS}
+        wanted = {k: v for k, v in trainer.callback_metrics.items() if k.startswith('val_') or k in MONITOR_METRICS}
         metrics = {k: round(float(v), 5) for k, v in wanted.items()}
         self._write({'type': 'validation', 'metrics': metrics})
 

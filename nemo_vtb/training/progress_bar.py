@@ -20,7 +20,7 @@ import lightning.pytorch as pl
 
 from nemo_vtb.constants import KINDS
 from nemo_vtb.training.meter import StepMeter, StepTotals, data_parallel_size
-from nemo_vtb.training.retention_monitor import RetentionGate
+from nemo_vtb.training.retention_monitor import RetentionMonitor
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -63,7 +63,7 @@ class ProgressLine(pl.Callback):
         self._tokens = self._audio_s = self._seconds = 0.0
         self._began = self._mark = time.perf_counter()
         self._val_loss: float | None = None
-        self._ledger = self._gate = ''
+        self._ledger = self._retention = ''
         if self._first:
             self._console.print(f'going on at step {self._first}', highlight=False)
         if self._console.is_terminal:
@@ -97,7 +97,7 @@ class ProgressLine(pl.Callback):
             return
         value = trainer.callback_metrics.get('val_loss')
         self._val_loss = None if value is None else float(value)
-        self._gate = next((c.short() for c in trainer.callbacks if isinstance(c, RetentionGate)), '')
+        self._retention = next((c.short() for c in trainer.callbacks if isinstance(c, RetentionMonitor)), '')
         self._mark = time.perf_counter()
         self._show(True)
 
@@ -156,8 +156,8 @@ class ProgressLine(pl.Callback):
         ]
         if self._val_loss is not None:
             parts.append(f'val_loss {self._val_loss:.3f}')
-        if self._gate:
-            parts.append(self._gate)
+        if self._retention:
+            parts.append(self._retention)
         return '  '.join([*parts, self._ledger] if self._ledger else parts)
 
     def _eta(self) -> str:

@@ -11,16 +11,16 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The gate in training: at each validation, what the model kept of its text ability, and whether it hears.
+"""The retention monitor: at each validation, what the model kept of its text ability, and whether it uses the audio.
 
 Three small fixed probes, all on rows that are packed as in training, so that every backbone and strategy runs them:
 
 | logged | what it is |
 |---|---|
 | `retention/choices` | mean probability of the right one of four choices, by that of the base LLM |
-| `retention/chats` | perplexity of the base LLM on the typed chats of the validation sets, by ours |
+| `retention/chats` | perplexity of the base LLM on the text-only conversations of the validation sets, by ours |
 | `retention` | the smaller of the two |
-| `hearing` | share of the loss on spoken rows that goes when the sound is there (0: it is deaf) |
+| `hearing` | share of the loss on rows with audio that goes when the audio is there (0: audio ignored) |
 | `gated_loss` | loss of the speech kinds, with a penalty as long as `retention` is under the limit |
 """
 
@@ -43,24 +43,24 @@ from nemo_vtb.data.datamodule import VtbDataModule
 from nemo_vtb.errors import VtbConfigError
 from nemo_vtb.training.meter import data_parallel_size
 
-GATE_METRICS = ('gated_loss', 'hearing', 'retention', 'retention/accuracy', 'retention/chats', 'retention/choices')
-"""What the gate logs; `gated_loss` is made for `exp_manager.checkpoint_callback_params.monitor`."""
+MONITOR_METRICS = ('gated_loss', 'hearing', 'retention', 'retention/accuracy', 'retention/chats', 'retention/choices')
+"""What the monitor logs; `gated_loss` is made for `exp_manager.checkpoint_callback_params.monitor`."""
 
 PENALTY = 100.0
 """Added to `gated_loss` under the limit: more than any loss of a token, so that what forgot is never the best."""
 
 _TEXT = KINDS.index('text')
 _ROW_TOKENS = 1024
-_DEAF_ROWS = 4
+_SILENT_ROWS = 4
 
 
-class RetentionGate(pl.Callback):
+class RetentionMonitor(pl.Callback):
     """Measures retention and hearing at each validation; the base LLM is asked once, at the first.
 
     Args:
         limit: Least retention [share].
         items: Multiple-choice items, taken evenly from the 200 of the text suite; 0 leaves that probe out.
-        min_hearing: Below it a warning says that the model does not hear [share].
+        min_hearing: Below it a warning says that the audio is ignored [share].
 
     Raises:
         VtbConfigError: A number is out of range.
@@ -100,7 +100,7 @@ class RetentionGate(pl.Callback):
         """Forget the sums of the last validation."""
         self._rows = self._rows or choice_rows(self.items, Collator(pl_module.renderer, pl_module.frames))
         self._kinds = torch.zeros(2, len(KINDS), dtype=torch.float64)  # sums and targets of ours
-        self._chats = torch.zeros(2, dtype=torch.float64)  # those of the base LLM on typed chats
+        self._chats = torch.zeros(2, dtype=torch.float64)  # those of the base LLM on text-only conversations
         self._sound = torch.zeros(2, 2, dtype=torch.float64)  # with and without sound: sums and targets
 
     def on_validation_batch_end(
@@ -112,7 +112,7 @@ class RetentionGate(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Count a row; ask the base LLM about typed chats (once), and the deaf model about the first spoken rows."""
+        """Count a row; score text-only ones by the base LLM (once), and the first ones with audio without it."""
         if trainer.sanity_checking or not isinstance(outputs, dict) or 'kind_sums' not in outputs:
             return
         sums, counts = outputs['kind_sums'].double().cpu(), outputs['kind_counts'].double().cpu()
@@ -123,9 +123,9 @@ class RetentionGate(pl.Callback):
             if self._base_chats is None and (everywhere or counts[_TEXT]):
                 base, targets = pl_module.batch_nll(batch, use_lora=False)
                 self._chats += torch.stack([base[_TEXT], targets[_TEXT]]).double().cpu()
-            if batch_idx < _DEAF_ROWS and (everywhere or len(batch.audios)):
-                deaf, _ = pl_module.batch_nll(_without_sound(batch))
-                speech = _speech(torch.stack([sums, deaf.double().cpu()]))
+            if batch_idx < _SILENT_ROWS and (everywhere or len(batch.audios)):
+                silent, _ = pl_module.batch_nll(_without_sound(batch))
+                speech = _speech(torch.stack([sums, silent.double().cpu()]))
                 self._sound += torch.stack([speech, _speech(counts).expand(2)], dim=1)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -148,19 +148,19 @@ class RetentionGate(pl.Callback):
 
     @property
     def problems(self) -> list[str]:
-        """What the last validation found, in words; nothing if all is well."""
+        """Short warnings of the last validation; [] if all is well."""
         found = []
         retention, hearing = self.values.get('retention'), self.values.get('hearing')
         if retention is not None and retention < self.limit:
-            found.append(f'TEXT ABILITY {100 * retention:.1f} %, limit {100 * self.limit:.0f} %')
+            found.append(f'retention {100 * retention:.1f} % below limit {100 * self.limit:.0f} %')
         elif retention is not None and retention < (1 + self.limit) / 2:
-            found.append(f'text ability falls: {100 * retention:.1f} %')
+            found.append(f'retention {100 * retention:.1f} % near limit {100 * self.limit:.0f} %')
         if hearing is not None and hearing < self.min_hearing:
-            found.append(f'DOES NOT HEAR ({100 * hearing:.1f} %)')
+            found.append(f'hearing {100 * hearing:.1f} %: audio ignored')
         return found
 
     def short(self) -> str:
-        """A few words for the line of progress; '' before the first validation."""
+        """A few words for the progress line; '' before the first validation."""
         if not self.values:
             return ''
         retention = self.values.get('retention')
@@ -216,10 +216,10 @@ class RetentionGate(pl.Callback):
         return values
 
 
-def gate_of(cfg: Mapping[str, Any]) -> list[RetentionGate]:
-    """The gate of a configuration, or none."""
-    gate = dict(cfg.get('gate') or {})
-    return [RetentionGate(**gate)] if gate.pop('enabled', False) else []
+def retention_monitor_of(cfg: Mapping[str, Any]) -> list[RetentionMonitor]:
+    """The monitor that the section `gate` of a configuration describes, or none."""
+    section = dict(cfg.get('gate') or {})
+    return [RetentionMonitor(**section)] if section.pop('enabled', False) else []
 
 
 def retention_items() -> list[dict[str, Any]]:
@@ -242,7 +242,7 @@ def _chats(items: Sequence[Mapping[str, Any]]) -> Iterator[Conversation]:
     for number, item in enumerate(items):
         asked = Turn('user', (Text(item['question']),))
         for choice, text in enumerate(item['choices']):
-            yield Conversation(f'{number}:{choice}', (asked, Turn('assistant', (Text(text),))), 'text', 'gate')
+            yield Conversation(f'{number}:{choice}', (asked, Turn('assistant', (Text(text),))), 'text', 'retention')
 
 
 def _without_sound(row: PackedRow) -> PackedRow:

@@ -28,7 +28,7 @@ from nemo_vtb.model.warm_start import warm_start
 from nemo_vtb.parallel.fully_sharded import register_fully_sharded
 from nemo_vtb.parallel.megatron import register_strategy, tensor_parallel_of
 from nemo_vtb.training.interrupted import CompleteRun, clear_leftovers
-from nemo_vtb.training.retention_monitor import gate_of
+from nemo_vtb.training.retention_monitor import retention_monitor_of
 
 
 def build_trainer(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> Trainer:
@@ -45,7 +45,7 @@ def build_trainer(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> Traine
     options: dict[str, Any] = dict(resolve_trainer_cfg(cfg.trainer))
     interval = options.get('val_check_interval')
     counted = isinstance(interval, int)
-    options['callbacks'] = [*(options.get('callbacks') or []), *callbacks, *gate_of(cfg), CompleteRun()]
+    options['callbacks'] = [*(options.get('callbacks') or []), *callbacks, *retention_monitor_of(cfg), CompleteRun()]
     options['plugins'] = [*(options.get('plugins') or []), ShardedCheckpointIO()]
     options.setdefault('use_distributed_sampler', False)
     if counted:  # the data has one long epoch: validation is counted in batches, across epochs
