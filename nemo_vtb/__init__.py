@@ -20,6 +20,7 @@ targets are put on NeMo's allow-list as soon as NeMo itself is imported (`regist
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from nemo_vtb.factory import demo as _demo  # noqa: F401  (registers the demonstration corpora as assets)
 from nemo_vtb.package_info import __version__
 from nemo_vtb.registry import register
 

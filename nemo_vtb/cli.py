@@ -101,7 +101,7 @@ def _module(command: str) -> ModuleType:
 
 # imported when it is called: `vtb --help` must not wait for torch
 _COMMANDS: dict[str, str] = {
-    'assets': 'nemo_vtb.assets.command',
+    'assets': 'nemo_vtb.commands.assets',
     'data': 'nemo_vtb.commands.data',
     'doctor': 'nemo_vtb.commands.doctor',
     'eval': 'nemo_vtb.commands.eval',

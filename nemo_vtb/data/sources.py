@@ -23,11 +23,9 @@ from typing import Any
 from nemo_vtb.constants import KINDS
 from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn, conversation_from_dict, parse_line
 from nemo_vtb.data.faults import Reason, data_fault
-from nemo_vtb.data.unpacked import shar_shards, unpack_gzip, unpack_shar
+from nemo_vtb.data.manifest_files import expand_paths, shar_shards, unpack_gzip, unpack_shar
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 
-_PATTERN = re.compile(r'[{}]|_OP_|_CL_|[\[(<][^/]*\.\.')
-_BRACES = {'(': '{', '[': '{', '<': '{', '_OP_': '{', ')': '}', ']': '}', '>': '}', '_CL_': '}'}
 _LANGUAGES = {
     'ar': 'Arabic',
     'de': 'German',
@@ -120,21 +118,6 @@ def parse_input_cfg(
         name = source.name if count == 1 else f'{source.name}.{count}'
         unique.append(source if count == 1 else _renamed(source, name))
     return unique
-
-
-def expand_paths(value: str | Path | Sequence[str]) -> list[str]:
-    """Expand NeMo's shard patterns (`shard__OP_0..9_CL_.jsonl`, braces, lists) into paths, in order."""
-    if isinstance(value, str | Path):
-        text = str(value)
-        if not _PATTERN.search(text):
-            return [text]
-        # what NeMo's expand_sharded_filepaths does; importing it from NeMo costs half a minute
-        from braceexpand import braceexpand
-
-        for mark, brace in _BRACES.items():
-            text = text.replace(mark, brace)
-        return list(braceexpand(text, escape=False))
-    return [path for item in value for path in expand_paths(item if isinstance(item, str | Path) else str(item[0]))]
 
 
 def _depth(entries: Sequence[Mapping[str, Any]]) -> int:

@@ -11,15 +11,10 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Makes training data: ASR and AST conversations, speech QA, mixed-modal and typed chats, each item verified.
+"""Makes training data: ASR and AST conversations, speech QA, mixed-modal and text-only conversations, all verified.
 
     vtb data make mixed_modal OUT CHATS.jsonl --workers 8
 
 Every kind is a `Stage`: a work list, and a function from a chunk of it to outcomes. The rest (journal, workers,
 shards, splits, archives, data card) is the same for all.
 """
-
-from nemo_vtb.factory.production import Produced, produce
-from nemo_vtb.factory.work import Item, Outcome, Stage
-
-__all__ = ['Item', 'Outcome', 'Produced', 'Stage', 'produce']

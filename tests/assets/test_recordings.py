@@ -23,9 +23,8 @@ import av
 import numpy as np
 import pytest
 
-from nemo_vtb.assets.catalog import get_asset
+from nemo_vtb.assets.catalog import Job, get_asset
 from nemo_vtb.assets.recordings import (
-    SAMPLE_RATE,
     Utterance,
     build_asterisk,
     build_ljspeech,
@@ -36,7 +35,7 @@ from nemo_vtb.assets.recordings import (
     write_recordings,
     write_wav,
 )
-from nemo_vtb.assets.store import Job
+from nemo_vtb.constants import SAMPLE_RATE
 from nemo_vtb.errors import VtbAssetError
 
 

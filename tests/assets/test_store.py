@@ -14,6 +14,7 @@
 """Folders are built once, atomically, by one process at a time; a kill or a full disk leaves nothing behind."""
 
 import errno
+import importlib
 import json
 import signal
 import subprocess
@@ -37,26 +38,27 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / 'cache'
 
 
+TOOLS = types.SimpleNamespace()
+
+
 @pytest.fixture
-def builders(monkeypatch):
-    """A module of builders that the catalog can name, and the list of what it built."""
-    module = types.ModuleType('tiny_builders')
-    module.built = []
+def builders():
+    """A builder, and the list of what it built."""
+    TOOLS.built = []
 
     def build(job):
-        module.built.append(job.asset.name)
+        TOOLS.built.append(job.asset.name)
         (job.scratch / 'unpacked').write_text('not kept')
         (job.into / 'wav').mkdir()
         (job.into / 'wav' / 'a.wav').write_bytes(b'sound')
-        (job.into / 'out.txt').write_text(f'{job.params.get("word")} {sorted(job.assets)} {sorted(job.left_out)}')
+        (job.into / 'out.txt').write_text(f'{job.params.get("word")} {sorted(job.assets)} {sorted(job.unavailable)}')
 
-    module.build = build
-    monkeypatch.setitem(sys.modules, 'tiny_builders', module)
-    return module
+    TOOLS.build = build
+    return TOOLS
 
 
 def add_asset(monkeypatch, name, **changes):
-    settings = {'builder': 'tiny_builders:build', 'packages': (), 'outputs': ('out.txt',), **changes}
+    settings = {'builder': lambda job: TOOLS.build(job), 'packages': (), 'outputs': ('out.txt',), **changes}
     asset = Asset(name, 'recordings', 'a tiny one', 'nobody', 'MIT', **settings)
     monkeypatch.setitem(ASSETS, name, asset)
     return asset
@@ -116,7 +118,7 @@ def test_optional_needs_are_left_out_with_a_reason(cache, builders, monkeypatch)
     ensure('whole', quiet=True)
     assert (cache / 'whole' / 'out.txt').read_text() == "None ['there'] ['far']"
     assert store.state('whole') == 'partial'
-    assert 'NEMO_VTB_OFFLINE' in store.left_out('whole')['far']
+    assert 'NEMO_VTB_OFFLINE' in store.unavailable('whole')['far']
     paths, reasons = ensure_available('far', 'there', quiet=True)
     assert set(paths) == {'there'} and 'far-away 1' in reasons['far']
     with pytest.raises(VtbAssetError, match='far-away 1'):
@@ -155,13 +157,13 @@ def test_a_failed_rebuild_keeps_the_old_folder(cache, builders, monkeypatch):
     add_asset(monkeypatch, 'tiny')
     ensure('tiny', quiet=True)
     builders.build = lambda job: None
-    with pytest.raises(VtbAssetError, match='did not make all its files'):
+    with pytest.raises(VtbAssetError, match='did not write all its files'):
         ensure('tiny', quiet=True, rebuild=True)
     assert store.state('tiny') == 'ready'
 
 
 def test_a_missing_module_is_named(cache, monkeypatch):
-    add_asset(monkeypatch, 'tiny', builder='no_such_module_here:build')
+    add_asset(monkeypatch, 'tiny', builder=lambda job: importlib.import_module('no_such_module_here'))
     with pytest.raises(VtbAssetError, match='no_such_module_here') as caught:
         ensure('tiny', quiet=True)
     assert 'pip install' in caught.value.remedy
@@ -196,7 +198,7 @@ def test_the_stamp_tells_the_licence_and_files_are_readable(cache, builders, mon
 
 
 CHILD = """
-import sys, time, types
+import sys, time
 from nemo_vtb.assets import ensure
 from nemo_vtb.assets.catalog import ASSETS, Asset
 def build(job):
@@ -204,10 +206,7 @@ def build(job):
     print('half', flush=True)
     time.sleep(float(sys.argv[1]))
     (job.into / 'out.txt').write_text('whole')
-module = types.ModuleType('tiny_builders')
-module.build = build
-sys.modules['tiny_builders'] = module
-ASSETS['tiny'] = Asset('tiny', 'recordings', '', '', 'MIT', (), 'tiny_builders:build', outputs=('out.txt',))
+ASSETS['tiny'] = Asset('tiny', 'recordings', '', '', 'MIT', (), build, outputs=('out.txt',))
 ensure('tiny', quiet=True)
 """
 

@@ -21,7 +21,7 @@ import pytest
 from data_helpers import spoken, text, write_jsonl, write_wav
 
 from nemo_vtb.data.conversation import Audio, Conversation, Text
-from nemo_vtb.data.sources import expand_paths, parse_input_cfg
+from nemo_vtb.data.sources import parse_input_cfg
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 
 CHAT = {'id': 'c', 'conversations': [text('User', 'hi'), text('Assistant', 'hello')]}
@@ -226,20 +226,3 @@ def test_what_cannot_be_read_is_refused_by_name(tmp_path: Path, entry: dict[str,
 def test_a_missing_manifest_is_named(tmp_path: Path) -> None:
     with pytest.raises(VtbDataError, match=r'none\.jsonl'):
         parse_input_cfg([{'type': 'nemo', 'manifest_filepath': str(tmp_path / 'none.jsonl')}])
-
-
-PATTERNS = ('a/m__OP_0..2_CL_.jsonl', 'z_{1..2}.jsonl', 'b_[01..03].jsonl', '{x,y}/m.jsonl')
-
-
-def test_shard_patterns_are_expanded() -> None:
-    assert expand_paths(PATTERNS[0]) == [f'a/m_{n}.jsonl' for n in range(3)]
-    assert expand_paths(['x.jsonl', ['y.jsonl', 0.5], PATTERNS[1]]) == ['x.jsonl', 'y.jsonl', 'z_1.jsonl', 'z_2.jsonl']
-    assert expand_paths('plain (1).jsonl') == ['plain (1).jsonl']
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('pattern', PATTERNS)
-def test_shard_patterns_are_expanded_as_nemo_does(pattern: str) -> None:
-    from nemo.collections.common.data.lhotse.nemo_adapters import expand_sharded_filepaths
-
-    assert expand_paths(pattern) == expand_sharded_filepaths(pattern)

@@ -26,8 +26,8 @@ from data_helpers import text, write_jsonl, write_wav
 from lhotse import CutSet, Recording, SupervisionSegment
 
 from nemo_vtb.data.audio import read_audio
+from nemo_vtb.data.manifest_files import expand_paths, unpack_gzip
 from nemo_vtb.data.sources import parse_input_cfg
-from nemo_vtb.data.unpacked import unpack_gzip
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 
 pytestmark = pytest.mark.unit
@@ -170,3 +170,20 @@ def test_a_damaged_gzip_is_named_and_leaves_nothing(tmp_path: Path, cache: Path,
         unpack_gzip(str(path))
     assert 'm.jsonl.gz' in str(caught.value)
     assert not list((cache / 'manifests').iterdir())
+
+
+PATTERNS = ('a/m__OP_0..2_CL_.jsonl', 'z_{1..2}.jsonl', 'b_[01..03].jsonl', '{x,y}/m.jsonl')
+
+
+def test_shard_patterns_are_expanded() -> None:
+    assert expand_paths(PATTERNS[0]) == [f'a/m_{n}.jsonl' for n in range(3)]
+    assert expand_paths(['x.jsonl', ['y.jsonl', 0.5], PATTERNS[1]]) == ['x.jsonl', 'y.jsonl', 'z_1.jsonl', 'z_2.jsonl']
+    assert expand_paths('plain (1).jsonl') == ['plain (1).jsonl']
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('pattern', PATTERNS)
+def test_shard_patterns_are_expanded_as_nemo_does(pattern: str) -> None:
+    from nemo.collections.common.data.lhotse.nemo_adapters import expand_sharded_filepaths
+
+    assert expand_paths(pattern) == expand_sharded_filepaths(pattern)

