@@ -41,7 +41,6 @@ if TYPE_CHECKING:
         _built: bool
 
         def base_weights(self) -> dict[str, Tensor]: ...
-        def save_to(self, save_path: str | Path, **options: Any) -> None: ...
 else:
     _Module = object  # a mixin at run time
 
@@ -162,21 +161,6 @@ def _weight_files(folder: str | Path) -> list[Path]:
 
 class Portable(_Module):
     """Mixin of `VoiceTextBlender`: what is trained, under the names and in the order of the Hugging Face backbone."""
-
-    _portable: dict[str, Tensor] | None = None
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """As in torch; of a split model that is being saved, what the Hugging Face backbone would have."""
-        return super().state_dict(*args, **kwargs) if self._portable is None else self._portable
-
-    def save_to(self, save_path: str | Path, **options: Any) -> None:
-        """Write the `.nemo` file; the ranks that hold one LLM call it together, and the first one writes."""
-        if self.is_split or (self.is_sharded and self._built):
-            self._portable = {**self.base_weights(), **self.trained_state()}
-        try:
-            super().save_to(save_path, **options)
-        finally:
-            self._portable = None
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """Name -> parameter of all that is trained, in the order that optimizer states follow."""

@@ -13,9 +13,9 @@
 # limitations under the License.
 """The `.nemo` archive: written in one form only, read with suspicion. Nothing of torch, nothing is unpacked unasked.
 
-A file of ours is a tar of plain files whose last member, `passport.json`, holds size and SHA-256 of each other member
-and of itself. Each byte is accounted for: headers must be those that we write, padding must be zero. Archives of NeMo
-(an ASR model, an older file of ours) have no passport; they are read under the same rules for names and kinds.
+A file of ours is a tar of plain files whose last member, the manifest, holds size and SHA-256 of each other member and
+of itself. Each byte is accounted for: headers must be those that we write, padding must be zero. Archives of NeMo (an
+ASR model, a file of our first version) have no manifest; they are read under the same rules for names and kinds.
 """
 
 import gzip
@@ -23,19 +23,24 @@ import hashlib
 import json
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import yaml
+
 from nemo_vtb.errors import VtbCheckpointError
 from nemo_vtb.io import atomic_path
 
 CONFIG = 'model_config.yaml'
-PASSPORT = 'passport.json'
+MANIFEST = 'manifest.json'
 FORMAT = 2
-"""Version of the layout, in the passport; raised when an older reader would misread a file."""
+"""Version of the layout, in the manifest; raised when an older reader would misread a file."""
+
+_OLDER_MANIFEST = 'passport.json'
+_OLDER_KEYS = {'values': 'parameters'}
 
 _BLOCK, _CHUNK = 512, 2**20
 _MAX_MEMBERS = 4096
@@ -96,16 +101,16 @@ class Member:
 # ---- writing
 
 
-def write_archive(path: Path, files: Mapping[str, Member], passport: Mapping[str, Any]) -> dict[str, Any]:
+def write_archive(path: Path, files: Mapping[str, Member], manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Write an archive in its one form; the caller puts it in place (`atomic_path`).
 
     Args:
         path: Where.
         files: Name -> content.
-        passport: What the file says about itself; sizes and digests are added.
+        manifest: What the file says about itself; sizes and digests are added.
 
     Returns:
-        The passport as written.
+        The manifest as written.
     """
     members: dict[str, dict[str, Any]] = {}
     with path.open('wb') as out:
@@ -114,35 +119,35 @@ def write_archive(path: Path, files: Mapping[str, Member], passport: Mapping[str
             digest = _copy(member, out.write)
             out.write(bytes(-member.size % _BLOCK))
             members[name] = {'bytes': member.size, 'sha256': digest}
-        raw = _seal({**passport, 'format': FORMAT, 'members': members})
-        out.write(_header(PASSPORT, len(raw)) + raw + bytes(-len(raw) % _BLOCK))
+        raw = _seal({**manifest, 'format': FORMAT, 'members': members})
+        out.write(_header(MANIFEST, len(raw)) + raw + bytes(-len(raw) % _BLOCK))
         out.write(bytes(2 * _BLOCK))
     return json.loads(raw)
 
 
 def change_sections(path: Path, sections: Mapping[str, Any]) -> None:
-    """Write something else into sections of a passport; the weights are copied as they are.
+    """Replace sections of a manifest; the weights are copied as they are.
 
     Args:
         path: A file of ours; replaced when the new one is whole.
         sections: Name -> what `json` can write.
 
     Raises:
-        VtbCheckpointError: The file is damaged, or has no passport.
+        VtbCheckpointError: The file is damaged, or has no manifest.
     """
     members = read_members(path)
-    passport = read_passport(path, members)
-    if passport is None:
-        raise broken(path, f'no {PASSPORT} in it')
-    files = {name: member for name, member in members.items() if name != PASSPORT}
+    manifest = read_manifest(path, members)
+    if manifest is None:
+        raise broken(path, f'no {MANIFEST} in it')
+    files = {name: members[name] for name in manifest['members']}
     with atomic_path(path) as temporary:
-        written = write_archive(temporary, files, {**passport, **sections})
+        written = write_archive(temporary, files, {**manifest, **sections})
         for name in files:
-            check_digest(path, name, written['members'][name]['sha256'], passport)
+            check_digest(path, name, written['members'][name]['sha256'], manifest)
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Names of measures in the order of a table; the JSON of a passport is sorted by name."""
+    """Names of measures in the order of a table; the JSON of a manifest is sorted by name."""
     return sorted(names, key=lambda name: _COLUMNS.index(name) if name in _COLUMNS else len(_COLUMNS))
 
 
@@ -160,8 +165,8 @@ def _copy(member: Member, write: Callable[[bytes], Any]) -> str:
     return digest.hexdigest()
 
 
-def _seal(passport: Mapping[str, Any]) -> bytes:
-    body = {key: value for key, value in passport.items() if key != 'sha256'}
+def _seal(manifest: Mapping[str, Any]) -> bytes:
+    body = {key: value for key, value in manifest.items() if key != 'sha256'}
     plain = json.loads(json.dumps(body, default=str))
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
     return json.dumps({**plain, 'sha256': digest}, indent=1, sort_keys=True).encode()
@@ -210,38 +215,109 @@ def _checked_name(path: Path, info: tarfile.TarInfo) -> str:
     return '/'.join(parts)
 
 
-def read_passport(path: Path, members: Mapping[str, Member]) -> dict[str, Any] | None:
-    """The passport of a file of ours, its own digest and the form of the archive checked; None for other archives.
+def read_manifest(path: Path, members: Mapping[str, Member]) -> dict[str, Any] | None:
+    """The manifest of a file of ours, its own digest and the form of the archive checked; None for other archives.
 
     Raises:
         VtbCheckpointError: It is damaged, or the archive is not in the form that we write.
     """
-    if PASSPORT not in members:
+    manifest = _listed_manifest(path, members)
+    if manifest is None:
         return None
-    raw = members[PASSPORT].text()
-    try:
-        passport = json.loads(raw)
-        whole = isinstance(passport, dict) and _seal(passport) == raw.encode()
-    except (ValueError, RecursionError):
-        whole = False
-    if not whole:
-        raise broken(path, f'{PASSPORT} does not have the SHA-256 that it names')
-    if passport['format'] != FORMAT:
-        raise broken(path, f'format {passport["format"]}; this version of nemo_vtb reads {FORMAT}')
-    listed = passport['members']
-    if listed.keys() != members.keys() - {PASSPORT}:
-        odd = sorted(listed.keys() ^ (members.keys() - {PASSPORT}))
-        raise broken(path, f'{odd[:4]} are in the archive or in {PASSPORT}, but not in both')
     for name, member in members.items():
         padding = Member(path, member.offset + member.size, -member.size % _BLOCK)
         header = Member(path, member.offset - _BLOCK, _BLOCK)
         if b''.join(header.chunks()) != _header(name, member.size) or any(b''.join(padding.chunks())):
             raise broken(path, f'{name}: its header or padding was changed')
-    return passport
+    return manifest
 
 
-def extract(path: Path, folder: Path, names: set[str] | None = None) -> list[str]:
-    """Write members into an empty folder, each compared with the SHA-256 of the passport if there is one.
+def verify_unpacked(folder: Path) -> dict[str, Any] | None:
+    """The manifest of an archive that NeMo's own connector has unpacked, each file compared with it; None without one.
+
+    Raises:
+        VtbCheckpointError: A file differs, is missing or is not listed; it is named.
+    """
+    members = {str(file.relative_to(folder)): Member.whole(file) for file in folder.rglob('*') if file.is_file()}
+    manifest = _listed_manifest(folder, members)
+    if manifest is not None:
+        for name in manifest['members']:
+            check_digest(folder, name, members[name].digest(), manifest)
+    return manifest
+
+
+def _listed_manifest(path: Path, members: Mapping[str, Member]) -> dict[str, Any] | None:
+    own = next((name for name in (MANIFEST, _OLDER_MANIFEST) if name in members), None)
+    if own is None:
+        return None
+    manifest = _parse_manifest(path, members[own])
+    listed, others = manifest['members'].keys(), members.keys() - {own}
+    if listed != others:
+        raise broken(path, f'{sorted(listed ^ others)[:4]} are in the archive or in {own}, but not in both')
+    return manifest
+
+
+def _parse_manifest(path: Path, member: Member) -> dict[str, Any]:
+    raw = member.text()
+    try:
+        manifest = json.loads(raw)
+        whole = isinstance(manifest, dict) and _seal(manifest) == raw.encode()
+    except (ValueError, RecursionError):
+        whole = False
+    if not whole:
+        raise broken(path, 'its manifest does not have the SHA-256 that it names')
+    if manifest['format'] != FORMAT:
+        raise broken(path, f'format {manifest["format"]}; this version of nemo_vtb reads {FORMAT}')
+    return {_OLDER_KEYS.get(key, key): value for key, value in manifest.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class NemoInfo:
+    """What a `.nemo` archive says about itself.
+
+    Args:
+        path: The file.
+        files: Name -> bytes of every member.
+        config: The model's configuration.
+        manifest: Template hash, ledger, retention card ...; {} where the file has none.
+    """
+
+    path: Path
+    files: Mapping[str, int]
+    config: Mapping[str, Any]
+    manifest: Mapping[str, Any]
+
+
+def read_info(path: str | Path, *, check: bool = False) -> NemoInfo:
+    """Read names, configuration and manifest of a `.nemo` file; nothing is unpacked or executed.
+
+    Args:
+        path: The file.
+        check: Read every byte and compare each member with its SHA-256.
+
+    Raises:
+        VtbCheckpointError: The file is missing, no archive, cut off, changed, or without a configuration.
+    """
+    path = Path(path)
+    with open_plain(path) as plain:
+        members = read_members(plain)
+        manifest = read_manifest(plain, members) or {}
+        if CONFIG not in members:
+            raise broken(path, f'no {CONFIG} among {sorted(members)[:8]}')
+        try:
+            config = yaml.safe_load(members[CONFIG].text())
+        except yaml.YAMLError as error:
+            raise broken(path, f'{type(error).__name__}: {error}') from error
+        if check and manifest:
+            for name in manifest['members']:
+                check_digest(path, name, members[name].digest(), manifest)
+        if not isinstance(config, dict):
+            raise broken(path, 'its configuration is no mapping')
+        return NemoInfo(path, {name: m.size for name, m in members.items()}, config, manifest)
+
+
+def extract(path: Path, folder: Path, names: Container[str] | None = None) -> dict[str, Any] | None:
+    """Write members into an empty folder, each compared with the SHA-256 of the manifest if there is one.
 
     Args:
         path: The archive; a compressed one is unpacked first, up to a bound.
@@ -249,34 +325,33 @@ def extract(path: Path, folder: Path, names: set[str] | None = None) -> list[str
         names: Which; None takes all.
 
     Returns:
-        The names written.
+        The manifest; None where the archive has none.
 
     Raises:
         VtbCheckpointError: The archive is damaged (the member is named) or hostile.
     """
     with open_plain(path) as plain:
         members = read_members(plain)
-        passport = read_passport(plain, members)
-        chosen = {name: member for name, member in members.items() if names is None or name in names}
-        for name, member in chosen.items():
+        manifest = read_manifest(plain, members)
+        for name in members if names is None else [name for name in members if name in names]:
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             with target.open('xb') as stream:
-                digest = _copy(member, stream.write)
-            if passport and name != PASSPORT:
-                check_digest(path, name, digest, passport)
-    return list(chosen)
+                digest = _copy(members[name], stream.write)
+            if manifest and name in manifest['members']:
+                check_digest(path, name, digest, manifest)
+    return manifest
 
 
-def check_digest(path: Path, name: str, digest: str, passport: Mapping[str, Any]) -> None:
-    """Compare a member with its passport.
+def check_digest(path: Path, name: str, digest: str, manifest: Mapping[str, Any]) -> None:
+    """Compare a member with its manifest.
 
     Raises:
         VtbCheckpointError: It differs; the member is named.
     """
-    expected = passport['members'][name]['sha256']
+    expected = manifest['members'][name]['sha256']
     if digest != expected:
-        raise broken(path, f'{name} has SHA-256 {digest[:12]}, its passport says {expected[:12]}')
+        raise broken(path, f'{name} has SHA-256 {digest[:12]}, its manifest says {expected[:12]}')
 
 
 @contextmanager

@@ -20,7 +20,6 @@ import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nemo.utils.app_state import AppState
 from nemo.utils.model_utils import ArtifactPathType
 from omegaconf import open_dict
 
@@ -66,20 +65,14 @@ def llm_files(model: 'ModelPT', *, restoring: bool) -> Path:
 
 def _check_stored(name: str, stored: str) -> None:
     # the configuration of a stranger's file must neither read nor write elsewhere
-    if not re.fullmatch(r'[A-Za-z0-9_-][\w.-]*', name) or not re.fullmatch(r'(nemo:)?[\w.-]+', Path(stored).name):
-        raise _bad_name(name, stored)
-    if AppState().nemo_file_folder is not None and stored != f'nemo:{Path(stored).name.removeprefix("nemo:")}':
-        raise _bad_name(name, stored)
-
-
-def _bad_name(name: str, stored: str) -> VtbCheckpointError:
-    return VtbCheckpointError(
-        'The configuration names a file outside of the archive; nothing of it is used.',
-        field=f'{_KEY}.{name}',
-        got=stored,
-        allowed='nemo:NAME, a plain name',
-        remedy='do not use the file, and ask its author what it was meant to do',
-    )
+    if not re.fullmatch(r'[A-Za-z0-9_-][\w.-]*', name) or not re.fullmatch(r'nemo:[\w.-]+', str(stored)):
+        raise VtbCheckpointError(
+            'The configuration names a file outside of the archive; nothing of it is used.',
+            field=f'{_KEY}.{name}',
+            got=stored,
+            allowed='nemo:NAME, a plain name',
+            remedy='do not use the file, and ask its author what it was meant to do',
+        )
 
 
 def _save_description(llm: str, tokenizer: str, folder: Path, trust_remote_code: bool) -> None:

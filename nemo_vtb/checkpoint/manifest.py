@@ -24,17 +24,27 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from nemo_vtb.backbone.names import frozen_base, plain_name
-from nemo_vtb.checkpoint.nemo_parts import part_of
+from nemo_vtb.backbone.names import is_base_weight, plain_name
 from nemo_vtb.package_info import __version__
 
 if TYPE_CHECKING:
     from nemo_vtb.model.blender import VoiceTextBlender
 
 SECTIONS = ('run_config', 'ledger', 'evaluation', 'retention', 'parity')
-"""What others found out about the model; carried on when it is restored and saved again."""
+"""What a run, an evaluation or an export recorded about the model; kept when it is restored and saved again."""
 
 _PACKAGES = ('nemo_toolkit', 'torch', 'transformers', 'peft', 'lightning', 'lhotse', 'safetensors', 'megatron-core')
+
+
+def part_of(name: str) -> str:
+    """The part of the model that a key of the state dict belongs to: llm, encoder, adapter, lora or other."""
+    if '.lora_' in name:
+        return 'lora'
+    if is_base_weight(name):
+        return 'llm'
+    if name.startswith(('perception.encoder', 'perception.preprocessor.')):
+        return 'encoder'
+    return 'adapter' if name.startswith('perception.') else 'other'
 
 
 def weights_digest(state: Mapping[str, Tensor]) -> str:
@@ -49,16 +59,19 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def make_passport(model: 'VoiceTextBlender', *, include_llm: bool) -> dict[str, Any]:
+def make_manifest(
+    model: 'VoiceTextBlender', state: Mapping[str, Tensor], *, llm_trained: bool, include_llm: bool
+) -> dict[str, Any]:
     """Everything but the digests of the members, which the archive adds.
 
     Args:
         model: What is about to be saved.
+        state: Its state dict.
+        llm_trained: Whether the LLM was trained itself, and not LoRA on it.
         include_llm: Whether the base LLM is in the file.
     """
-    base = frozen_base(model)
     parameters: dict[str, int] = {}
-    for name, value in model.state_dict().items():
+    for name, value in state.items():
         parameters[part_of(name)] = parameters.get(part_of(name), 0) + value.numel()
     return {
         'versions': _versions(),
@@ -68,11 +81,11 @@ def make_passport(model: 'VoiceTextBlender', *, include_llm: bool) -> dict[str, 
         'renderer_sha256': model.renderer.fingerprint,
         'base_llm': {
             'name': str(model.cfg.pretrained_llm),
-            'weights_sha256': model.base_digest() if base else None,
-            'trained': not base,
+            'weights_sha256': None if llm_trained else model.base_digest(),
+            'trained': llm_trained,
             'included': include_llm,
         },
-        'values': parameters,
+        'parameters': parameters,
         **{section: model.provenance.get(section) for section in SECTIONS},
         'ledger': _ledger(model) or model.provenance.get('ledger'),
     }

@@ -83,6 +83,6 @@ def _parser() -> argparse.ArgumentParser:
         help='variable of its key (default: OPENAI_API_KEY)',
     )
     parser.add_argument('--output', help='JSON file for numbers and answers (default: beside the model)')
-    parser.add_argument('--record', action='store_true', help="write the numbers into the file's passport, too")
+    parser.add_argument('--record', action='store_true', help="write the numbers into the file's manifest, too")
     parser.add_argument('--device', default='auto', help='auto, cpu, cuda ... (default: auto)')
     return parser

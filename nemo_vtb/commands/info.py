@@ -18,7 +18,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nemo_vtb.checkpoint.info import NemoInfo, read_info
+from nemo_vtb.checkpoint.archive import NemoInfo, in_order, read_info
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,16 +34,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     info = read_info(arguments.file, check=arguments.check)
     console = Console()
     if arguments.json:
-        value = {'path': str(info.path), 'files': dict(info.files), 'config': info.config, 'passport': info.passport}
+        value = {'path': str(info.path), 'files': dict(info.files), 'config': info.config, 'manifest': info.manifest}
         console.out(json.dumps(value, ensure_ascii=False, default=str), highlight=False)
         return 0
     console.print(_table(info))
-    for table in _passport_tables(info.passport):
+    for table in _manifest_tables(info.manifest):
         console.print(table)
-    if not info.passport:
-        console.print('passport: none in this file, so nothing in it can be checked', style='dim')
+    if not info.manifest:
+        console.print('manifest: none in this file, so nothing in it can be checked', style='dim')
     elif arguments.check:
-        console.print(f'every byte is as it was written: {len(info.passport["members"])} members', style='green')
+        console.print(f'every byte is as it was written: {len(info.manifest["members"])} members', style='green')
     if arguments.config:
         import yaml
         from rich.syntax import Syntax
@@ -76,29 +76,29 @@ def _table(info: NemoInfo) -> Any:
     return table
 
 
-def _passport_tables(passport: Mapping[str, Any]) -> list[Any]:
+def _manifest_tables(manifest: Mapping[str, Any]) -> list[Any]:
     from rich.table import Table
     from rich.text import Text
 
-    if not passport:
+    if not manifest:
         return []
-    base, counts = passport['base_llm'], passport['values']
+    base, counts = manifest['base_llm'], manifest['parameters']
     rows = {
-        'saved by': ', '.join(f'{name} {number}' for name, number in passport['versions'].items()),
-        'git revision': passport['git_revision'] or 'not known: the package was installed',
-        'values': ', '.join(f'{part} {count:,}' for part, count in counts.items()),
+        'saved by': ', '.join(f'{name} {number}' for name, number in manifest['versions'].items()),
+        'git revision': manifest['git_revision'] or 'not known: the package was installed',
+        'parameters': ', '.join(f'{part} {count:,}' for part, count in counts.items()),
         'base LLM': ('in the file' if base['included'] else 'NOT in the file')
         + (', trained itself' if base['trained'] else f', weights with SHA-256 {base["weights_sha256"]}'),
-        'chat template': f'SHA-256 {passport["template_sha256"]}',
-        'template and tokenizer': f'SHA-256 {passport["renderer_sha256"]}',
+        'chat template': f'SHA-256 {manifest["template_sha256"]}',
+        'template and tokenizer': f'SHA-256 {manifest["renderer_sha256"]}',
     }
-    table = Table(show_header=False, title='Passport', title_justify='left')
+    table = Table(show_header=False, title='Manifest', title_justify='left')
     for name, value in rows.items():
         table.add_row(name, Text(str(value)))
     for name in ('run_config', 'ledger', 'evaluation', 'retention', 'parity'):
-        table.add_row(name, 'in the file (`--json` prints it)' if passport.get(name) else Text('none', style='dim'))
-    tables = [table, *_measured(passport)]
-    if ledger := passport.get('ledger'):
+        table.add_row(name, 'in the file (`--json` prints it)' if manifest.get(name) else Text('none', style='dim'))
+    tables = [table, *_measured(manifest)]
+    if ledger := manifest.get('ledger'):
         columns = ('name', 'kind', 'conversations', 'tokens')
         trained = Table('source', *columns[1:], title='Trained on', title_justify='left')
         for one in ledger['sources']:
@@ -107,16 +107,14 @@ def _passport_tables(passport: Mapping[str, Any]) -> list[Any]:
     return tables
 
 
-def _measured(passport: Mapping[str, Any]) -> list[Any]:
+def _measured(manifest: Mapping[str, Any]) -> list[Any]:
     from rich.table import Table
     from rich.text import Text
 
-    from nemo_vtb.checkpoint.archive import in_order
-
     tables = []
-    retention = passport.get('retention') or {}
+    retention = manifest.get('retention') or {}
     for title, rows in (
-        ('Measured', (passport.get('evaluation') or {}).get('rows')),
+        ('Measured', (manifest.get('evaluation') or {}).get('rows')),
         (f'Text ability kept: {retention.get("sentence", "")}', retention.get('kept')),
     ):
         if rows:

@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Path(arguments.json).write_text(json.dumps(parity.to_json(), indent=1) + '\n', encoding='utf-8')
     if arguments.record:
         change_sections(Path(arguments.file), {'parity': parity.to_json()})
-        console.print(f'written into the passport of {arguments.file}', highlight=False, markup=False, soft_wrap=True)
+        console.print(f'written into the manifest of {arguments.file}', highlight=False, markup=False, soft_wrap=True)
     return 0 if parity.ok else 1
 
 
@@ -110,6 +110,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument('--answers', action='store_true', help='print each answer')
     parser.add_argument('--json', metavar='OUT.json', help='write the comparison')
-    parser.add_argument('--record', action='store_true', help='write the comparison into the passport of FILE.nemo')
+    parser.add_argument('--record', action='store_true', help='write the comparison into the manifest of FILE.nemo')
     parser.add_argument('--base-llm', metavar='FOLDER', help='the LLM, where FILE.nemo does not hold it')
     return parser

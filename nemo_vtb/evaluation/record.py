@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What of an evaluation goes into the passport of a `.nemo` file: the numbers, not the answers."""
+"""What of an evaluation goes into the manifest of a `.nemo` file: the numbers, not the answers."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ _INFO = ('datasets', 'limit', 'max_new_tokens', 'suites', 'judge')
 
 
 def summary(result: Evaluation) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """The sections `evaluation` and `retention` of a passport.
+    """The sections `evaluation` and `retention` of a manifest.
 
     Args:
         result: Of `vtb eval`.
@@ -57,14 +57,14 @@ def summary(result: Evaluation) -> tuple[dict[str, Any], dict[str, Any] | None]:
 
 
 def record(file: str | Path, result: Evaluation) -> None:
-    """Write the numbers into the passport of the file that was measured; exports carry them in their model card.
+    """Write the numbers into the manifest of the file that was measured; exports carry them in their model card.
 
     Args:
         file: The `.nemo` file; replaced when the new one is whole.
         result: What was measured.
 
     Raises:
-        VtbCheckpointError: The file is damaged, has no passport, or cannot be written.
+        VtbCheckpointError: The file is damaged, has no manifest, or cannot be written.
     """
     from nemo_vtb.checkpoint.archive import change_sections
 

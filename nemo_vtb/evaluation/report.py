@@ -41,7 +41,7 @@ class Subject:
     Args:
         name: What the report calls it.
         evaluation: What `vtb eval` found.
-        ledger: What it was trained on (`ledger.json`, or the passport's), None where it is not known.
+        ledger: What it was trained on (`ledger.json`, or the manifest's), None where it is not known.
         history: Records of `history.jsonl`, [] where there are none.
     """
 
@@ -77,7 +77,7 @@ def read_subject(path: str | Path, name: str | None = None) -> Subject:
     model = Path((evaluation.info.get('file') or {}).get('model') or path.with_name(f'{name_of(path)}.nemo'))
     folders = list(dict.fromkeys((path.parent, path.parent.parent, model.parent, model.parent.parent)))
     history = next((h for folder in folders if (h := read_history(folder / 'history.jsonl'))), [])
-    ledger = _passport_ledger(model) or _first_json([folder / 'ledger.json' for folder in folders])
+    ledger = _manifest_ledger(model) or _first_json([folder / 'ledger.json' for folder in folders])
     return Subject(name or name_of(path), evaluation, ledger, history)
 
 
@@ -306,13 +306,13 @@ def _curves(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return curves
 
 
-def _passport_ledger(model: Path) -> dict[str, Any] | None:
+def _manifest_ledger(model: Path) -> dict[str, Any] | None:
     """The ledger in the `.nemo` file, None where that has gone."""
-    from nemo_vtb.checkpoint.info import read_info
+    from nemo_vtb.checkpoint.archive import read_info
 
     if not model.is_file():
         return None
-    ledger: dict[str, Any] | None = read_info(model).passport.get('ledger')
+    ledger: dict[str, Any] | None = read_info(model).manifest.get('ledger')
     return ledger
 
 

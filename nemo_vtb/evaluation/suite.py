@@ -97,7 +97,7 @@ def measure_file(
         plan: What is measured; without a folder, recordings go into NAME.audio beside the result.
         output: The result; None is NAME.eval.json beside the model.
         device: Where the model answers.
-        record: Whether the numbers go into the passport of the file, too.
+        record: Whether the numbers go into the manifest of the file, too.
         console: Where progress is shown; None for silence.
 
     Returns:

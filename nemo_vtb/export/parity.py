@@ -93,7 +93,7 @@ class Parity:
         return [row for row in self.rows if row.way == way]
 
     def to_json(self) -> dict[str, Any]:
-        """For the passport: per form, how many questions, largest difference, answers that differ."""
+        """For the manifest: per form, how many questions, largest difference, answers that differ."""
         forms = {}
         for way in dict.fromkeys(row.way for row in self.rows):
             rows = self.of(way)

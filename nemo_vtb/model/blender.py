@@ -20,6 +20,7 @@ S samples, H LLM width, N targets.
 import re
 from collections import defaultdict
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from nemo.collections.speechlm2.parts.optim_setup import freeze_and_subset, is_f
 from nemo.collections.speechlm2.parts.pretrained import maybe_load_pretrained_models, move_embedding
 from nemo.core import ModelPT
 from nemo.core.classes.common import safe_instantiate
+from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
@@ -38,8 +40,8 @@ from nemo_vtb.backbone.hf import HFBackbone, load_llm
 from nemo_vtb.backbone.names import Portable, base_fingerprint
 from nemo_vtb.backbone.spec import SplitLLM
 from nemo_vtb.checkpoint.llm_files import llm_files
-from nemo_vtb.checkpoint.nemo_parts import check_restored_config, read_parts
-from nemo_vtb.checkpoint.saving import Saving, base_folder
+from nemo_vtb.checkpoint.manifest import weights_digest
+from nemo_vtb.checkpoint.nemo_file import NemoConnector, being_restored, save_nemo
 from nemo_vtb.constants import IGNORE_INDEX, KINDS
 from nemo_vtb.data.collate import PackedRow
 from nemo_vtb.data.template import AUDIO_SLOT, ChatRenderer
@@ -57,7 +59,7 @@ _LOSS_UNIT = 100.0
 """Sums of token losses are divided by this before the backward pass: gradients stay near one until rescaled."""
 
 
-class VoiceTextBlender(Portable, Saving, Generation, SplitLLM, SALM, ModelPT):
+class VoiceTextBlender(Portable, Generation, SplitLLM, SALM, ModelPT):
     """A text LLM that hears: SALM in its config and its state dict, ModelPT in how it is saved and restored.
 
     Args:
@@ -76,12 +78,9 @@ class VoiceTextBlender(Portable, Saving, Generation, SplitLLM, SALM, ModelPT):
         own_cfg = OmegaConf.create(OmegaConf.to_container(cfg) if isinstance(cfg, DictConfig) else dict(cfg))
         ModelPT.__init__(self, own_cfg, trainer)
         OmegaConf.set_struct(self.cfg, False)
-        restoring = ModelPT._is_model_being_restored()
-        if restoring:
-            check_restored_config(self.cfg)
-        restored = read_parts()
-        pretrained = bool(self.cfg.get('pretrained_weights', True)) and not restoring
-        folder = llm_files(self, restoring=restoring)
+        restored = being_restored(self, cfg)
+        pretrained = bool(self.cfg.get('pretrained_weights', True)) and restored is None
+        folder = llm_files(self, restoring=restored is not None)
         self.audio_locator_tag: str | None = self.cfg.get('audio_locator_tag')
         self.tokenizer = AutoTokenizer(str(folder), use_fast=True)
         self.renderer = ChatRenderer(self.tokenizer.tokenizer)
@@ -95,7 +94,7 @@ class VoiceTextBlender(Portable, Saving, Generation, SplitLLM, SALM, ModelPT):
             )
         # tensor parallelism: the LLM is built in `configure_model`, when the ranks know one another
         self.is_split = trainer is not None and isinstance(trainer.strategy, MegatronStrategy)
-        base = base_folder(self, restored)
+        base = restored.base_folder(self.cfg) if restored else None
         source = str(self.cfg.pretrained_llm) if pretrained else base or str(folder)
         self.is_sharded = trainer is not None and isinstance(trainer.strategy, FullyShardedStrategy)
         if self.is_sharded:
@@ -103,12 +102,13 @@ class VoiceTextBlender(Portable, Saving, Generation, SplitLLM, SALM, ModelPT):
         (self._plan_llm if self.is_split else self._build_llm)(source, pretrained or base is not None)
         self.perception = setup_perception(self.cfg, *self._llm_scale, pretrained=pretrained)
         self.frames = frame_counter(self.cfg.perception, chunk_s=self.cfg.get('encoder_chunk_size_seconds'))
-        if not restoring:
+        if restored is None:
             maybe_load_pretrained_models(self)
         self._freeze()
         if self.is_sharded:
             self._check_frozen()
-        self._adopt(restored)
+        self._base_digest: str | None = None
+        self.provenance: dict[str, Any] = restored.provenance(self) if restored else {}
         self._use_fsdp = self._use_tp = False
         self._window_targets = 0.0
         self._window_rows, self._window_buffers = 0, dict[str, Tensor]()
@@ -340,7 +340,73 @@ class VoiceTextBlender(Portable, Saving, Generation, SplitLLM, SALM, ModelPT):
         torch.distributed.all_gather_object(gathered, names)
         return sorted({name for some in gathered for name in some})
 
-    # ---- saving
+    # ---- saving and restoring
+
+    def save_to(self, save_path: str | Path, *, include_llm: bool = True) -> None:
+        """Write the `.nemo` file; the ranks that hold one LLM call it together, and the first one writes.
+
+        Args:
+            save_path: Where.
+            include_llm: False leaves the base LLM out: a small file that can be restored only beside that LLM.
+
+        Raises:
+            VtbCheckpointError: The disk is full or the folder cannot be written to; or the LLM was trained itself, so
+                that no base LLM could stand in for it.
+        """
+        base = self.base_weights()
+        spread = self.is_split or (self.is_sharded and self._built)
+        state = {**base, **self.trained_state()} if spread else self.state_dict()
+        save_nemo(self, save_path, state, base, include_llm=include_llm)
+
+    @classmethod
+    def restore_from(
+        cls,
+        restore_path: str | Path,
+        override_config_path: Any = None,
+        map_location: Any = None,
+        strict: bool = True,
+        return_config: bool = False,
+        save_restore_connector: SaveRestoreConnector | None = None,
+        trainer: Trainer | None = None,
+        validate_access_integrity: bool = True,
+        *,
+        trust_remote_code: bool = False,
+        base_llm: str | Path | None = None,
+    ) -> Any:
+        """NeMo's `restore_from`, with each member compared with its SHA-256 and nothing unusual in the archive.
+
+        Args:
+            restore_path: The `.nemo` file.
+            override_config_path: As in NeMo.
+            map_location: As in NeMo.
+            strict: As in NeMo.
+            return_config: As in NeMo: the configuration alone.
+            save_restore_connector: As in NeMo; ours where it is left out, and only ours knows the last two arguments.
+            trainer: As in NeMo.
+            validate_access_integrity: As in NeMo.
+            trust_remote_code: Run code that came with an LLM, if the file asks for it.
+            base_llm: Folder of the base LLM, for a file without it.
+
+        Raises:
+            VtbCheckpointError: The file is cut off, changed or hostile, wants to run code, or belongs to another LLM.
+        """
+        connector = save_restore_connector or NemoConnector(trust_remote_code=trust_remote_code, base_llm=base_llm)
+        return super().restore_from(
+            str(restore_path),
+            override_config_path,
+            map_location,
+            strict,
+            return_config,
+            connector,
+            trainer,
+            validate_access_integrity,
+        )
+
+    def base_digest(self) -> str:
+        """SHA-256 of the untouched LLM's weights; computed once, since they never change."""
+        if self._base_digest is None:
+            self._base_digest = weights_digest(self.base_weights())
+        return self._base_digest
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave the untouched LLM out: it is in its own folder, and would be most of every checkpoint."""

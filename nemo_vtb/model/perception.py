@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from nemo_vtb.checkpoint.nemo_parts import SafeConnector
+from nemo_vtb.checkpoint.nemo_file import SafeConnector
 from nemo_vtb.errors import VtbConfigError, VtbModelError
 from nemo_vtb.model.frames import SAMPLE_RATE_HZ, FrameCounter, frame_counter
 from nemo_vtb.model.whisper import is_whisper_folder, load_whisper_encoder, whisper_sections

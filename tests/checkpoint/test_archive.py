@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 
-from nemo_vtb.checkpoint.archive import Member, extract, open_plain, read_members, read_passport, write_archive
+from nemo_vtb.checkpoint.archive import Member, extract, open_plain, read_manifest, read_members, write_archive
 from nemo_vtb.errors import VtbCheckpointError
 
 
@@ -44,13 +44,13 @@ def unpack(path: Path, folder: Path) -> None:
 
 def test_round_trip(written: Path, tmp_path: Path) -> None:
     members = read_members(written)
-    passport = read_passport(written, members)
-    assert passport is not None and passport['note'] == 1.5
-    assert passport['members']['a.bin'] == {'bytes': 3000, 'sha256': members['a.bin'].digest()}
+    manifest = read_manifest(written, members)
+    assert manifest is not None and manifest['note'] == 1.5
+    assert manifest['members']['a.bin'] == {'bytes': 3000, 'sha256': members['a.bin'].digest()}
     unpack(written, tmp_path / 'out')
     assert (tmp_path / 'out' / 'a.bin').read_bytes() == (tmp_path / 'a').read_bytes()
     with tarfile.open(written) as tar:  # any tar reads it
-        assert tar.getnames() == ['./a.bin', './b.txt', './passport.json']
+        assert tar.getnames() == ['./a.bin', './b.txt', './manifest.json']
 
 
 def test_each_changed_byte_and_each_cut_is_refused(written: Path, tmp_path: Path) -> None:
@@ -135,17 +135,17 @@ def test_a_bomb_stops_early(tmp_path: Path) -> None:
 
 def swap(written: Path, change: Callable[[dict[str, Member]], dict[str, Member]]) -> None:
     members = read_members(written)
-    passport = read_passport(written, members)
+    manifest = read_manifest(written, members)
     with tarfile.open(written.with_suffix('.new'), 'w', format=tarfile.GNU_FORMAT) as tar:
         for name, member in change(members).items():
             info, content = plain(f'./{name}', b''.join(member.chunks()))
             info.mtime = 0
             tar.addfile(info, io.BytesIO(content))
-    assert passport is not None
+    assert manifest is not None
     written.with_suffix('.new').rename(written)
 
 
-def test_members_more_or_less_than_the_passport_lists(written: Path, tmp_path: Path) -> None:
+def test_members_more_or_less_than_the_manifest_lists(written: Path, tmp_path: Path) -> None:
     swap(written, lambda members: {n: m for n, m in members.items() if n != 'a.bin'})
     with pytest.raises(VtbCheckpointError, match=r'a\.bin.*but not in both'):
         extract(written, tmp_path)

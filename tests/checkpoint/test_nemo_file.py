@@ -28,7 +28,8 @@ from nemo.core import ModelPT
 from nemo.core.classes import common
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from nemo_vtb.checkpoint.archive import PASSPORT, Member, read_members, read_passport, write_archive
+from nemo_vtb.checkpoint import archive
+from nemo_vtb.checkpoint.archive import MANIFEST, Member, read_manifest, read_members, write_archive
 from nemo_vtb.data.conversation import Conversation, Text, Turn
 from nemo_vtb.errors import VtbCheckpointError, VtbModelError
 from nemo_vtb.model.blender import VoiceTextBlender
@@ -198,8 +199,8 @@ def test_a_hundred_bit_flips_and_a_hundred_cuts(saved: Path, tmp_path: Path) -> 
 def rewrite(saved: Path, path: Path, change: Callable[[Any, Path], None]) -> Path:
     """A file with valid digests whose configuration or members a stranger has chosen."""
     members = dict(read_members(saved))
-    passport = read_passport(saved, members)
-    assert passport is not None
+    manifest = read_manifest(saved, members)
+    assert manifest is not None
     folder = path.parent / 'members'
     folder.mkdir()
     for name, member in members.items():
@@ -207,9 +208,9 @@ def rewrite(saved: Path, path: Path, change: Callable[[Any, Path], None]) -> Pat
     cfg = OmegaConf.load(folder / 'model_config.yaml')
     change(cfg, folder)
     OmegaConf.save(cfg, folder / 'model_config.yaml')
-    (folder / PASSPORT).unlink()
+    (folder / MANIFEST).unlink()
     files = {p.name: Member.whole(p) for p in sorted(folder.iterdir())}
-    write_archive(path, files, {k: v for k, v in passport.items() if k not in ('members', 'sha256', 'format')})
+    write_archive(path, files, {k: v for k, v in manifest.items() if k not in ('members', 'sha256', 'format')})
     return path
 
 
@@ -258,7 +259,7 @@ def file_read_elsewhere(cfg: Any, folder: Path) -> None:
 
 
 def file_written_elsewhere(cfg: Any, folder: Path) -> None:
-    cfg.llm_files[f'..__/..__/..__{folder.parent}/sentinel'] = 'nemo:passport.json'
+    cfg.llm_files[f'..__/..__/..__{folder.parent}/sentinel'] = 'nemo:manifest.json'
 
 
 def template_with_code(cfg: Any, folder: Path) -> None:
@@ -306,11 +307,35 @@ def test_a_target_that_is_not_allowed_is_an_error_of_ours(saved: Path, tmp_path:
         load(rewrite(saved, tmp_path / 'evil.nemo', target_outside), 'cpu')
 
 
+def test_a_file_with_the_older_manifest_still_opens(
+    tiny_model: VoiceTextBlender, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was called passport.json and counted `values`; a tensor in `model_weights.ckpt` stood for the parts."""
+    members = read_members(saved)
+    manifest = read_manifest(saved, members)
+    assert manifest is not None
+    torch.save({'nemo_vtb.parts': torch.tensor(1)}, tmp_path / 'mark')
+    files = {name: members[name] for name in manifest['members']}
+    files['model_weights.ckpt'] = Member.whole(tmp_path / 'mark')
+    path, parameters = tmp_path / 'old.nemo', manifest.pop('parameters')
+    with monkeypatch.context() as patch:
+        patch.setattr(archive, 'MANIFEST', 'passport.json')
+        write_archive(path, files, {**manifest, 'values': parameters})
+    assert MANIFEST not in read_members(path)
+    for cls in (ModelPT, VoiceTextBlender):
+        restored = cls.restore_from(str(path), map_location='cpu')
+        assert same_weights(restored, tiny_model) and restored.provenance['evaluation']
+    archive.change_sections(path, {'parity': {'ok': True}})
+    manifest = read_manifest(path, read_members(path))
+    assert manifest is not None and manifest['parameters'] == parameters and manifest['parity'] == {'ok': True}
+    assert MANIFEST in read_members(path)
+
+
 def test_a_file_of_the_first_version_still_opens(tiny_model: VoiceTextBlender, saved: Path, tmp_path: Path) -> None:
-    """It held all weights in `model_weights.ckpt` and no passport."""
+    """It held all weights in `model_weights.ckpt` and no manifest."""
     with tarfile.open(tmp_path / 'old.nemo', 'w') as tar:
         for name, member in read_members(saved).items():
-            if name.endswith('.safetensors') or name == PASSPORT:
+            if name.endswith('.safetensors') or name == MANIFEST:
                 continue
             content = b''.join(member.chunks())
             if name == 'model_weights.ckpt':

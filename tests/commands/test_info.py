@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from nemo_vtb.checkpoint.info import read_info
+from nemo_vtb.checkpoint.archive import read_info
 from nemo_vtb.commands.info import main
 from nemo_vtb.errors import VtbCheckpointError
 
@@ -42,11 +42,11 @@ def test_a_real_file(tiny_model: object, tmp_path: Path, capsys: pytest.CaptureF
     out = capsys.readouterr().out
     for word in ('VoiceTextBlender', 'layers: 2, width: 48', 'r = 4', 'audio_locator_tag', 'in the file', 'SHA-256'):
         assert word in out
-    assert info.files['llm.safetensors'] > 4 * info.passport['values']['llm'] - 200_000
+    assert info.files['llm.safetensors'] > 4 * info.manifest['parameters']['llm'] - 200_000
     assert main([str(info.path), '--check']) == 0
     assert 'every byte is as it was written' in capsys.readouterr().out
     assert main([str(info.path), '--json']) == 0
-    assert json.loads(capsys.readouterr().out)['passport'] == info.passport
+    assert json.loads(capsys.readouterr().out)['manifest'] == info.manifest
     raw = bytearray(info.path.read_bytes())
     raw[raw.index(b'TokenizersBackend') if b'TokenizersBackend' in raw else len(raw) // 2] ^= 1
     info.path.write_bytes(raw)
@@ -54,15 +54,15 @@ def test_a_real_file(tiny_model: object, tmp_path: Path, capsys: pytest.CaptureF
         main([str(info.path), '--check'])
 
 
-def test_a_file_of_nemo_has_no_passport(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_of_nemo_has_no_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = archive(tmp_path / 'a.nemo', model_config__yaml='target: x')
     assert main([str(path)]) == 0
-    assert 'passport: none' in capsys.readouterr().out
+    assert 'manifest: none' in capsys.readouterr().out
 
 
-def test_a_passport_of_somebody_else_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(VtbCheckpointError, match='passport'):
-        read_info(archive(tmp_path / 'a.nemo', model_config__yaml='target: x', passport__json='{"template": "f00"}'))
+def test_a_manifest_of_somebody_else_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(VtbCheckpointError, match='manifest'):
+        read_info(archive(tmp_path / 'a.nemo', model_config__yaml='target: x', manifest__json='{"template": "f00"}'))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Numbers in the passport of the file that was measured: beside untouched weights, and in the card of each export."""
+"""Numbers in the manifest of the file that was measured: beside untouched weights, and in the card of each export."""
 
 import io
 import math
@@ -21,7 +21,7 @@ import pytest
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from nemo_vtb.checkpoint.info import read_info
+from nemo_vtb.checkpoint.archive import read_info
 from nemo_vtb.commands import info as info_command
 from nemo_vtb.errors import VtbDataError
 from nemo_vtb.evaluation.ladder import RUNGS
@@ -45,19 +45,19 @@ def nemo_file(tiny_model: VoiceTextBlender, tmp_path: Path) -> Path:
 def test_a_measured_file_says_so(
     nemo_file: Path, corpus: TinyCorpus, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    before = read_info(nemo_file).passport['members']
+    before = read_info(nemo_file).manifest['members']
     data = {name: corpus.path(name, 'test') for name in ('speech_qa', 'text')}
     plan = Plan(('speech',), data, limit=3, max_new_tokens=3)
     plain, _ = measure_file(nemo_file, plan, None, device='cpu')
-    assert read_info(nemo_file).passport.get('evaluation') is None
+    assert read_info(nemo_file).manifest.get('evaluation') is None
     result, path = measure_file(nemo_file, plan, None, device='cpu', record=True, console=Console(file=io.StringIO()))
     assert [r.ours for r in result.rows] == [r.ours for r in plain.rows]
     assert Evaluation.from_json(path).info['file'] == stamp_of(nemo_file) != plain.info['file']
 
-    passport = read_info(nemo_file).passport
-    assert [r['model'] for r in passport['evaluation']['rows']] == pytest.approx([r.ours for r in result.rows])
-    assert passport['retention']['kept'][0]['kept'] == pytest.approx(100, abs=0.1)
-    assert passport['members'] == before
+    manifest = read_info(nemo_file).manifest
+    assert [r['model'] for r in manifest['evaluation']['rows']] == pytest.approx([r.ours for r in result.rows])
+    assert manifest['retention']['kept'][0]['kept'] == pytest.approx(100, abs=0.1)
+    assert manifest['members'] == before
     model = load(str(nemo_file), 'cpu')
     (tmp_path / 'peft').mkdir()
     write_card(model, tmp_path / 'peft', 'peft', None)
@@ -71,8 +71,8 @@ def test_a_measured_file_says_so(
 def test_numbers_that_json_does_not_know(nemo_file: Path) -> None:
     rows = (Row('text', 'chats', 'perplexity', 4, math.inf, 10.0, 5.0, math.inf, False),)
     record(nemo_file, Evaluation(rows))
-    passport = read_info(nemo_file).passport
-    assert passport['evaluation']['rows'][0]['model'] is None and passport['retention']['verdict'] == 'red'
+    manifest = read_info(nemo_file).manifest
+    assert manifest['evaluation']['rows'][0]['model'] is None and manifest['retention']['verdict'] == 'red'
 
 
 def test_suites_are_rows_and_nothing_measured_is_no_retention() -> None:
@@ -119,8 +119,8 @@ def test_the_configuration_of_the_run_is_in_the_file(tmp_path: Path) -> None:
     )
     model = build_model(cfg)
     model.save_to(str(tmp_path / 'a.nemo'))
-    found = read_info(tmp_path / 'a.nemo').passport['run_config']
+    found = read_info(tmp_path / 'a.nemo').manifest['run_config']
     assert found == {**OmegaConf.to_container(cfg, resolve=True)} and found['data']['steps'] == 7
     # whoever saves it again carries it on
     load(str(tmp_path / 'a.nemo'), 'cpu').save_to(str(tmp_path / 'b.nemo'))
-    assert read_info(tmp_path / 'b.nemo').passport['run_config'] == found
+    assert read_info(tmp_path / 'b.nemo').manifest['run_config'] == found

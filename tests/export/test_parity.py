@@ -369,6 +369,6 @@ def test_export_and_parity_as_commands(
     capsys.readouterr()
     assert json.loads((tmp_path / 'out.json').read_text())['ok'] is True
     assert cli.main(['info', str(tmp_path / 'm.nemo'), '--json', '--check']) == 0
-    passport = json.loads(capsys.readouterr().out)['passport']
-    assert passport['parity']['forms']['peft']['different_answers'] == 0
+    manifest = json.loads(capsys.readouterr().out)['manifest']
+    assert manifest['parity']['forms']['peft']['different_answers'] == 0
     assert same_weights(VoiceTextBlender.restore_from(str(tmp_path / 'm.nemo'), map_location='cpu'), model)
