@@ -25,14 +25,27 @@ import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nemo_vtb.config_schema import LOADER_KEYS, SCHEMA, Key, ListOf, MapOf, Node, Section
+from nemo_vtb.config.keys import (
+    Key,
+    ListOf,
+    MapOf,
+    Node,
+    Section,
+    build,
+    join,
+    section_of,
+    settings_dict,
+    typed_values,
+)
+from nemo_vtb.config.schema import NEMO_ENTRY_KEYS, LoaderKeys, TrainConfig
 from nemo_vtb.errors import VtbConfigError
+
+T = TypeVar('T')
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +54,11 @@ MISSING = '???'
 HYDRA_KEYS = ('_target_', '_args_', '_convert_', '_partial_', '_recursive_', 'target')
 # importing a target runs its module; only those that NeMo would instantiate anyway are looked at
 IMPORTABLE = ('lightning.', 'megatron.', 'nemo.', 'nemo_vtb.', 'torch.', 'torchmetrics.')
+DATACLASSES = {
+    'exp_manager': 'nemo.utils.exp_manager.ExpManagerConfig',
+    'loader': 'nemo.collections.common.data.lhotse.dataloader.LhotseDataLoadingConfig',
+    'lora': 'peft.LoraConfig',
+}
 DEFAULT_TARGETS = {
     'encoder': 'nemo.collections.asr.modules.ConformerEncoder',
     'preprocessor': 'nemo.collections.asr.modules.AudioToMelSpectrogramPreprocessor',
@@ -48,31 +66,54 @@ DEFAULT_TARGETS = {
 }
 
 
-def check_config(cfg: DictConfig | Mapping[str, Any], schema: Section = SCHEMA) -> None:
-    """Checks a whole configuration: its keys, then what is missing, then types and ranges.
+def check_config(cfg: DictConfig | Mapping[str, Any], cls: type = TrainConfig) -> None:
+    """Check a whole configuration: its keys, then what is missing, then types and ranges. Nothing is fetched.
 
     Args:
         cfg: The composed configuration, interpolations unresolved.
-        schema: The table of known keys.
+        cls: The dataclass of its keys.
 
     Raises:
         VtbConfigError: With all unknown keys, or all missing values, or the first value out of range.
     """
-    register_resolvers()
-    check_keys(cfg, schema)
+    check_keys(cfg, cls)
     check_missing(cfg)
-    check_values(cfg, schema)
+    check_values(cfg, cls)
+    if cls is not TrainConfig:
+        return
     check_budget(cfg)
-    _check_gate(cfg)
+    _check_monitor(cfg)
     unused = unused_keys(cfg)
     if unused:
         logger.warning('Without effect here, since data.budget and data.max_tokens rule: %s', ', '.join(unused))
+
+
+def read_settings(cls: type[T], *layers: Mapping[str, Any]) -> T:
+    """Make settings out of layers of keys, the later ones winning.
+
+    Args:
+        cls: A dataclass of keys with defaults.
+        layers: What a file and the command line say.
+
+    Raises:
+        VtbConfigError: An unknown key (with the nearest one), or a value of a wrong type or out of range.
+    """
+    given = OmegaConf.to_container(
+        OmegaConf.merge({}, *(OmegaConf.create(dict(layer)) for layer in layers)), resolve=True
+    )
+    assert isinstance(given, dict)
+    check_keys(given, cls)  # type: ignore[arg-type]
+    merged: Any = OmegaConf.to_container(OmegaConf.merge(settings_dict(cls()), given))
+    check_missing(merged)
+    check_values(merged, cls)
+    return build(cls, merged)
 
 
 def unused_keys(cfg: DictConfig | Mapping[str, Any]) -> list[str]:
     """Lists the keys of NeMo's loaders that a SALM user's YAML may hold, but that the token budget replaces."""
     unused: list[str] = []
     data = _raw(cfg).get('data') or {}
+    known = section_of(LoaderKeys).keys
     for name, loader in data.items():
         # NeMo's own loader reads its keys
         if name == 'train_ds' and data.get('sampler') == 'nemo':
@@ -80,15 +121,16 @@ def unused_keys(cfg: DictConfig | Mapping[str, Any]) -> list[str]:
         if name not in ('train_ds', 'validation_ds', 'test_ds') or not isinstance(loader, Mapping):
             continue
         path = f'data.{name}'
-        unused += [_join(path, key) for key in loader if key not in LOADER_KEYS and key != 'datasets']
+        unused += [join(path, key) for key in loader if key not in known and key != 'datasets']
         for dataset, inner in (loader.get('datasets') or {}).items():
             if isinstance(inner, Mapping):
-                unused += [f'{path}.datasets.{dataset}.{key}' for key in inner if key not in LOADER_KEYS]
+                unused += [f'{path}.datasets.{dataset}.{key}' for key in inner if key not in known]
     return unused
 
 
-def check_keys(cfg: DictConfig | Mapping[str, Any], schema: Section = SCHEMA) -> None:
-    """Raises VtbConfigError naming every key that is not in `schema`, each with the nearest name there is."""
+def check_keys(cfg: DictConfig | Mapping[str, Any], cls: type = TrainConfig) -> None:
+    """Raises VtbConfigError naming every key that `cls` does not have, each with the nearest name there is."""
+    schema = section_of(cls)
     unknown = list(_unknown_keys(_raw(cfg), schema, ''))
     if not unknown:
         return
@@ -107,7 +149,7 @@ def check_keys(cfg: DictConfig | Mapping[str, Any], schema: Section = SCHEMA) ->
 
 def check_missing(cfg: DictConfig | Mapping[str, Any]) -> None:
     """Raises VtbConfigError naming every value that is still `???`, all of them together."""
-    missing = [path for path, value in _leaves(_raw(cfg), '') if value == MISSING]
+    missing = [path for path, value in leaves(_raw(cfg)) if value == MISSING]
     if missing:
         # Hydra's command line counts the entries of a list with a dot
         override = missing[0].replace('[', '.').replace(']', '')
@@ -119,11 +161,11 @@ def check_missing(cfg: DictConfig | Mapping[str, Any]) -> None:
         )
 
 
-def check_values(cfg: DictConfig | Mapping[str, Any], schema: Section = SCHEMA) -> None:
-    """Raises VtbConfigError for the first value whose type or range is not what `schema` says."""
+def check_values(cfg: DictConfig | Mapping[str, Any], cls: type = TrainConfig) -> None:
+    """Raises VtbConfigError for the first value whose type or range is not what the fields of `cls` say."""
     conf = cfg if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg))
-    for path, value, key in _typed_leaves(_raw(cfg), schema, ''):
-        _check_value(path, _resolved(conf, path, value), key)
+    for path, value, key in typed_values(_raw(cfg), section_of(cls)):
+        key.check(path, _resolved(conf, path, value))
     for name in ('freeze_params', 'prevent_freeze_params'):
         for index, pattern in enumerate(OmegaConf.select(conf, f'model.{name}') or ()):
             _check_regex(f'model.{name}[{index}]', pattern)
@@ -150,14 +192,14 @@ def check_budget(cfg: DictConfig | Mapping[str, Any]) -> None:
         )
 
 
-def _check_gate(cfg: DictConfig | Mapping[str, Any]) -> None:
+def _check_monitor(cfg: DictConfig | Mapping[str, Any]) -> None:
     """A checkpoint callback that waits for a metric that nobody logs would stop the run at its first validation."""
     conf = cfg if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg))
     path = 'exp_manager.checkpoint_callback_params.monitor'
     monitor = OmegaConf.select(conf, path)
     if OmegaConf.select(conf, 'data.budget.auto') and not OmegaConf.select(conf, 'gate.enabled'):
         raise VtbConfigError(
-            'The share of typed chats is raised by what the gate measures, and the gate is off.',
+            'The share of text is raised by what the retention monitor measures, which is off.',
             field='data.budget.auto',
             got=OmegaConf.select(conf, 'data.budget.auto'),
             allowed='null, or gate.enabled=true',
@@ -168,44 +210,9 @@ def _check_gate(cfg: DictConfig | Mapping[str, Any]) -> None:
             'The best checkpoint is chosen by a metric that is not measured.',
             field=path,
             got=monitor,
-            allowed='val_loss, or the metrics of the gate with gate.enabled=true',
+            allowed='val_loss, or a metric of the retention monitor with gate.enabled=true',
             remedy=f'gate.enabled=true, or {path}=val_loss',
         )
-
-
-def resolve_asset(value: str) -> str:
-    """Turns `asset:NAME` or `asset:NAME/sub/path` into a path of the cache; any other string comes back as it is.
-
-    Args:
-        value: A config value, for example `asset:whisper-tiny.en` or `asset:demo-corpus/text.train.jsonl`.
-
-    Returns:
-        The path as a string; the asset is fetched and converted first where it is not cached.
-
-    Raises:
-        VtbAssetError: If the asset is unknown, or cannot be fetched.
-        VtbConfigError: If the asset has no such file.
-    """
-    if not value.startswith('asset:'):
-        return value
-    name, _, sub = value.removeprefix('asset:').partition('/')
-    from nemo_vtb.assets import ensure
-
-    root = Path(ensure(name)[name])
-    path = root / sub if sub else root
-    if not path.exists():
-        raise VtbConfigError(
-            f"the asset '{name}' holds no '{sub}'",
-            field=value,
-            allowed=', '.join(sorted(item.name for item in root.iterdir())[:40]),
-        )
-    return str(path)
-
-
-def register_resolvers() -> None:
-    """Makes `${vtb_asset:NAME}` and `${vtb_asset:NAME/sub/path}` usable in YAML. Nothing is fetched before use."""
-    if not OmegaConf.has_resolver('vtb_asset'):
-        OmegaConf.register_new_resolver('vtb_asset', lambda name: resolve_asset(f'asset:{name}'))
 
 
 def _raw(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
@@ -214,17 +221,14 @@ def _raw(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     return dict(cfg)
 
 
-def _join(path: str, name: object) -> str:
-    return f'{path}.{name}' if path else str(name)
-
-
-def _leaves(node: object, path: str) -> Iterator[tuple[str, object]]:
+def leaves(node: object, path: str = '') -> Iterator[tuple[str, object]]:
+    """Yields (dotted key, value) of every value that is no block and no list."""
     if isinstance(node, Mapping):
         for name, value in node.items():
-            yield from _leaves(value, _join(path, name))
+            yield from leaves(value, join(path, name))
     elif isinstance(node, list | tuple):
         for index, value in enumerate(node):
-            yield from _leaves(value, f'{path}[{index}]')
+            yield from leaves(value, f'{path}[{index}]')
     else:
         yield path, node
 
@@ -236,19 +240,19 @@ def _unknown_keys(cfg: object, node: Node, path: str) -> Iterator[tuple[str, set
             yield from _unknown_keys(value, node.item, f'{path}[{index}]')
     elif isinstance(node, MapOf) and isinstance(cfg, Mapping):
         for name, value in cfg.items():
-            yield from _unknown_keys(value, node.item, _join(path, name))
+            yield from _unknown_keys(value, node.item, join(path, name))
     elif isinstance(node, Section) and isinstance(cfg, Mapping):
         more: Mapping[str, Node] | None = {}
         if node.more and not set(cfg) <= set(node.keys):
-            more = _more_keys(node.more, cfg)
+            more = more_keys(node.more, cfg)
         if more is None:
             return
         known = {**more, **node.keys}
         for name, value in cfg.items():
             if name in known:
-                yield from _unknown_keys(value, known[name], _join(path, name))
+                yield from _unknown_keys(value, known[name], join(path, name))
             else:
-                yield _join(path, name), set(known)
+                yield join(path, name), set(known)
 
 
 def _known_paths(node: Node, path: str, depth: int = 0) -> Iterator[tuple[str, str]]:
@@ -257,31 +261,27 @@ def _known_paths(node: Node, path: str, depth: int = 0) -> Iterator[tuple[str, s
         yield from _known_paths(node.item, f'{path}[]', depth + 1)
     elif isinstance(node, Section) and depth < 5:
         for name, child in node.keys.items():
-            yield name, _join(path, name)
-            yield from _known_paths(child, _join(path, name), depth + 1)
+            yield name, join(path, name)
+            yield from _known_paths(child, join(path, name), depth + 1)
 
 
 def _nearest(path: str, siblings: Sequence[str] | set[str], everywhere: Mapping[str, str]) -> str | None:
     parent, _, name = path.rpartition('.')
     close = difflib.get_close_matches(name, sorted(siblings), n=1, cutoff=0.6)
     if close:
-        return _join(parent, close[0])
+        return join(parent, close[0])
     close = difflib.get_close_matches(name, sorted(everywhere), n=1, cutoff=0.8)
     return everywhere[close[0]] if close else None
 
 
-def _more_keys(provider: str, cfg: Mapping[str, Any]) -> Mapping[str, Node] | None:
-    """Returns the keys that somebody else's class takes, or None if that cannot be known (then all may pass)."""
+def more_keys(provider: str, cfg: Mapping[str, Any]) -> Mapping[str, Node] | None:
+    """The keys that somebody else's class takes, or None if that cannot be known (then all may pass)."""
+    if provider == 'entry':
+        return NEMO_ENTRY_KEYS
+    if provider in DATACLASSES:
+        return _dataclass_keys(DATACLASSES[provider])
     if provider == 'trainer':
         return _signature_keys('lightning.pytorch.Trainer')
-    if provider == 'exp_manager':
-        return _dataclass_keys('nemo.utils.exp_manager.ExpManagerConfig')
-    if provider == 'loader':
-        return _dataclass_keys('nemo.collections.common.data.lhotse.dataloader.LhotseDataLoadingConfig')
-    if provider == 'data':
-        return _dataclass_keys('nemo_vtb.data.settings.DataSettings')
-    if provider == 'lora':
-        return _dataclass_keys('peft.LoraConfig')
     target = cfg.get('_target_') or cfg.get('target') or DEFAULT_TARGETS.get(provider)
     if not isinstance(target, str) or not target.startswith(IMPORTABLE):
         return None
@@ -334,25 +334,6 @@ def _fields(cls: type) -> dict[str, Node]:
     return names
 
 
-def _typed_leaves(cfg: object, node: Node, path: str) -> Iterator[tuple[str, object, Key]]:
-    if isinstance(node, Key):
-        yield path, cfg, node
-    elif isinstance(cfg, str) and '${' in cfg or cfg is None:
-        return
-    elif isinstance(node, ListOf):
-        if not isinstance(cfg, list | tuple):
-            yield path, cfg, Key((list, str) if node.or_text else (list,))
-            return
-        for index, value in enumerate(cfg):
-            yield from _typed_leaves(value, node.item, f'{path}[{index}]')
-    elif not isinstance(cfg, Mapping):
-        yield path, cfg, Key((dict,))
-    else:
-        for name, value in cfg.items():
-            child = node.item if isinstance(node, MapOf) else node.keys.get(name, Key())
-            yield from _typed_leaves(value, child, _join(path, name))
-
-
 def _resolved(conf: DictConfig, path: str, value: object) -> object:
     """Returns the value behind `${other.key}`; values that need a resolver (assets, environment) stay unresolved."""
     if not isinstance(value, str) or '${' not in value or ':' in value:
@@ -366,36 +347,6 @@ def _resolved(conf: DictConfig, path: str, value: object) -> object:
             got=value,
             remedy=str(error).splitlines()[0],
         ) from error
-
-
-def _check_value(path: str, value: object, key: Key) -> None:
-    if isinstance(value, str) and '${' in value:
-        return
-    if value is None:
-        if not key.null:
-            raise VtbConfigError('the value may not be null', field=path, got=None, allowed=_allowed(key))
-        return
-    # bool is a subclass of int, yet `max_tokens: true` is a mistake
-    right_type = not key.types or (isinstance(value, key.types) and (bool in key.types or not isinstance(value, bool)))
-    too_low = right_type and key.low is not None and isinstance(value, int | float) and value < key.low
-    too_high = right_type and key.high is not None and isinstance(value, int | float) and value > key.high
-    if not right_type or too_low or too_high or (key.choices and value not in key.choices):
-        remedy = None
-        if key.choices and isinstance(value, str):
-            close = difflib.get_close_matches(value, [str(item) for item in key.choices], n=1)
-            remedy = f"did you mean '{close[0]}'?" if close else None
-        if isinstance(value, str) and float in key.types and re.fullmatch(r'[-+]?\d+(\.\d*)?[eE][-+]?\d+', value):
-            remedy = f'YAML reads {value} as text; write it with a decimal point, as in 1.0e-4'
-        raise VtbConfigError('the value is not allowed', field=path, got=value, allowed=_allowed(key), remedy=remedy)
-
-
-def _allowed(key: Key) -> str:
-    if key.choices:
-        return ', '.join(str(item) for item in key.choices)
-    text = ' or '.join({'dict': 'block', 'str': 'text'}.get(t.__name__, t.__name__) for t in key.types) or 'a value'
-    if key.low is not None and key.high is not None:
-        return f'{text} from {key.low:g} to {key.high:g}'
-    return text if key.low is None else f'{text} of at least {key.low:g}'
 
 
 def _check_regex(path: str, pattern: object) -> None:

@@ -1,0 +1,487 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The keys of every configuration: training, evaluation, generation, export.
+
+These dataclasses are the only list of keys. They stand here and not in `conf/`, so that an installed package checks the
+same way as a checkout; a test composes every file of `conf/` against them. The factory's are in `factory/settings.py`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from nemo_vtb.config.keys import NO_DEFAULT, Key, Node, key, section_of, typed_values
+from nemo_vtb.constants import KINDS, SAMPLE_RATE
+from nemo_vtb.errors import VtbConfigError
+
+SOURCE_TYPES = (
+    'multimodal_conversation',
+    'lhotse_as_conversation',
+    'share_gpt',
+    'sqa_as_conversation',
+    'nemo',
+    'nemo_tarred',
+    'nemo_sft_jsonl',
+    'lhotse',
+    'lhotse_shar',
+)
+"""NeMo's names for the `type` of an `input_cfg` entry that are read (`nemo_vtb.data.sources` has a reader for each)."""
+
+UNREAD_TYPES = {
+    'parquet': 'write the rows as JSON lines of type multimodal_conversation or nemo',
+    's2s_as_conversation': 'spoken answers are not trained: write the turns as multimodal_conversation with typed answers',
+    'share_gpt_webdataset': 'unpack the shards and name the JSON lines, with type share_gpt',
+    'txt': 'plain text has no turns: write conversations as nemo_sft_jsonl or multimodal_conversation',
+    'txt_jsonl': 'plain text has no turns: write conversations as nemo_sft_jsonl or multimodal_conversation',
+    'txt_pair': 'write each pair as one conversation of type nemo_sft_jsonl or multimodal_conversation',
+}
+"""NeMo's types that are refused by name -> what to do instead."""
+
+NEMO_ENTRY_KEYS: dict[str, Node] = {
+    'paths': Key(),
+    'language': Key((str,)),
+    'audio_locator_tag': Key((str,)),
+    'token_equivalent_duration': Key((float, int), low=0.0),
+    'audio_prompt_mapping': Key(),
+    'shuffle': Key((bool,), null=False),
+    'shuffle_shards': Key((bool,), null=False),
+    'shard_seed': Key(),
+    'slice_length': Key((int,), low=1),
+    'metadata_only': Key((bool,), null=False),
+    'force_finite': Key((bool,), null=False),
+    'force_map_dataset': Key((bool,), null=False),
+    'force_iterable_dataset': Key((bool,), null=False),
+    'max_open_streams': Key((int,), low=1),
+    'skip_missing_manifest_entries': Key((bool,), null=False),
+    'tarred_random_access': Key((bool,), null=False),
+    'indexed': Key((bool,), null=False),
+}
+"""Keys of NeMo's entries that its own loader reads and the token budget does not need."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassKeys:
+    """A block with the arguments of another class, known by its signature."""
+
+
+# ---- data
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntryKeys:
+    """One source: an entry of NeMo's `input_cfg`."""
+
+    type: str = key(
+        NO_DEFAULT, "NeMo's name of the format; `group` holds an input_cfg of its own",
+        choices=(*SOURCE_TYPES, 'group'), refused=UNREAD_TYPES,
+    )  # fmt: skip
+    kind: str | None = key(None, 'Kind whose share it draws on; null: of its first conversation', choices=KINDS)
+    source: str | None = key(None, "Name in logs and in the ledger; null: the manifest's name")
+    weight: float | None = key(1.0, 'Share within its kind, relative to the others', low=0.0)
+    max_repeats: int | None = key(None, 'Most passes over the source; null: no limit', unit='passes', low=1)
+    manifest_filepath: Any = key(NO_DEFAULT, 'JSON lines', unit='path, pattern or list')
+    tarred_audio_filepaths: Any = key(None, 'Archives with the recordings, one for each manifest', unit='as above')
+    cuts_path: Any = key(None, "A manifest of lhotse's cuts", unit='as above')
+    shar_path: Any = key(None, "lhotse's Shar shards", unit='folder, list or mapping')
+    audio_root: str | None = key(None, 'Where relative paths of recordings begin; null: beside the manifest')
+    audio_placeholders: Any = key(None, 'share_gpt: what stands for a recording', unit='text or list')
+    text_field: str | None = key('text', 'Field of an ASR manifest with the transcript')
+    lang_field: str | None = key('lang', 'Field of an ASR manifest with the language')
+    system_prompt: str | None = key(None, 'System prompt for conversations without one')
+    context: str | None = key(None, 'Text before a first turn that begins with speech')
+    prompt: Any = key(
+        None, 'Instructions for ASR manifests, with {source_lang} and {target_lang}', unit='text or list'
+    )
+    tags: Mapping[str, Any] | None = key(None, "Where NeMo has system_prompt and context")
+    reweight_temperature: Any = key(None, 'group: weights inside it are raised to this power', unit='number or list')
+    input_cfg: 'list[EntryKeys] | None' = key(None, 'group: its sources', more='entry')
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderKeys:
+    """The part of a loader section that the token budget reads; NeMo's other loader keys pass without effect."""
+
+    input_cfg: list[EntryKeys] | str | None = key(NO_DEFAULT, 'Sources, or a YAML file with them', more='entry')
+    sample_rate: int = key(SAMPLE_RATE, 'Rate of all recordings after loading', unit='Hz', choices=(SAMPLE_RATE,))
+    seed: Any = key(42, 'Seed of the order of the data')
+    num_workers: int | None = key(2, 'Loader processes of each rank', unit='processes', low=0)
+    reweight_temperature: Any = key(
+        None, 'Weights of each level of groups are raised to this power', unit='number or list'
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalLoaderKeys(LoaderKeys):
+    """A loader section with named sets."""
+
+    datasets: Mapping[str, LoaderKeys] | None = key(None, 'Named sets, each measured by itself', more='loader')
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetKeys:
+    """Shares of the training tokens."""
+
+    text: float = key(NO_DEFAULT, 'Text-only conversations', unit='share', low=0.0, high=1.0)
+    asr_ast: float = key(NO_DEFAULT, 'Recognition and translation', unit='share', low=0.0, high=1.0)
+    speech_qa: float = key(NO_DEFAULT, 'Questions about recordings', unit='share', low=0.0, high=1.0)
+    mixed_modal: float = key(NO_DEFAULT, 'Chats with spoken and typed parts', unit='share', low=0.0, high=1.0)
+    auto: float | None = key(
+        None, 'Added to text after each validation under `gate.limit`, until text has 0.5; null: never',
+        unit='share', low=0.0, high=0.5,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSettings:
+    """What the data engine reads from `data`. Shares are counted in `unit`; lengths are tokens."""
+
+    train_ds: Mapping[str, Any] = key({}, 'Training data, as in NeMo', keys=LoaderKeys, more='loader')
+    validation_ds: Mapping[str, Any] = key({}, 'Validation data, as in NeMo', keys=EvalLoaderKeys, more='loader')
+    test_ds: Mapping[str, Any] = key({}, 'Test data, as in NeMo', keys=EvalLoaderKeys, more='loader')
+    budget: Mapping[str, float] | None = key(
+        None, 'Share of the training tokens of each kind, sum 1; null: in proportion to what each has', keys=BudgetKeys
+    )
+    budget_auto: float | None = None
+    'The value of `data.budget.auto`.'
+    unit: str = key(
+        'tokens', 'What shares are counted in: text tokens and audio frames, or supervised text',
+        choices=('tokens', 'supervised_tokens'),
+    )  # fmt: skip
+    sampler: str = key(
+        'budget', "What draws the conversations: the token budget or, to compare, NeMo's own loader",
+        choices=('budget', 'nemo'),
+    )  # fmt: skip
+    max_tokens: int = key(4096, 'Length of a packed row', unit='tokens', low=1)
+    rows_per_batch: int | None = key(
+        None, 'Rows of a global batch; null: data-parallel ranks times trainer.accumulate_grad_batches',
+        unit='rows', low=1,
+    )  # fmt: skip
+    pool_size: int = key(512, 'Conversations that packing chooses from, over all sources', unit='conversations', low=1)
+    num_workers: int = key(2, 'Loader processes of each rank', unit='processes', low=0)
+    prefetch_factor: int = key(4, 'Rows that each loader process keeps ready', unit='rows')
+    seed: int = key(42, 'Seed of the order inside the sources; data.train_ds.seed wins')
+    temperature: float = key(1.0, 'Weights inside a kind are raised to this power')
+    overlong: str = key(
+        'cut', 'A conversation longer than a row: cut between turns, dropped, or an error',
+        choices=('cut', 'drop', 'error'),
+    )  # fmt: skip
+    on_exhausted: str = key(
+        'stop', 'A source has reached max_repeats: stop the run, or drop the source', choices=('stop', 'drop')
+    )
+    on_duration_mismatch: str = key(
+        'quarantine', 'A duration that differs from the file: quarantine it, an error, or a segment from the beginning',
+        choices=('quarantine', 'error', 'segment'),
+    )  # fmt: skip
+    max_skip_ratio: float = key(0.01, 'Broken lines of a source before the run stops', unit='share', low=0.0, high=1.0)
+    sample_rate: int = key(SAMPLE_RATE, 'Rate at which the encoder reads', unit='Hz', low=1)
+    resample: bool = key(True, 'Whether recordings of another rate are resampled, or skipped')
+    balance: bool = key(True, 'Whether the rows of a global batch are dealt to the ranks by cost, or in turn')
+    refund_batches: int = key(
+        32, 'A conversation that fails while it is loaded is compensated for after so many global batches',
+        unit='batches', low=1,
+    )  # fmt: skip
+    index_dir: str | None = key(None, 'Folder of the indexes; null: `index` in the cache')
+    index_workers: int = key(
+        0, 'Processes that build an index; 0: one for each core if files are large', unit='processes'
+    )
+    build_index: bool = key(True, 'Whether a missing or outdated index is built, or an error')
+    quarantine: str | None = key(None, "File that lists what was skipped; null: the run's quarantine.jsonl")
+    allow_changed: bool = key(False, 'Whether a checkpoint may be resumed with other files, shares or template')
+
+    @classmethod
+    def from_config(cls, cfg: Mapping[str, Any]) -> 'DataSettings':
+        """Read the section; keys of NeMo's own loader are not looked at.
+
+        Raises:
+            VtbConfigError: A value is not allowed.
+        """
+        plain: dict[str, Any] = (
+            OmegaConf.to_container(cfg, resolve=True) if isinstance(cfg, DictConfig) else dict(cfg)  # type: ignore[assignment]
+        )
+        own = section_of(cls).keys
+        train = plain.get('train_ds') or {}
+        # a loader key in train_ds is where a SALM user has it
+        merged = {k: v for k, v in train.items() if k in ('seed', 'sample_rate', 'num_workers') and v is not None}
+        merged |= {k: v for k, v in plain.items() if k in own and (v is not None or k not in merged)}
+        merged |= {'seed': train['seed']} if isinstance(train.get('seed'), int) else {}
+        if not isinstance(merged.get('seed', 0), int):
+            del merged['seed']  # NeMo's 'trng' and 'randomized' cannot be repeated: our default seed is taken
+        for name in ('train_ds', 'validation_ds', 'test_ds'):
+            merged[name] = merged.get(name) or {}
+        for name, value in merged.items():
+            if isinstance(own[name], Key):
+                own[name].check(f'data.{name}', value)  # type: ignore[union-attr]
+        budget = merged.get('budget')
+        if isinstance(budget, Mapping) and 'auto' in budget:
+            merged['budget_auto'] = budget['auto']
+            merged['budget'] = {kind: share for kind, share in budget.items() if kind != 'auto'} or None
+        settings = cls(**merged)
+        auto = settings.budget_auto
+        if auto is not None and (settings.sampler == 'nemo' or not 0 < auto <= 0.5):
+            raise VtbConfigError(
+                'The share of text cannot be raised like this.', field='data.budget.auto',
+                got=f'{auto}, data.sampler={settings.sampler}',
+                allowed='null, or above 0 and at most 0.5 with data.sampler=budget',
+            )  # fmt: skip
+        return settings
+
+
+# ---- model
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerceptionKeys:
+    """Preprocessor, encoder, adapter and projection."""
+
+    target: str | None = key(NO_DEFAULT, "NeMo's class that holds them")
+    _target_: str | None = key(NO_DEFAULT, 'As `target`')
+    output_dim: int | None = key(None, "Width of the projection's output; null: the LLM's", unit='features', low=1)
+    adapter_init: str | None = key(
+        'match_embeddings', "First weights of the projection: at the scale of the LLM's embeddings, or torch's own",
+        choices=('default', 'match_embeddings'),
+    )  # fmt: skip
+    preprocessor: ClassKeys = key(ClassKeys, "Null: the encoder's", more='preprocessor')
+    encoder: ClassKeys = key(ClassKeys, "Changes to the encoder's arguments", more='encoder')
+    modality_adapter: ClassKeys = key(ClassKeys, 'The adapter', more='encoder')
+    spec_augment: ClassKeys = key(ClassKeys, 'Masks on the spectrogram, in training', more='spec_augment')
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraKeys:
+    """PEFT's LoraConfig; its other fields pass."""
+
+    r: int | None = key(8, 'Rank', unit='dimensions', low=1)
+    lora_alpha: float | None = key(8, 'Numerator of the scale lora_alpha / r', low=0.0)
+    lora_dropout: float | None = key(0.0, 'Dropout before A', unit='share', low=0.0, high=1.0)
+    target_modules: Any = key(None, 'Layers that get LoRA; null: those that PEFT knows of the family', unit='list')
+    task_type: str | None = key('CAUSAL_LM', 'What PEFT adapts', choices=('CAUSAL_LM',))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerKeys:
+    """`_target_` and the arguments of that class."""
+
+    lr: float | None = key(NO_DEFAULT, 'Highest learning rate', unit='1/step', low=0.0)
+    weight_decay: float | None = key(NO_DEFAULT, 'Decoupled weight decay', unit='1/step, times lr', low=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchedulerKeys:
+    """`_target_` and the arguments of that class."""
+
+    warmup_steps: int | None = key(NO_DEFAULT, 'Linear warm-up', unit='steps', low=0)
+    min_lr: float | None = key(NO_DEFAULT, 'Lowest learning rate', unit='1/step', low=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RateKeys:
+    """Parameters that learn at their own rate."""
+
+    match: str = key(NO_DEFAULT, 'Regular expression of their names')
+    factor: float | None = key(NO_DEFAULT, 'Their rate, relative to lr', low=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """SALM's `model` section, and what is ours in it; class attributes are the defaults."""
+
+    pretrained_llm: str | None = key(NO_DEFAULT, 'Name or folder of the LLM, with tokenizer and chat template')
+    pretrained_asr: str | None = key(NO_DEFAULT, 'NeMo ASR model (.nemo or name) or Whisper folder with the encoder')
+    pretrained_weights: bool = key(True, 'Whether their weights are loaded; false: random ones')
+    init_from_checkpoint: str | None = key(None, "SALM's, kept for its files")
+    prompt_format: str | None = key(None, "SALM's prompt format; only recorded: the LLM's chat template renders")
+    audio_locator_tag: str | None = key(None, 'What stands for a recording in the prompts of `generate`')
+    tokenizer_path: str | None = key(None, "Another tokenizer; null: the LLM's")
+    trust_remote_code: bool = key(False, "Whether transformers may run code of the LLM's folder")
+    encoder_chunk_size_seconds: float | None = key(
+        None, 'Longer recordings are encoded in pieces, as in SALM; null: never', unit='s', low=0.0
+    )
+    freeze_params: list[str] | None = key(None, 'Parameters that are not trained', unit='regular expressions')
+    prevent_freeze_params: list[str] | None = key(None, 'Parameters that are trained all the same', unit='as above')
+    lr_factors: list[RateKeys] | None = key(None, 'Parameters that learn at a rate of their own')
+    loss_chunk: int = key(1024, 'Supervised positions that reach the vocabulary at once', unit='positions', low=1)
+    text_anchor: float | None = key(
+        0.0, 'Text-only conversations: likelihood counts max(0, 1 - w), KL(LLM without LoRA || model) counts w',
+        unit='w', low=0.0,
+    )  # fmt: skip
+    perception: PerceptionKeys = key(PerceptionKeys, 'Preprocessor, encoder, adapter and projection')
+    lora: LoraKeys = key(LoraKeys, "LoRA on the LLM: the fields of PEFT's LoraConfig", more='lora')
+    optimizer: OptimizerKeys = key(OptimizerKeys, '`_target_` and the arguments of that class', more='target')
+    lr_scheduler: SchedulerKeys = key(SchedulerKeys, '`_target_` and the arguments of that class', more='target')
+    target: str | None = key(None, 'Written by NeMo into saved configurations')
+    nemo_version: str | None = key(None, 'Written by NeMo into saved configurations')
+
+
+# ---- whole configurations
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerKeys:
+    """Lightning's Trainer; its other arguments pass."""
+
+    max_steps: int = key(-1, 'Length of the run; -1: no end', unit='optimizer steps', low=-1)
+    num_nodes: int | None = key(1, 'Nodes', unit='nodes', low=1)
+    accumulate_grad_batches: int | None = key(1, 'Rows of each rank for a step', unit='rows', low=1)
+    gradient_clip_val: float | None = key(None, 'Gradients are scaled down to this norm', low=0.0)
+    callbacks: Any = key(None, 'Further callbacks')
+    strategy: Any = key(
+        'auto', 'How the ranks work together, see docs/megatron.md', unit='name or block with _target_'
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MonitorKeys:
+    """The retention monitor, measured at each validation."""
+
+    enabled: bool = key(False, 'Whether it is measured')
+    limit: float = key(0.98, 'Least retention: text ability by that of the base LLM', unit='share', low=0.0, high=1.0)
+    items: int = key(200, 'Multiple-choice questions of the probe', unit='questions', low=0, high=200)
+    min_hearing: float = key(
+        0.02,
+        'Less of its loss goes with the sound: a warning says that audio is ignored',
+        unit='share',
+        low=0.0,
+        high=1.0,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """`conf/speechllm_joint_sft.yaml` with one file of each group."""
+
+    name: str | None = key(NO_DEFAULT, 'Name of the run, and of its folder under runs/')
+    seed: int | None = key(NO_DEFAULT, 'Seed of weights and of the order of the data', low=0)
+    init_from_nemo: str | None = key(None, 'Warm start: weights of a .nemo file, with a fresh optimizer')
+    model: ModelConfig = key(ModelConfig, 'The speech LLM')
+    data: DataSettings = key(DataSettings, 'Sources, shares and packing')
+    trainer: TrainerKeys = key(TrainerKeys, "Arguments of Lightning's Trainer", more='trainer')
+    exp_manager: ClassKeys = key(ClassKeys, "NeMo's folder, logs, checkpoints, resuming", more='exp_manager')
+    gate: MonitorKeys = key(MonitorKeys, 'The retention monitor: what the LLM keeps of its text ability')
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeKeys:
+    """A language model that judges answers."""
+
+    url: str | None = key(None, 'Its OpenAI-compatible server, as http://localhost:8000/v1; null: nobody judges')
+    model: str | None = key(None, 'Its name there')
+    api_key_env: str = key('OPENAI_API_KEY', 'Environment variable with the key of the server')
+    structured: str = key(
+        'json_schema', 'How the form of a verdict is requested; none for servers that know neither',
+        choices=('json_schema', 'json_object', 'none'),
+    )  # fmt: skip
+    temperature: float | None = key(0.0, 'Sampling temperature; null: not sent, for models that refuse it', low=0)
+    max_tokens: int | None = key(
+        512, 'Longest verdict; null: not sent, for models that refuse it', unit='tokens', low=1
+    )
+    concurrency: int = key(8, 'Requests in flight at once', unit='requests', low=1)
+    requests_per_minute: int | None = key(None, 'Rate limit; null: none', unit='requests per minute', low=1)
+    timeout_s: float = key(60.0, 'How long a verdict may take', unit='s', low=0.1)
+    tries: int = key(6, 'How often a request is sent to a server that is busy, slow or broken', unit='times', low=1)
+    invalid_tries: int = key(
+        3, 'How often a verdict is requested until it has the form; then the answer is unjudged', unit='times', low=1
+    )
+
+
+_MODEL = 'runs/quickstart/checkpoints/quickstart.nemo'
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """`conf/eval/speechllm_eval.yaml`"""
+
+    model: str = key(_MODEL, 'The model: a .nemo file', unit='path')
+    suite: str = key(
+        'speech', 'What is measured: docs/evaluation.md',
+        choices=('speech', 'text', 'instruct', 'emergent', 'ladder', 'all'),
+    )  # fmt: skip
+    tasks: tuple[str, ...] = key((), 'Tasks, groups or YAML files of lm-eval; none: those of the package', unit='list')
+    include: tuple[str, ...] = key((), 'Folders with YAML tasks of lm-eval of your own', unit='list of paths')
+    chat_template: bool = key(True, "Ask lm-eval's questions as user turns of the LLM's chat template", unit='flag')
+    data: tuple[str, ...] = key(
+        tuple(
+            f'asset:demo-corpus/{name}.test.jsonl'
+            for name in ('asr_ast', 'speech_qa', 'mixed_modal', 'text', 'text_reference')
+        ),
+        'Held-out data: JSON lines of conversations, folders (their *.test.jsonl), or asset:NAME[/FILE]', unit='list',
+    )  # fmt: skip
+    limit: int | None = key(None, 'Most conversations of each source and task; null: all', unit='conversations', low=1)
+    batch_size: int = key(8, 'Prompts answered at once', unit='prompts', low=1)
+    max_new_tokens: int = key(64, 'Longest answer', unit='tokens', low=1)
+    judge: JudgeKeys = key(JudgeKeys, 'A language model that judges the answers about speech, see docs/evaluation.md')
+    examples: bool = key(True, 'Show single questions with their answers, too', unit='flag')
+    output: str | None = key(
+        None, 'File of the numbers and all answers; null: NAME.eval.json beside the model', unit='path'
+    )
+    record: bool = key(
+        False, 'Write the numbers into the metadata of the .nemo file, too; exports show them in their model card',
+        unit='flag',
+    )  # fmt: skip
+    device: str = key('auto', 'Where it runs: cpu, cuda, cuda:1 ...; auto: the GPU if there is one')
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    """`conf/eval/speechllm_generate.yaml`"""
+
+    model: str = key(_MODEL, 'The model: a .nemo file', unit='path')
+    audio: tuple[str, ...] = key(
+        tuple(f'asset:demo-corpus/wav/command-{name}.wav' for name in ('test-00001', 'test-00002', 'train-00001')),
+        'Recordings, any rate, mono or stereo', unit='list of paths or asset:NAME/FILE',
+    )  # fmt: skip
+    prompt: str = key(
+        'Transcribe the speech.', """What is asked about each recording; {audio} says where it stands, else at the end. """
+        """Quote commas: "'a, b'\"""", unit='text',
+    )  # fmt: skip
+    manifest: str | None = key(
+        None, 'Instead of recordings: conversations or an ASR manifest, one JSON object per line', unit='path'
+    )
+    batch_size: int = key(8, 'Prompts answered at once', unit='prompts', low=1)
+    max_new_tokens: int = key(64, 'Longest answer', unit='tokens', low=1)
+    use_lora: bool | None = key(
+        True, 'false: the untouched LLM answers, for comparison on text-only questions', unit='flag'
+    )
+    output: str | None = key(None, 'File of the answers, one JSON object per line; null: only the screen', unit='path')
+    device: str = key('auto', 'Where it runs: cpu, cuda, cuda:1 ...; auto: the GPU if there is one')
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """`conf/eval/speechllm_export.yaml`"""
+
+    model: str = key(_MODEL, 'The trained model: a .nemo file', unit='path')
+    to: str = key(
+        'nemo', 'The form; `vtb export --help` says what each is',
+        choices=('nemo', 'salm', 'vllm', 'hf-merged', 'peft', 'asr'),
+    )  # fmt: skip
+    output: str | None = key(
+        'runs/quickstart/export/quickstart.nemo', 'File or folder; null: beside the model', unit='path'
+    )
+    prompts: tuple[str, ...] = key(
+        tuple(f'asset:demo-corpus/{name}.test.jsonl' for name in ('asr_ast', 'mixed_modal', 'text')),
+        'Conversations to prove it on; the last answer of each is omitted', unit='list of multimodal_conversation files',
+    )  # fmt: skip
+    num_prompts: int = key(2, 'How many of each file', unit='conversations', low=1)
+    max_new_tokens: int = key(48, 'Longest answer', unit='tokens', low=1)
+
+
+CONFIGS = {
+    'speechllm_joint_sft': TrainConfig,
+    'speechllm_eval': EvalConfig,
+    'speechllm_generate': GenerateConfig,
+    'speechllm_export': ExportConfig,
+}
+"""Script of `examples/` -> its keys."""
