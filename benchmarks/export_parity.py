@@ -43,8 +43,8 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from nemo_vtb.assets import ensure
+from nemo_vtb.assets.resolve import register_resolvers
 from nemo_vtb.commands.parity import make_forms
-from nemo_vtb.config import register_resolvers
 from nemo_vtb.export.parity import TOLERANCES, Answered, Parity, compare
 from nemo_vtb.export.questions import default_questions
 from nemo_vtb.model.pretrained import load

@@ -13,37 +13,27 @@
 # limitations under the License.
 """Measures a speech LLM on held-out data, its base LLM beside it.
 
-Usage: python examples/speechllm_eval.py model=FILE.nemo data=[TEST.jsonl,...]   (keys: conf/eval/speechllm_eval.yaml)
+Usage: python examples/speechllm_eval.py model=FILE.nemo data=[TEST.jsonl,...]   (keys: --help)
 """
 
-from nemo_vtb.scripts import quiet_logs, start_script
+import nemo_vtb as vtb
 
-start_script()
+vtb.start_script(vtb.EvalConfig)
 
 from nemo.core.config import hydra_runner
 from omegaconf import DictConfig
 from rich.console import Console
 
-from nemo_vtb.errors import report_errors
-from nemo_vtb.evaluation.asking import EVAL_SCHEMA, check_settings, find_datasets
-from nemo_vtb.evaluation.judge import judge_of
-from nemo_vtb.evaluation.suite import Plan, measure_file, needs_data, suites_of
-
 
 @hydra_runner(config_path='../conf/eval', config_name='speechllm_eval')
-@report_errors
+@vtb.report_errors
 def main(cfg: DictConfig) -> None:
     """Restore, answer, measure, show."""
+    vtb.quiet_logs()
+    vtb.check_config(cfg, vtb.EvalConfig)
     console = Console()
-    quiet_logs()
-    check_settings(cfg, EVAL_SCHEMA)
-    suites = suites_of(cfg.suite)
-    datasets = find_datasets(cfg.data) if needs_data(suites) else {}
-    keys = ('limit', 'batch_size', 'max_new_tokens', 'tasks', 'include', 'chat_template')
-    judge = judge_of(suites=suites, **cfg.judge)
-    plan = Plan(suites, datasets, **{key: cfg[key] for key in keys}, judge=judge)
-    options = {'device': cfg.device, 'record': cfg.record}
-    result, path = measure_file(cfg.model, plan, cfg.output, console=console, **options)
+    options = {'device': cfg.device, 'record': cfg.record, 'console': console}
+    result, path = vtb.evaluate_file(cfg.model, vtb.evaluation_plan(cfg), cfg.output, **options)
     result.show(console, examples=cfg.examples)
     console.print(f'All {len(result.samples)} answers: {path}', highlight=False)
 

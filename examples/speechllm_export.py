@@ -20,34 +20,28 @@ python examples/speechllm_export.py [model=FILE.nemo] [to=nemo|salm|vllm|hf-merg
 import tempfile
 from pathlib import Path
 
-from nemo_vtb.scripts import quiet_logs, start_script
+import nemo_vtb as vtb
 
-start_script()
+vtb.start_script(vtb.ExportConfig)
 
 from nemo.core.config import hydra_runner
 from omegaconf import DictConfig
 from rich.console import Console
 
-from nemo_vtb.config import resolve_asset
-from nemo_vtb.errors import report_errors
-from nemo_vtb.evaluation.asking import EXPORT_SCHEMA, check_settings
-from nemo_vtb.export.export import default_output, export
-from nemo_vtb.export.questions import questions_from
-from nemo_vtb.model.pretrained import load
-
 
 @hydra_runner(config_path='../conf/eval', config_name='speechllm_export')
-@report_errors
+@vtb.report_errors
 def main(cfg: DictConfig) -> None:
     """Restore, write, compare."""
-    quiet_logs()
-    check_settings(cfg, EXPORT_SCHEMA)
+    vtb.quiet_logs()
+    vtb.check_config(cfg, vtb.ExportConfig)
     console = Console()
-    output = cfg.output or default_output(cfg.model, cfg.to)
-    model = load(cfg.model, 'cpu')
+    output = cfg.output or vtb.default_export_path(cfg.model, cfg.to)
+    model = vtb.restore(cfg.model, 'cpu')
     with tempfile.TemporaryDirectory() as folder:
-        questions = questions_from([resolve_asset(path) for path in cfg.prompts], Path(folder), cfg.num_prompts)
-        parity = export(model, cfg.to, output, overwrite=True, questions=questions, max_new_tokens=cfg.max_new_tokens)
+        questions = vtb.export_questions(vtb.resolve_assets(cfg).prompts, Path(folder), cfg.num_prompts)
+        options = {'questions': questions, 'max_new_tokens': cfg.max_new_tokens}
+        parity = vtb.export_model(model, cfg.to, output, overwrite=True, **options)
     if parity is not None:
         console.print(parity.answers_table())
         console.print(parity.table())

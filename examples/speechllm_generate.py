@@ -14,43 +14,33 @@
 """Asks a speech LLM about recordings.
 
 Usage: python examples/speechllm_generate.py model=FILE.nemo audio=[a.wav,b.wav] prompt="Transcribe the recording."
-       (keys: conf/eval/speechllm_generate.yaml)
+       (keys: --help)
 """
 
-from nemo_vtb.scripts import quiet_logs, start_script
+import nemo_vtb as vtb
 
-start_script()
+vtb.start_script(vtb.GenerateConfig)
 
 from nemo.core.config import hydra_runner
 from omegaconf import DictConfig
 from rich.console import Console
 
-from nemo_vtb.errors import report_errors
-from nemo_vtb.evaluation.asking import (
-    GENERATE_SCHEMA,
-    check_settings,
-    conversations_from_audio,
-    conversations_from_manifest,
-    load_model,
-    report_answers,
-)
-
 
 @hydra_runner(config_path='../conf/eval', config_name='speechllm_generate')
-@report_errors
+@vtb.report_errors
 def main(cfg: DictConfig) -> None:
     """Read the questions, restore the model, answer, show."""
-    quiet_logs()
-    check_settings(cfg, GENERATE_SCHEMA)
+    vtb.quiet_logs()
+    vtb.check_config(cfg, vtb.GenerateConfig)
     if cfg.manifest:
-        conversations, references = conversations_from_manifest(cfg.manifest, cfg.prompt)
+        conversations, references = vtb.conversations_from_manifest(cfg.manifest, cfg.prompt)
     else:
-        conversations, references = conversations_from_audio(list(cfg.audio), cfg.prompt), []
-    model = load_model(cfg.model, cfg.device)
+        conversations, references = vtb.conversations_from_audio(list(cfg.audio), cfg.prompt), []
+    model = vtb.restore(cfg.model, cfg.device)
     answers = model.answer(
         conversations, max_new_tokens=cfg.max_new_tokens, batch_size=cfg.batch_size, use_lora=cfg.use_lora
     )
-    report_answers(conversations, answers, references, console=Console(), output=cfg.output)
+    vtb.print_answers(conversations, answers, references, console=Console(), output=cfg.output)
 
 
 if __name__ == '__main__':

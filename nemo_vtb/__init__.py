@@ -13,8 +13,10 @@
 # limitations under the License.
 """nemo_vtb: joint speech-text supervised fine-tuning of speech LLMs (VoiceTextBlender) as a NeMo plugin.
 
-Importing this package loads neither torch nor NeMo: public names are resolved on first use, and the package's
-targets are put on NeMo's allow-list as soon as NeMo itself is imported (`registry.py`).
+Importing this package loads neither torch nor NeMo: the public names (`docs/api.md`) are resolved on first use, and
+the package's targets are put on NeMo's allow-list as soon as NeMo itself is imported (`registry.py`).
+
+>>> from nemo_vtb import VoiceTextBlender, VtbDataModule, build_trainer, evaluate, restore  # doctest: +SKIP
 """
 
 from importlib import import_module
@@ -25,41 +27,109 @@ from nemo_vtb.package_info import __version__
 from nemo_vtb.registry import register
 
 if TYPE_CHECKING:
+    from nemo_vtb.assets.resolve import resolve_assets
+    from nemo_vtb.config.check import check_config
+    from nemo_vtb.config.schema import EvalConfig, ExportConfig, GenerateConfig, TrainConfig
     from nemo_vtb.constants import KINDS
     from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn
+    from nemo_vtb.data.datamodule import VtbDataModule
     from nemo_vtb.data.template import ChatRenderer
-    from nemo_vtb.errors import VtbError
+    from nemo_vtb.errors import VtbError, report_errors
+    from nemo_vtb.evaluation.asking import conversations_from_audio, conversations_from_manifest, evaluation_plan
+    from nemo_vtb.evaluation.asking import report_answers as print_answers
+    from nemo_vtb.evaluation.suite import measure_file as evaluate_file
+    from nemo_vtb.evaluation.tasks import evaluate
+    from nemo_vtb.export.export import default_output as default_export_path
+    from nemo_vtb.export.export import export as export_model
+    from nemo_vtb.export.questions import questions_from as export_questions
     from nemo_vtb.model.blender import VoiceTextBlender
+    from nemo_vtb.model.pretrained import load as restore
+    from nemo_vtb.scripts import quiet_logs, start_script
+    from nemo_vtb.training.history import History
+    from nemo_vtb.training.progress_bar import ProgressLine
+    from nemo_vtb.training.run import build_model, build_trainer
+    from nemo_vtb.training.summary import print_summary
 
 __all__ = [
     'KINDS',
     'Audio',
     'ChatRenderer',
     'Conversation',
+    'EvalConfig',
+    'ExportConfig',
+    'GenerateConfig',
+    'History',
+    'ProgressLine',
     'Text',
+    'TrainConfig',
     'Turn',
     'VoiceTextBlender',
+    'VtbDataModule',
     'VtbError',
     '__version__',
+    'build_model',
+    'build_trainer',
+    'check_config',
+    'conversations_from_audio',
+    'conversations_from_manifest',
+    'default_export_path',
+    'evaluate',
+    'evaluate_file',
+    'evaluation_plan',
+    'export_model',
+    'export_questions',
+    'print_answers',
+    'print_summary',
+    'quiet_logs',
     'register',
+    'report_errors',
+    'resolve_assets',
+    'restore',
+    'start_script',
 ]
 
 _LAZY = {
-    'KINDS': 'nemo_vtb.constants',
-    'Audio': 'nemo_vtb.data.conversation',
-    'ChatRenderer': 'nemo_vtb.data.template',
-    'Conversation': 'nemo_vtb.data.conversation',
-    'Text': 'nemo_vtb.data.conversation',
-    'Turn': 'nemo_vtb.data.conversation',
-    'VoiceTextBlender': 'nemo_vtb.model.blender',
-    'VtbError': 'nemo_vtb.errors',
+    'KINDS': 'nemo_vtb.constants:KINDS',
+    'Audio': 'nemo_vtb.data.conversation:Audio',
+    'ChatRenderer': 'nemo_vtb.data.template:ChatRenderer',
+    'Conversation': 'nemo_vtb.data.conversation:Conversation',
+    'EvalConfig': 'nemo_vtb.config.schema:EvalConfig',
+    'ExportConfig': 'nemo_vtb.config.schema:ExportConfig',
+    'GenerateConfig': 'nemo_vtb.config.schema:GenerateConfig',
+    'History': 'nemo_vtb.training.history:History',
+    'ProgressLine': 'nemo_vtb.training.progress_bar:ProgressLine',
+    'Text': 'nemo_vtb.data.conversation:Text',
+    'TrainConfig': 'nemo_vtb.config.schema:TrainConfig',
+    'Turn': 'nemo_vtb.data.conversation:Turn',
+    'VoiceTextBlender': 'nemo_vtb.model.blender:VoiceTextBlender',
+    'VtbDataModule': 'nemo_vtb.data.datamodule:VtbDataModule',
+    'VtbError': 'nemo_vtb.errors:VtbError',
+    'build_model': 'nemo_vtb.training.run:build_model',
+    'build_trainer': 'nemo_vtb.training.run:build_trainer',
+    'check_config': 'nemo_vtb.config.check:check_config',
+    'conversations_from_audio': 'nemo_vtb.evaluation.asking:conversations_from_audio',
+    'conversations_from_manifest': 'nemo_vtb.evaluation.asking:conversations_from_manifest',
+    'default_export_path': 'nemo_vtb.export.export:default_output',
+    'evaluate': 'nemo_vtb.evaluation.tasks:evaluate',
+    'evaluate_file': 'nemo_vtb.evaluation.suite:measure_file',
+    'evaluation_plan': 'nemo_vtb.evaluation.asking:evaluation_plan',
+    'export_model': 'nemo_vtb.export.export:export',
+    'export_questions': 'nemo_vtb.export.questions:questions_from',
+    'print_answers': 'nemo_vtb.evaluation.asking:report_answers',
+    'print_summary': 'nemo_vtb.training.summary:print_summary',
+    'quiet_logs': 'nemo_vtb.scripts:quiet_logs',
+    'report_errors': 'nemo_vtb.errors:report_errors',
+    'resolve_assets': 'nemo_vtb.assets.resolve:resolve_assets',
+    'restore': 'nemo_vtb.model.pretrained:load',
+    'start_script': 'nemo_vtb.scripts:start_script',
 }
 
 
 def __getattr__(name: str) -> object:
     if name not in _LAZY:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}; it has: {", ".join(__all__)}')
-    value = getattr(import_module(_LAZY[name]), name)
+    module, _, original = _LAZY[name].partition(':')
+    value = getattr(import_module(module), original)
     globals()[name] = value
     return value
 

@@ -33,8 +33,16 @@ _CHATTY = (
 )
 
 
-def start_script() -> None:
-    """To be called before the heavy imports, some of which announce themselves; HF_HUB_OFFLINE=0 allows the hub."""
+def start_script(config: type | None = None) -> None:
+    """To be called before the heavy imports, some of which announce themselves; HF_HUB_OFFLINE=0 allows the hub.
+
+    Args:
+        config: The dataclass of the script's keys, printed by `--help` before Hydra shows what is composed.
+    """
+    if config is not None and '--help' in sys.argv[1:]:
+        from nemo_vtb.config.keys import help_text
+
+        sys.stdout.write(help_text(config) + '\n\n')
     os.environ.setdefault('HF_HUB_OFFLINE', '1')
     os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
     # idle threads that spin steal the core that loader processes and neighbours need

@@ -21,17 +21,11 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from nemo_vtb import config
-from nemo_vtb.config import (
-    check_budget,
-    check_config,
-    check_keys,
-    check_missing,
-    check_values,
-    register_resolvers,
-    resolve_asset,
-    unused_keys,
-)
+from nemo_vtb.assets.resolve import register_resolvers
+from nemo_vtb.config import check
+from nemo_vtb.config.check import check_budget, check_config, check_keys, check_missing, check_values, unused_keys
+from nemo_vtb.config.keys import describe, help_text, keys_of
+from nemo_vtb.config.schema import CONFIGS, SOURCE_TYPES, UNREAD_TYPES, DataSettings, TrainConfig
 from nemo_vtb.errors import VtbConfigError
 
 CONF = Path(__file__).resolve().parent.parent / 'conf'
@@ -172,6 +166,8 @@ def test_all_missing_values_are_reported_together() -> None:
         ('data.max_tokens', None, 'null'),
         ('data.max_skip_ratio', 1.5, 'from 0 to 1'),
         ('data.overlong', 'dropp', "did you mean 'drop'"),
+        ('data.unit', 'token', "did you mean 'tokens'"),
+        ('data.temperature', 'hot', 'float'),
         ('data.train_ds', 'manifest.jsonl', 'block'),
         ('data.train_ds.input_cfg', {'type': 'nemo'}, 'list'),
         ('data.train_ds.input_cfg.0.kind', 'asr', 'asr_ast'),
@@ -225,31 +221,60 @@ def test_loader_keys_without_effect_are_listed(caplog: pytest.LogCaptureFixture)
     assert unused_keys(cfg) == ['data.validation_ds.datasets.a.use_bucketing']
 
 
-def test_assets_are_resolved_lazily(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import nemo_vtb.assets
+@pytest.mark.parametrize('type_', UNREAD_TYPES)
+def test_types_that_nobody_reads_are_refused_by_name(type_: str) -> None:
+    cfg = small(data__train_ds__input_cfg=[{'type': type_, 'manifest_filepath': 'a'}])
+    with pytest.raises(VtbConfigError) as caught:
+        check_values(cfg)
+    assert caught.value.field == 'data.train_ds.input_cfg[0].type' and caught.value.got == type_
+    assert caught.value.remedy == UNREAD_TYPES[type_]
 
-    asked: list[str] = []
 
-    def ensure(*names: str, quiet: bool = False) -> dict[str, Path]:
-        asked.extend(names)
-        return dict.fromkeys(names, tmp_path)
+def test_types_that_pass_have_a_reader() -> None:
+    from nemo_vtb.data.sources import SOURCE_TYPES as READERS
 
-    monkeypatch.setattr(nemo_vtb.assets, 'ensure', ensure, raising=False)
-    (tmp_path / 'wav').mkdir()
-    (tmp_path / 'wav' / 'a.b_c-1.jsonl').touch()
-    register_resolvers()
-    text = '${vtb_asset:whisper-tiny.en}'
-    cfg = small(model__pretrained_llm=text, model__tokenizer_path='${vtb_asset:corpus/wav/a.b_c-1.jsonl}')
-    cfg.data.train_ds.input_cfg[0].manifest_filepath = text + '/wav'
-    check_config(cfg)
-    assert asked == []
-    assert cfg.model.pretrained_llm == str(tmp_path)
-    assert cfg.model.tokenizer_path == str(tmp_path / 'wav' / 'a.b_c-1.jsonl')
-    assert cfg.data.train_ds.input_cfg[0].manifest_filepath == f'{tmp_path}/wav'
-    assert asked == ['whisper-tiny.en', 'corpus', 'whisper-tiny.en']
-    assert resolve_asset('plain/path') == 'plain/path'
-    with pytest.raises(VtbConfigError, match='holds no'):
-        resolve_asset('asset:corpus/absent')
+    assert sorted(READERS) == sorted(SOURCE_TYPES)
+
+
+# ---- one place for each key
+
+
+@pytest.mark.parametrize('cls', CONFIGS.values(), ids=CONFIGS)
+def test_every_key_has_a_meaning_and_stands_in_the_help(cls: type) -> None:
+    text = help_text(cls)
+    for row in describe(cls):
+        assert row.meaning and f'  {row.path} ' in text
+
+
+def test_every_field_of_the_settings_is_a_key_but_one() -> None:
+    keys = {item.name for item, _ in keys_of(DataSettings)}
+    assert set(DataSettings.__dataclass_fields__) - keys == {'budget_auto'}
+    assert {item.name for item, _ in keys_of(TrainConfig)} >= {'name', 'seed', 'model', 'data', 'trainer', 'gate'}
+
+
+def test_pages_and_files_are_those_of_the_dataclasses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(CONF.parent / 'tools')
+    import config_reference
+
+    stale = [path.name for path, text in config_reference.pages().items() if path.read_text(encoding='utf-8') != text]
+    assert stale == [], 'python tools/config_reference.py'
+
+
+@pytest.mark.parametrize(
+    ('section', 'field'),
+    [
+        ({'max_tokens': 0}, 'data.max_tokens'),
+        ({'unit': 'token'}, 'data.unit'),
+        ({'resample': 'no'}, 'data.resample'),
+        ({'max_skip_ratio': 2}, 'data.max_skip_ratio'),
+        ({'budget': {'text': 1.0, 'auto': 0.7}}, 'data.budget.auto'),
+        ({'budget': {'text': 1.0, 'auto': 0.1}, 'sampler': 'nemo'}, 'data.budget.auto'),
+    ],
+)
+def test_settings_refuse_what_the_check_refuses(section: dict[str, Any], field: str) -> None:
+    with pytest.raises(VtbConfigError) as caught:
+        DataSettings.from_config(section)
+    assert caught.value.field == field
 
 
 @pytest.mark.integration
@@ -329,4 +354,4 @@ def test_every_key_is_commented(path: Path) -> None:
 
 
 def test_unknown_target_is_let_through() -> None:
-    assert config._signature_keys('torch.optim.DoesNotExist') is None
+    assert check._signature_keys('torch.optim.DoesNotExist') is None

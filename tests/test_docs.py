@@ -27,8 +27,9 @@ from omegaconf import OmegaConf
 
 from nemo_vtb import __all__ as public_names
 from nemo_vtb import __version__, cli
-from nemo_vtb.config import _more_keys
-from nemo_vtb.config_schema import SCHEMA, ListOf, MapOf, Node, Section
+from nemo_vtb.config.check import more_keys
+from nemo_vtb.config.keys import ListOf, MapOf, Node, Section, section_of
+from nemo_vtb.config.schema import TrainConfig
 
 pytestmark = pytest.mark.unit
 
@@ -111,14 +112,14 @@ def in_yaml(key: str) -> bool:
 
 def in_schema(key: str) -> bool:
     """Whether our table knows the key, or else the class to which the section belongs."""
-    node: Node | None = SCHEMA
+    node: Node | None = section_of(TrainConfig)
     for name in key.split('.'):
         if isinstance(node, ListOf) and name.isdigit() or isinstance(node, MapOf):
             node = node.item
         elif isinstance(node, Section) and name in node.keys:
             node = node.keys[name]
         elif isinstance(node, Section) and node.more:
-            known = _more_keys(node.more, {})
+            known = more_keys(node.more, {})
             return known is None or name in known
         else:
             return False
@@ -226,6 +227,12 @@ def test_python_blocks_compile_and_import_public_names(page: Path) -> None:
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.ImportFrom) and node.module == 'nemo_vtb':
                 assert {alias.name for alias in node.names} <= set(public_names)
+
+
+def test_every_public_name_is_explained() -> None:
+    page = (ROOT / 'docs' / 'api.md').read_text(encoding='utf-8')
+    explained = re.findall(r'`([A-Za-z_]+)`', ' '.join(re.findall(r'^\| (.*?) \|', page, flags=re.MULTILINE)))
+    assert sorted(explained) == sorted(public_names)
 
 
 # ---- messages

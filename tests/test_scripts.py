@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from nemo_vtb.config.schema import EvalConfig
 from nemo_vtb.scripts import start_script
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,6 +42,15 @@ def test_overrides_reach_our_own_check(word: str, becomes: str, monkeypatch: pyt
     monkeypatch.setattr(sys, 'argv', ['script', word])
     start_script()
     assert sys.argv[1:] == [becomes]
+
+
+def test_help_shows_the_keys_first(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, 'argv', ['script', '--help'])
+    start_script(EvalConfig)
+    assert 'judge.timeout_s' in capsys.readouterr().out
+    monkeypatch.setattr(sys, 'argv', ['script'])
+    start_script(EvalConfig)
+    assert capsys.readouterr().out == ''
 
 
 @pytest.mark.slow

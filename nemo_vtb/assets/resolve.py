@@ -52,6 +52,11 @@ def resolve_asset(value: str, ensure: Ensure = ensure_embedded) -> str:
     return str(path)
 
 
+def register_resolvers(ensure: Ensure = ensure_embedded) -> None:
+    """Make `${vtb_asset:NAME}` and `${vtb_asset:NAME/sub/path}` readable. Nothing is fetched before it is read."""
+    OmegaConf.register_new_resolver('vtb_asset', lambda name: resolve_asset(PREFIX + name, ensure), replace=True)
+
+
 def resolve_assets(cfg: DictConfig, ensure: Ensure = ensure_embedded) -> DictConfig:
     """Put paths in the place of all `asset:NAME/...` and `${vtb_asset:NAME}/...` of a composed configuration.
 
@@ -68,7 +73,7 @@ def resolve_assets(cfg: DictConfig, ensure: Ensure = ensure_embedded) -> DictCon
         VtbAssetError: An asset is unknown, or cannot be fetched.
         VtbConfigError: An asset has no such file.
     """
-    OmegaConf.register_new_resolver('vtb_asset', lambda name: resolve_asset(PREFIX + name, ensure), replace=True)
+    register_resolvers(ensure)
     for path, value in leaves(OmegaConf.to_container(cfg, resolve=False, throw_on_missing=False)):
         if not isinstance(value, str):
             continue

@@ -27,8 +27,8 @@ from nemo_vtb.errors import VtbConfigError, VtbDataError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from nemo_vtb.config.schema import DataSettings
     from nemo_vtb.data.index import Meter, SourceIndex
-    from nemo_vtb.data.settings import DataSettings
     from nemo_vtb.data.sources import SourceSpec
 
 _DEFAULT_CONFIG = 'conf/speechllm_joint_sft.yaml'
@@ -182,14 +182,15 @@ def _targets(words: Sequence[str]) -> tuple[Path, list[str], list[str]]:
 
 
 def _settings(config: Path, overrides: Sequence[str]) -> tuple['DataSettings', 'Meter']:
+    from nemo_vtb.assets.resolve import resolve_assets
     from nemo_vtb.commands.reading import compose_config, frame_counter_of, read_renderer
+    from nemo_vtb.config.schema import DataSettings
     from nemo_vtb.data.index import Meter
-    from nemo_vtb.data.settings import DataSettings
     from nemo_vtb.scripts import start_script
 
     start_script()
     cfg = compose_config(config, overrides)
-    settings = DataSettings.from_config(cfg.data)
+    settings = DataSettings.from_config(resolve_assets(cfg.data))
     renderer = read_renderer(str(cfg.model.pretrained_llm))
     return settings, Meter.of(settings, renderer, frame_counter_of(cfg))
 
@@ -203,18 +204,17 @@ def _all_specs(settings: 'DataSettings') -> list['SourceSpec']:
 
 def _file_specs(files: Sequence[str]) -> list['SourceSpec']:
     """Files without a configuration of their own: the format is that of the first line."""
+    from nemo_vtb.assets.resolve import resolve_asset
     from nemo_vtb.data.conversation import read_jsonl
     from nemo_vtb.data.sources import parse_input_cfg
 
     entries = []
-    for file in files:
-        if not Path(file).is_file() and not file.startswith('asset:'):
+    for file in map(resolve_asset, files):
+        if not Path(file).is_file():
             raise VtbDataError('The file does not exist.', field='FILE', got=file, remedy='correct the path')
-        type_ = 'multimodal_conversation'
-        if Path(file).is_file():
-            first = next(iter(read_jsonl(file)), (0, 0, {}))[2]
-            type_ = 'nemo' if 'audio_filepath' in first else type_
-            type_ = 'lhotse_as_conversation' if 'recording' in first else type_
+        first = next(iter(read_jsonl(file)), (0, 0, {}))[2]
+        type_ = 'nemo' if 'audio_filepath' in first else 'multimodal_conversation'
+        type_ = 'lhotse_as_conversation' if 'recording' in first else type_
         entries.append({'type': type_, 'manifest_filepath': file})
     return parse_input_cfg(entries, 'FILE')
 

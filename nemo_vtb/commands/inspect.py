@@ -20,8 +20,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nemo_vtb.assets.resolve import resolve_asset, resolve_assets
 from nemo_vtb.commands.reading import compose_config, frame_counter_of, read_renderer
-from nemo_vtb.config import resolve_asset
 from nemo_vtb.data.conversation import Conversation, conversation_from_dict, read_jsonl
 from nemo_vtb.errors import VtbDataError, VtbModelError
 
@@ -183,7 +183,7 @@ def _inspect_config(arguments: argparse.Namespace, console: 'Console') -> None:
     renderer = read_renderer(arguments.llm or str(cfg.model.pretrained_llm))
     frames_of, exact = _frames(cfg)
     budget = cfg.data.get('budget') or {}
-    for source in parse_input_cfg(cfg.data.train_ds.input_cfg):
+    for source in parse_input_cfg(resolve_assets(cfg.data.train_ds).input_cfg):
         share = f', asked share of {source.kind}: {float(budget[source.kind]):.1%}' if source.kind in budget else ''
         console.rule(f'{source.name}: {source.kind}{share}', align='left')
         for number, _, line in islice(

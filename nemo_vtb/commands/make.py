@@ -90,6 +90,7 @@ def make_stage(kind: str, inputs: Sequence[str], *layers: Mapping[str, Any]) -> 
     Raises:
         VtbConfigError: No input, or a wrong setting.
     """
+    from nemo_vtb.config import read_settings
     from nemo_vtb.factory import settings
 
     if not inputs:
@@ -98,18 +99,18 @@ def make_stage(kind: str, inputs: Sequence[str], *layers: Mapping[str, Any]) -> 
     if kind == 'asr_ast':
         from nemo_vtb.factory.asr_ast import AsrAstStage
 
-        return AsrAstStage(settings.read_settings(settings.AsrAst, *layers), files)
+        return AsrAstStage(read_settings(settings.AsrAst, *layers), files)
     if kind == 'mixed_modal':
         from nemo_vtb.factory.mixed_modal import MixedModalStage
 
-        return MixedModalStage(settings.read_settings(settings.MixedModal, *layers), files)
+        return MixedModalStage(read_settings(settings.MixedModal, *layers), files)
     if kind == 'speech_qa':
         from nemo_vtb.factory.speech_qa import SpeechQaStage
 
-        return SpeechQaStage(settings.read_settings(settings.SpeechQa, *layers), files)
+        return SpeechQaStage(read_settings(settings.SpeechQa, *layers), files)
     from nemo_vtb.factory.chats import TextStage
 
-    return TextStage(settings.read_settings(settings.TextChats, *layers), files)
+    return TextStage(read_settings(settings.TextChats, *layers), files)
 
 
 def show_card(card: 'Card', out: Path, console: 'Console') -> None:
@@ -130,8 +131,9 @@ def show_card(card: 'Card', out: Path, console: 'Console') -> None:
 def _demo(
     arguments: argparse.Namespace, inputs: Sequence[str], layers: Sequence[Mapping[str, Any]], console: 'Console'
 ) -> int:
+    from nemo_vtb.config import read_settings
     from nemo_vtb.factory.demo.build import make_demo
-    from nemo_vtb.factory.settings import Demo, read_settings
+    from nemo_vtb.factory.settings import Demo
 
     if inputs or arguments.shard != '0/1':
         raise VtbConfigError('The demonstration takes no inputs and no shard.', field='INPUT', got=list(inputs))

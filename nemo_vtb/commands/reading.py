@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemo_vtb.config import register_resolvers, resolve_asset
+from nemo_vtb.assets.resolve import register_resolvers, resolve_asset
 from nemo_vtb.errors import VtbConfigError, VtbModelError, first_line
 
 if TYPE_CHECKING:

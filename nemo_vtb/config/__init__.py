@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Configuration keys as dataclass fields (`keys`, `schema`), and the checks made from them (`check`). Loads no torch."""
+"""Configuration keys as dataclass fields (`keys`, `schema`), and the checks made from them (`check`)."""
 
 from nemo_vtb.config.check import check_config as check_config
 from nemo_vtb.config.check import read_settings as read_settings

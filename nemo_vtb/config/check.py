@@ -50,6 +50,7 @@ T = TypeVar('T')
 logger = logging.getLogger(__name__)
 
 MISSING = '???'
+_OPAQUE = '<resolver>'
 # Hydra's own keys, allowed wherever a `_target_` is
 HYDRA_KEYS = ('_target_', '_args_', '_convert_', '_partial_', '_recursive_', 'target')
 # importing a target runs its module; only those that NeMo would instantiate anyway are looked at
@@ -163,8 +164,9 @@ def check_missing(cfg: DictConfig | Mapping[str, Any]) -> None:
 
 def check_values(cfg: DictConfig | Mapping[str, Any], cls: type = TrainConfig) -> None:
     """Raises VtbConfigError for the first value whose type or range is not what the fields of `cls` say."""
-    conf = cfg if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg))
-    for path, value, key in typed_values(_raw(cfg), section_of(cls)):
+    raw = _raw(cfg)
+    conf = OmegaConf.create(_without_resolvers(raw))
+    for path, value, key in typed_values(raw, section_of(cls)):
         key.check(path, _resolved(conf, path, value))
     for name in ('freeze_params', 'prevent_freeze_params'):
         for index, pattern in enumerate(OmegaConf.select(conf, f'model.{name}') or ()):
@@ -334,12 +336,22 @@ def _fields(cls: type) -> dict[str, Node]:
     return names
 
 
+def _without_resolvers(node: Any) -> Any:
+    """A copy in which values that need a resolver (assets, environment) are opaque: a check fetches nothing."""
+    if isinstance(node, Mapping):
+        return {name: _without_resolvers(value) for name, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [_without_resolvers(value) for value in node]
+    return _OPAQUE if isinstance(node, str) and re.search(r'\$\{[^{}]*:', node) else node
+
+
 def _resolved(conf: DictConfig, path: str, value: object) -> object:
-    """Returns the value behind `${other.key}`; values that need a resolver (assets, environment) stay unresolved."""
-    if not isinstance(value, str) or '${' not in value or ':' in value:
+    """Returns the value behind `${other.key}`; values that need a resolver stay unresolved."""
+    if not isinstance(value, str) or '${' not in value:
         return value
     try:
-        return OmegaConf.select(conf, path, throw_on_resolution_failure=True)
+        found = OmegaConf.select(conf, path, throw_on_resolution_failure=True)
+        return value if isinstance(found, str) and _OPAQUE in found else found
     except OmegaConfBaseException as error:
         raise VtbConfigError(
             'an interpolation points to a key that is not there',

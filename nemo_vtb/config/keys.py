@@ -20,8 +20,8 @@
 >>> section_of(Packing).keys['max_tokens'].low
 1
 
-The checks (`check.py`), the text of `--help` and `docs/config.md` (`describe`) are made from these fields. Sections that
-belong to classes of others (`more`) are known by the signatures of those classes.
+The checks (`check.py`), the text of `--help` and `docs/config.md` (`describe`) are made from these fields. Sections
+that belong to classes of others (`more`) are known by the signatures of those classes.
 """
 
 import difflib
@@ -57,7 +57,7 @@ class Key:
     high: float | None = None
     choices: tuple[object, ...] = ()
     null: bool = True
-    refused: Mapping[object, str] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def allowed(self) -> str:
@@ -135,7 +135,7 @@ def key(
     low: float | None = None,
     high: float | None = None,
     choices: Sequence[object] = (),
-    refused: Mapping[object, str] | None = None,
+    refused: Mapping[str, str] | None = None,
     keys: type | None = None,
     more: str | None = None,
 ) -> Any:
@@ -289,15 +289,17 @@ class Row:
         return f'{self.meaning} [{self.unit}]' if self.unit else self.meaning
 
 
-def describe(cls: type, path: str = '', seen: tuple[type, ...] = ()) -> Iterator[Row]:
-    """The keys of a dataclass and of the blocks inside it, in order."""
+def describe(cls: type, path: str = '', seen: set[type] | None = None) -> Iterator[Row]:
+    """The keys of a dataclass and of the blocks inside it, in order; a block that comes again is not repeated."""
+    seen = {cls} if seen is None else seen
     for item, hint in keys_of(cls):
         name = join(path, item.name)
         inner, suffix = _inner(item.metadata['keys'] or hint)
         allowed = '' if inner else _allowed(_node(hint, item.metadata, {}))
         yield Row(name, item.metadata['meaning'], item.metadata['unit'], _default(item), allowed)
         if inner is not None and inner not in seen:
-            yield from describe(inner, name + suffix, (*seen, cls, inner))
+            seen.add(inner)
+            yield from describe(inner, name + suffix, seen)
 
 
 def help_text(cls: type, width: int = 34) -> str:

@@ -13,19 +13,22 @@
 # limitations under the License.
 """The keys of every configuration: training, evaluation, generation, export.
 
-These dataclasses are the only list of keys. They stand here and not in `conf/`, so that an installed package checks the
-same way as a checkout; a test composes every file of `conf/` against them. The factory's are in `factory/settings.py`.
+These dataclasses are the only list of keys. They stand here and not in `conf/`, so that an installed package checks
+the same way as a checkout; a test composes every file of `conf/` against them. The factory's are in
+`factory/settings.py`.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from nemo_vtb.config.keys import NO_DEFAULT, Key, Node, key, section_of, typed_values
+from nemo_vtb.config.keys import NO_DEFAULT, Key, Node, key, section_of
 from nemo_vtb.constants import KINDS, SAMPLE_RATE
 from nemo_vtb.errors import VtbConfigError
+from nemo_vtb.io import cache_dir
 
 SOURCE_TYPES = (
     'multimodal_conversation',
@@ -38,11 +41,11 @@ SOURCE_TYPES = (
     'lhotse',
     'lhotse_shar',
 )
-"""NeMo's names for the `type` of an `input_cfg` entry that are read (`nemo_vtb.data.sources` has a reader for each)."""
+"""NeMo's names for the `type` of an `input_cfg` entry that are read: `nemo_vtb.data.sources` has a reader for each."""
 
 UNREAD_TYPES = {
     'parquet': 'write the rows as JSON lines of type multimodal_conversation or nemo',
-    's2s_as_conversation': 'spoken answers are not trained: write the turns as multimodal_conversation with typed answers',
+    's2s_as_conversation': 'spoken answers are not trained: write multimodal_conversation with answers as text',
     'share_gpt_webdataset': 'unpack the shards and name the JSON lines, with type share_gpt',
     'txt': 'plain text has no turns: write conversations as nemo_sft_jsonl or multimodal_conversation',
     'txt_jsonl': 'plain text has no turns: write conversations as nemo_sft_jsonl or multimodal_conversation',
@@ -182,7 +185,7 @@ class DataSettings:
         'stop', 'A source has reached max_repeats: stop the run, or drop the source', choices=('stop', 'drop')
     )
     on_duration_mismatch: str = key(
-        'quarantine', 'A duration that differs from the file: quarantine it, an error, or a segment from the beginning',
+        'quarantine', 'A duration that differs from the file: quarantine it, an error, or a segment from its start',
         choices=('quarantine', 'error', 'segment'),
     )  # fmt: skip
     max_skip_ratio: float = key(0.01, 'Broken lines of a source before the run stops', unit='share', low=0.0, high=1.0)
@@ -211,7 +214,7 @@ class DataSettings:
         plain: dict[str, Any] = (
             OmegaConf.to_container(cfg, resolve=True) if isinstance(cfg, DictConfig) else dict(cfg)  # type: ignore[assignment]
         )
-        own = section_of(cls).keys
+        own = section_of(cls).keys  # type: ignore[arg-type]
         train = plain.get('train_ds') or {}
         # a loader key in train_ds is where a SALM user has it
         merged = {k: v for k, v in train.items() if k in ('seed', 'sample_rate', 'num_workers') and v is not None}
@@ -238,6 +241,11 @@ class DataSettings:
             )  # fmt: skip
         return settings
 
+    @property
+    def index_folder(self) -> Path:
+        """Where indexes are kept."""
+        return Path(self.index_dir) if self.index_dir else cache_dir() / 'index'
+
 
 # ---- model
 
@@ -253,7 +261,7 @@ class PerceptionKeys:
         'match_embeddings', "First weights of the projection: at the scale of the LLM's embeddings, or torch's own",
         choices=('default', 'match_embeddings'),
     )  # fmt: skip
-    preprocessor: ClassKeys = key(ClassKeys, "Null: the encoder's", more='preprocessor')
+    preprocessor: ClassKeys = key(ClassKeys, 'Spectrogram; null: as the encoder was trained', more='preprocessor')
     encoder: ClassKeys = key(ClassKeys, "Changes to the encoder's arguments", more='encoder')
     modality_adapter: ClassKeys = key(ClassKeys, 'The adapter', more='encoder')
     spec_augment: ClassKeys = key(ClassKeys, 'Masks on the spectrogram, in training', more='spec_augment')
@@ -405,7 +413,7 @@ class EvalConfig:
 
     model: str = key(_MODEL, 'The model: a .nemo file', unit='path')
     suite: str = key(
-        'speech', 'What is measured: docs/evaluation.md',
+        'speech', 'What is measured, see docs/evaluation.md',
         choices=('speech', 'text', 'instruct', 'emergent', 'ladder', 'all'),
     )  # fmt: skip
     tasks: tuple[str, ...] = key((), 'Tasks, groups or YAML files of lm-eval; none: those of the package', unit='list')
@@ -443,8 +451,9 @@ class GenerateConfig:
         'Recordings, any rate, mono or stereo', unit='list of paths or asset:NAME/FILE',
     )  # fmt: skip
     prompt: str = key(
-        'Transcribe the speech.', """What is asked about each recording; {audio} says where it stands, else at the end. """
-        """Quote commas: "'a, b'\"""", unit='text',
+        'Transcribe the speech.',
+        'Prompt for each recording; {audio} says where it stands, else at the end. Quote commas: "\'a, b\'"',
+        unit='text',
     )  # fmt: skip
     manifest: str | None = key(
         None, 'Instead of recordings: conversations or an ASR manifest, one JSON object per line', unit='path'
@@ -472,7 +481,8 @@ class ExportConfig:
     )
     prompts: tuple[str, ...] = key(
         tuple(f'asset:demo-corpus/{name}.test.jsonl' for name in ('asr_ast', 'mixed_modal', 'text')),
-        'Conversations to prove it on; the last answer of each is omitted', unit='list of multimodal_conversation files',
+        'Conversations to prove it on; the last answer of each is omitted',
+        unit='list of multimodal_conversation files',
     )  # fmt: skip
     num_prompts: int = key(2, 'How many of each file', unit='conversations', low=1)
     max_new_tokens: int = key(48, 'Longest answer', unit='tokens', low=1)

@@ -26,6 +26,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 
+from nemo_vtb.config.schema import DataSettings
 from nemo_vtb.data.collate import Collator, PackedRow, pack_row
 from nemo_vtb.data.faults import Reason, data_fault
 from nemo_vtb.data.index import Meter, SourceIndex, skip_table
@@ -36,7 +37,6 @@ from nemo_vtb.data.packing import pack_all
 from nemo_vtb.data.planning import EVAL_SECTIONS, eval_specs, make_plan, open_source, train_specs
 from nemo_vtb.data.progress import Progress, Quarantine
 from nemo_vtb.data.sampler import RowPlan
-from nemo_vtb.data.settings import DataSettings
 from nemo_vtb.data.sources import SourceSpec
 from nemo_vtb.data.template import ChatRenderer
 from nemo_vtb.errors import VtbConfigError, VtbDataError

@@ -32,10 +32,10 @@ from typing import Any
 
 import numpy as np
 
+from nemo_vtb.config.schema import DataSettings
 from nemo_vtb.data.audio import DURATION_TOLERANCE_S, clip_span, probe
 from nemo_vtb.data.conversation import Audio, Conversation, parse_line
 from nemo_vtb.data.faults import Reason, audio_fault, data_fault
-from nemo_vtb.data.settings import DataSettings
 from nemo_vtb.data.sources import SourceSpec
 from nemo_vtb.data.template import ChatRenderer
 from nemo_vtb.errors import VtbDataError, VtbError

@@ -27,13 +27,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from nemo_vtb.config.schema import DataSettings
 from nemo_vtb.constants import IGNORE_INDEX
 from nemo_vtb.data.collate import Collator, PackedRow, PackItem, pack_row
 from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn
 from nemo_vtb.data.faults import Reason, audio_fault
 from nemo_vtb.data.ledger import Ledger, SourceAccount
 from nemo_vtb.data.overlong import FittedSource
-from nemo_vtb.data.settings import DataSettings
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 
 logger = logging.getLogger(__name__)

@@ -15,10 +15,10 @@
 
 from collections.abc import Sequence
 
+from nemo_vtb.config.schema import DataSettings
 from nemo_vtb.data.index import Meter, SourceIndex, open_index
 from nemo_vtb.data.overlong import FittedSource
 from nemo_vtb.data.sampler import TokenBudgetPlan
-from nemo_vtb.data.settings import DataSettings
 from nemo_vtb.data.sources import SourceSpec, parse_input_cfg
 
 EVAL_SECTIONS = ('validation_ds', 'test_ds')

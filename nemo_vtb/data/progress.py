@@ -22,13 +22,13 @@ from typing import Any
 
 import numpy as np
 
+from nemo_vtb.config.schema import DataSettings
 from nemo_vtb.data.collate import PackedRow
 from nemo_vtb.data.faults import Reason
 from nemo_vtb.data.index import skip_table
 from nemo_vtb.data.ledger import Ledger, SourceAccount
 from nemo_vtb.data.overlong import FittedSource
 from nemo_vtb.data.sampler import PlanState, TokenBudgetPlan, TokenBudgetSampler
-from nemo_vtb.data.settings import DataSettings
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 from nemo_vtb.io import read_json_lines
 

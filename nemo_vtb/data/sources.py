@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nemo_vtb.config.schema import UNREAD_TYPES
 from nemo_vtb.constants import KINDS
 from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn, conversation_from_dict, parse_line
 from nemo_vtb.data.faults import Reason, data_fault
@@ -165,7 +166,7 @@ def _parse_entry(entry: dict[str, Any], where: str, temperatures: Sequence[float
             field=f'{where}.type',
             got=kind_of_entry,
             allowed=', '.join([*sorted(SOURCE_TYPES), 'group']),
-            remedy='write the data as one of them',
+            remedy=UNREAD_TYPES.get(str(kind_of_entry), 'write the data as one of them'),
         )
     files, bases = _shar(entry, where) if entry.get('shar_path') else _manifests(entry, where)
     tars = tuple(expand_paths(entry['tarred_audio_filepaths'])) if entry.get('tarred_audio_filepaths') else ()
@@ -199,11 +200,14 @@ def _manifests(entry: Mapping[str, Any], where: str) -> tuple[tuple[str, ...], t
             got=entry.get(key),
             allowed='a JSONL file, a pattern or a list',
         )
-    files = tuple(_asset(path) for path in expand_paths(entry[key]))
+    files = tuple(expand_paths(entry[key]))
     for path in files:
         if not Path(path).is_file():
             raise VtbDataError(
-                'The manifest does not exist.', field=f'{where}.{key}', got=path, remedy='correct the path'
+                'The manifest does not exist.',
+                field=f'{where}.{key}',
+                got=path,
+                remedy='resolve_assets(cfg) before it' if path.startswith('asset:') else 'correct the path',
             )
         if path.endswith(('.tar', '.parquet', '.json')):
             raise VtbConfigError(
@@ -251,14 +255,6 @@ def _renamed(source: SourceSpec, name: str, weight: float | None = None) -> Sour
     from dataclasses import replace
 
     return replace(source, name=name, weight=source.weight if weight is None else weight)
-
-
-def _asset(path: str) -> str:
-    if not path.startswith('asset:'):
-        return path
-    from nemo_vtb.config import resolve_asset
-
-    return resolve_asset(path)
 
 
 def _load_yaml(path: Path) -> list[Mapping[str, Any]]:

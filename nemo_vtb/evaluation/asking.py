@@ -14,16 +14,18 @@
 """What the evaluation scripts and `vtb eval` share: finding test files and models, asking about recordings."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from nemo_vtb.config import check_keys, check_missing, check_values, resolve_asset
-from nemo_vtb.config_schema import Key, ListOf, Section
+from nemo_vtb.assets.resolve import resolve_asset
+from nemo_vtb.config.schema import EvalConfig
 from nemo_vtb.data.audio import probe
 from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn, conversation_from_dict, read_jsonl
 from nemo_vtb.errors import VtbConfigError, VtbDataError
+from nemo_vtb.evaluation.judge import judge_of
 from nemo_vtb.evaluation.result import plain, readable
+from nemo_vtb.evaluation.suite import Plan, needs_data, suites_of
 from nemo_vtb.io import write_atomically
 
 if TYPE_CHECKING:
@@ -31,84 +33,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-_PATH = Key((str,), null=False)
-_COUNT = Key((int,), low=1, null=False)
-_SHARED = {
-    'model': _PATH,
-    'batch_size': _COUNT,
-    'max_new_tokens': _COUNT,
-    'device': Key((str,), null=False),
-    'output': Key((str,)),
-}
-EVAL_SCHEMA = Section(
-    {
-        **_SHARED,
-        'data': ListOf(_PATH),
-        'limit': Key((int,), low=1),
-        'examples': Key((bool,), null=False),
-        'suite': Key((str,), choices=('speech', 'text', 'instruct', 'emergent', 'ladder', 'all'), null=False),
-        'tasks': ListOf(_PATH),
-        'include': ListOf(_PATH),
-        'chat_template': Key((bool,), null=False),
-        'record': Key((bool,), null=False),
-        'judge': Section(
-            {
-                'url': Key((str,)),
-                'model': Key((str,)),
-                'api_key_env': Key((str,), null=False),
-                'structured': Key((str,), choices=('json_schema', 'json_object', 'none'), null=False),
-                'temperature': Key((int, float), low=0),
-                'max_tokens': Key((int,), low=1),
-                'concurrency': _COUNT,
-                'requests_per_minute': Key((int,), low=1),
-                'timeout_s': Key((int, float), low=0.1, null=False),
-                'tries': _COUNT,
-                'invalid_tries': _COUNT,
-            }
-        ),
-    }
-)
-"""Keys of `conf/eval/speechllm_eval.yaml`."""
-
-EXPORT_SCHEMA = Section(
-    {
-        **{key: _SHARED[key] for key in ('model', 'max_new_tokens', 'output')},
-        'to': Key((str,), choices=('nemo', 'salm', 'vllm', 'hf-merged', 'peft', 'asr'), null=False),
-        'prompts': ListOf(_PATH),
-        'num_prompts': _COUNT,
-    }
-)
-"""Keys of `conf/eval/speechllm_export.yaml`."""
-
-GENERATE_SCHEMA = Section(
-    {
-        **_SHARED,
-        'audio': ListOf(_PATH),
-        'prompt': Key((str,), null=False),
-        'manifest': Key((str,)),
-        'use_lora': Key((bool,)),
-    }
-)
-"""Keys of `conf/eval/speechllm_generate.yaml`."""
-
 AUDIO_MARK = '{audio}'
 
-DEMO_SETS = tuple(
-    f'asset:demo-corpus/{name}.test.jsonl'
-    for name in ('asr_ast', 'speech_qa', 'mixed_modal', 'text', 'text_reference')
-)
+DEMO_SETS = EvalConfig().data
 """Held-out data that every installation has."""
-
-
-def check_settings(cfg: 'DictConfig | Mapping[str, Any]', schema: Section) -> None:
-    """Check the settings of a script before anything is loaded.
-
-    Raises:
-        VtbConfigError: A key is unknown (the nearest one is named), missing, or its value not allowed.
-    """
-    check_keys(cfg, schema)
-    check_missing(cfg)
-    check_values(cfg, schema)
 
 
 def find_datasets(paths: Iterable[str]) -> dict[str, Path]:
@@ -133,6 +61,23 @@ def find_datasets(paths: Iterable[str]) -> dict[str, Path]:
             name = file.name.removesuffix('.jsonl').removesuffix('.test')
             found[name if name not in found else str(file)] = file
     return found
+
+
+def evaluation_plan(cfg: 'DictConfig') -> Plan:
+    """What `conf/eval/speechllm_eval.yaml` says is measured.
+
+    Raises:
+        VtbDataError: A file of `data` does not exist.
+        VtbConfigError: An unknown suite, or a judge without a model.
+    """
+    suites = suites_of(cfg.suite)
+    keys = ('limit', 'batch_size', 'max_new_tokens', 'tasks', 'include', 'chat_template')
+    return Plan(
+        suites,
+        find_datasets(cfg.data) if needs_data(suites) else {},
+        judge=judge_of(suites=suites, **cfg.judge),
+        **{key: cfg[key] for key in keys},
+    )
 
 
 def conversations_from_audio(paths: Sequence[str], prompt: str) -> list[Conversation]:

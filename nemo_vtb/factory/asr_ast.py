@@ -23,11 +23,12 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from nemo_vtb.config import settings_dict
 from nemo_vtb.data.conversation import read_jsonl
 from nemo_vtb.errors import VtbDataError
 from nemo_vtb.factory.contamination import AvoidList, load_avoid_list
 from nemo_vtb.factory.prompts import BANK_LANGUAGES, Bank, draw, load_bank
-from nemo_vtb.factory.settings import AsrAst, settings_dict
+from nemo_vtb.factory.settings import AsrAst
 from nemo_vtb.factory.work import Item, Outcome, input_digests
 
 _PUNCTUATED = re.compile(r'[.!?,;:。！？]')

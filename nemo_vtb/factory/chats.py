@@ -20,11 +20,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from nemo_vtb.config import settings_dict
 from nemo_vtb.data.conversation import parse_line, read_jsonl
 from nemo_vtb.errors import VtbDataError
 from nemo_vtb.factory.contamination import AvoidList, load_avoid_list
 from nemo_vtb.factory.language import is_language
-from nemo_vtb.factory.settings import TextChats, settings_dict
+from nemo_vtb.factory.settings import TextChats
 from nemo_vtb.factory.work import Item, Outcome, input_digests
 
 _ROLES = {

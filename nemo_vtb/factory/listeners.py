@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from nemo_vtb.config import resolve_asset
+from nemo_vtb.assets.resolve import resolve_asset
 from nemo_vtb.errors import VtbConfigError, VtbModelError
 
 RATE = 16000

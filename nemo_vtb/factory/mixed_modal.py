@@ -21,11 +21,12 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from nemo_vtb.config import settings_dict
 from nemo_vtb.factory.chats import Chat, chat_items, chat_of_row, clean_reason
 from nemo_vtb.factory.contamination import AvoidList, load_avoid_list
 from nemo_vtb.factory.prompts import draw
 from nemo_vtb.factory.sentences import Piece, pieces_of, spoken_form
-from nemo_vtb.factory.settings import MixedModal, settings_dict
+from nemo_vtb.factory.settings import MixedModal
 from nemo_vtb.factory.speaking import Span, Speaker, Spoken
 from nemo_vtb.factory.work import KEPT, Item, Outcome, input_digests
 

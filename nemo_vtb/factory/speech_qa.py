@@ -22,12 +22,13 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from nemo_vtb.config import settings_dict
 from nemo_vtb.data.normalizers import normalize_answer
 from nemo_vtb.factory.asr_ast import manifest_rows
 from nemo_vtb.factory.contamination import AvoidList, load_avoid_list, ngrams
 from nemo_vtb.factory.language import is_language
 from nemo_vtb.factory.prompts import draw
-from nemo_vtb.factory.settings import SpeechQa, settings_dict
+from nemo_vtb.factory.settings import SpeechQa
 from nemo_vtb.factory.work import WORK, Item, Outcome, input_digests
 from nemo_vtb.factory.writers import Ask, Reply, Writer, open_writer
 

@@ -28,7 +28,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from nemo_vtb.config import resolve_asset
+from nemo_vtb.assets.resolve import resolve_asset
 from nemo_vtb.errors import VtbModelError
 from nemo_vtb.factory.endpoint import Endpoint
 from nemo_vtb.factory.settings import Llm

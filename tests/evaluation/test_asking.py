@@ -23,18 +23,18 @@ import pytest
 from hydra import compose, initialize_config_dir
 from rich.console import Console
 
+from nemo_vtb.config import check_config
+from nemo_vtb.config.keys import keys_of
+from nemo_vtb.config.schema import EvalConfig, GenerateConfig
 from nemo_vtb.data.conversation import Audio, Text
 from nemo_vtb.errors import VtbCheckpointError, VtbConfigError, VtbDataError, VtbModelError
 from nemo_vtb.evaluation.asking import (
-    EVAL_SCHEMA,
-    GENERATE_SCHEMA,
-    check_settings,
     conversations_from_audio,
     conversations_from_manifest,
     find_datasets,
-    load_model,
     report_answers,
 )
+from nemo_vtb.model.pretrained import load
 from nemo_vtb.testing import TinyCorpus
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,10 +61,10 @@ def test_folder_without_data_is_an_error(tmp_path: Path) -> None:
 
 def test_missing_and_broken_models_are_named(tmp_path: Path) -> None:
     with pytest.raises(VtbModelError, match='no model at this path'):
-        load_model(tmp_path / 'absent.nemo')
+        load(tmp_path / 'absent.nemo')
     (tmp_path / 'cut.nemo').write_bytes(b'not an archive')
     with pytest.raises(VtbCheckpointError, match='no complete .nemo file') as caught:
-        load_model(tmp_path / 'cut.nemo', 'cpu')
+        load(tmp_path / 'cut.nemo', 'cpu')
     assert 'cut.nemo' in str(caught.value)
 
 
@@ -109,14 +109,12 @@ def test_answers_are_shown_and_written(corpus: TinyCorpus, tmp_path: Path) -> No
     assert line == {'id': Path(wav).stem, 'audio': [wav], 'answer': '[b]hi', 'reference': 'ho'}
 
 
-@pytest.mark.parametrize(
-    ('name', 'schema'), [('speechllm_eval', EVAL_SCHEMA), ('speechllm_generate', GENERATE_SCHEMA)]
-)
-def test_yaml_has_known_keys_and_a_comment_for_each(name: str, schema: object) -> None:
+@pytest.mark.parametrize(('name', 'schema'), [('speechllm_eval', EvalConfig), ('speechllm_generate', GenerateConfig)])
+def test_yaml_has_known_keys_and_a_comment_for_each(name: str, schema: type) -> None:
     with initialize_config_dir(str(ROOT / 'conf' / 'eval'), version_base=None):
         cfg = compose(name)
-    check_settings(cfg, schema)
-    assert set(cfg) == set(schema.keys)
+    check_config(cfg, schema)
+    assert set(cfg) == {item.name for item, _ in keys_of(schema)}
     lines = (ROOT / 'conf' / 'eval' / f'{name}.yaml').read_text().splitlines()
     for before, line in zip(lines, lines[1:], strict=False):
         if line and line[0].isalpha():
@@ -125,7 +123,7 @@ def test_yaml_has_known_keys_and_a_comment_for_each(name: str, schema: object) -
 
 def test_misspelt_setting_names_the_nearest() -> None:
     with pytest.raises(VtbConfigError, match="did you mean 'limit'"):
-        check_settings({'limt': 3}, EVAL_SCHEMA)
+        check_config({'limt': 3}, EvalConfig)
 
 
 @pytest.mark.integration

@@ -18,10 +18,11 @@ import json
 import pytest
 from factory_helpers import write_jsonl, write_manifest
 
+from nemo_vtb.config import read_settings
 from nemo_vtb.data.conversation import Audio, conversation_from_dict
 from nemo_vtb.errors import VtbDataError
 from nemo_vtb.factory.asr_ast import AsrAstStage, manifest_rows, strip_punctuation
-from nemo_vtb.factory.settings import AsrAst, read_settings
+from nemo_vtb.factory.settings import AsrAst
 
 
 def make(path, **changes):

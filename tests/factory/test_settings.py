@@ -18,9 +18,10 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from nemo_vtb.config import read_settings, settings_dict
 from nemo_vtb.errors import VtbConfigError
 from nemo_vtb.factory import settings
-from nemo_vtb.factory.settings import AsrAst, MixedModal, SpeechQa, read_settings, settings_dict
+from nemo_vtb.factory.settings import AsrAst, MixedModal, SpeechQa
 
 CONF = Path(__file__).parents[2] / 'conf' / 'factory'
 FILES = {

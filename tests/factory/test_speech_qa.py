@@ -23,10 +23,11 @@ from collections import Counter
 import pytest
 from factory_helpers import digest, openai_server, read_lines, write_manifest
 
+from nemo_vtb.config import read_settings
 from nemo_vtb.data.conversation import Audio, conversation_from_dict
 from nemo_vtb.factory.output import finish
 from nemo_vtb.factory.production import produce
-from nemo_vtb.factory.settings import SpeechQa, read_settings
+from nemo_vtb.factory.settings import SpeechQa
 from nemo_vtb.factory.speech_qa import QUESTION_TYPES, REFUSALS, SpeechQaStage, overlap, pair_reason, question_ask
 
 TEXT = 'The train to Berlin leaves at nine from platform four, so please be there ten minutes early.'

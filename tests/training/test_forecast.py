@@ -19,7 +19,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from nemo_vtb.config import register_resolvers
+from nemo_vtb.assets.resolve import register_resolvers
 from nemo_vtb.errors import VtbConfigError, VtbModelError
 
 CONF = Path(__file__).resolve().parents[2] / 'conf'

@@ -30,6 +30,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from nemo_vtb.assets import ensure
+from nemo_vtb.config import read_settings, settings_dict
 from nemo_vtb.factory.asr_ast import word_request
 from nemo_vtb.factory.card import Card
 from nemo_vtb.factory.demo.chats import Chat, chat_prompts, generate_text_chats, reference_chats
@@ -39,7 +40,7 @@ from nemo_vtb.factory.demo.dialogues import Recorder
 from nemo_vtb.factory.demo.domain import PREFIXES
 from nemo_vtb.factory.output import ordered_outcomes
 from nemo_vtb.factory.production import produce
-from nemo_vtb.factory.settings import AsrAst, Demo, Noise, Tts, read_settings, settings_dict
+from nemo_vtb.factory.settings import AsrAst, Demo, Noise, Tts
 from nemo_vtb.factory.speaking import Span, Speaker
 from nemo_vtb.factory.work import KEPT, WORK, Item, Outcome, Stage
 from nemo_vtb.io import write_atomically
