@@ -27,7 +27,7 @@ from importlib.util import find_spec
 from types import ModuleType
 
 NEMO_MODULE = 'nemo.core.classes.common'
-# with the dot, so that a stranger's `nemo_vtb_evil.X` is not admitted
+# with the dot, so that another package's `nemo_vtb_evil.X` is not admitted
 PREFIX = 'nemo_vtb.'
 # NeMo also looks at the base class, and knows strategies of Lightning's and its own alone
 STRATEGIES = (

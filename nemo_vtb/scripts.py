@@ -54,7 +54,7 @@ def start_script(config: type | None = None) -> None:
     warnings.filterwarnings('ignore', message=r'\s*Future Hydra versions will no longer change')
     if not os.environ.get('NEMO_LOG_LEVEL'):
         logging.getLogger('nv_one_logger').setLevel(logging.ERROR)
-        # NeMo imports megatron-core where it is installed, which then misses kernels that nobody asked for
+        # NeMo imports megatron-core where it is installed, which then misses kernels that are not used here
         warnings.filterwarnings('ignore', message='Transformer Engine and Apex are not installed')
 
 

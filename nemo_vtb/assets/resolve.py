@@ -13,26 +13,22 @@
 # limitations under the License.
 """Names of assets in configurations become paths: once, after a configuration is composed and checked."""
 
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from nemo_vtb.assets.store import ensure as ensure_embedded
+from nemo_vtb.assets.store import ensure
 from nemo_vtb.config.check import leaves
 from nemo_vtb.errors import VtbConfigError
-
-Ensure = Callable[..., Mapping[str, Path]]
 
 PREFIX = 'asset:'
 
 
-def resolve_asset(value: str, ensure: Ensure = ensure_embedded) -> str:
+def resolve_asset(value: str) -> str:
     """Turn `asset:NAME` or `asset:NAME/sub/path` into a path of the cache; any other string comes back as it is.
 
     Args:
         value: For example `asset:whisper-tiny.en` or `asset:demo-corpus/text.train.jsonl`; shard patterns pass.
-        ensure: What fetches and converts an asset that is not cached.
 
     Raises:
         VtbAssetError: The asset is unknown, or cannot be fetched.
@@ -52,19 +48,18 @@ def resolve_asset(value: str, ensure: Ensure = ensure_embedded) -> str:
     return str(path)
 
 
-def register_resolvers(ensure: Ensure = ensure_embedded) -> None:
+def register_resolvers() -> None:
     """Make `${vtb_asset:NAME}` and `${vtb_asset:NAME/sub/path}` readable. Nothing is fetched before it is read."""
-    OmegaConf.register_new_resolver('vtb_asset', lambda name: resolve_asset(PREFIX + name, ensure), replace=True)
+    OmegaConf.register_new_resolver('vtb_asset', lambda name: resolve_asset(PREFIX + name), replace=True)
 
 
-def resolve_assets(cfg: DictConfig, ensure: Ensure = ensure_embedded) -> DictConfig:
+def resolve_assets(cfg: DictConfig) -> DictConfig:
     """Put paths in the place of all `asset:NAME/...` and `${vtb_asset:NAME}/...` of a composed configuration.
 
     A file that `input_cfg` names is read for it, where it names assets.
 
     Args:
         cfg: The configuration; changed in place.
-        ensure: What fetches and converts an asset that is not cached.
 
     Returns:
         The same configuration.
@@ -73,7 +68,7 @@ def resolve_assets(cfg: DictConfig, ensure: Ensure = ensure_embedded) -> DictCon
         VtbAssetError: An asset is unknown, or cannot be fetched.
         VtbConfigError: An asset has no such file.
     """
-    register_resolvers(ensure)
+    register_resolvers()
     for path, value in leaves(OmegaConf.to_container(cfg, resolve=False, throw_on_missing=False)):
         if not isinstance(value, str):
             continue
@@ -81,7 +76,7 @@ def resolve_assets(cfg: DictConfig, ensure: Ensure = ensure_embedded) -> DictCon
             entries = OmegaConf.load(value)
             if 'asset:' in OmegaConf.to_yaml(entries):
                 OmegaConf.update(cfg, path, entries, merge=False)
-                return resolve_assets(cfg, ensure)
+                return resolve_assets(cfg)
         elif 'vtb_asset:' in value or value.startswith(PREFIX):
-            OmegaConf.update(cfg, path, resolve_asset(str(OmegaConf.select(cfg, path)), ensure), merge=False)
+            OmegaConf.update(cfg, path, resolve_asset(str(OmegaConf.select(cfg, path))), merge=False)
     return cfg

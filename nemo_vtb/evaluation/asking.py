@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What the evaluation scripts and `vtb eval` share: finding test files and models, asking about recordings."""
+"""What the evaluation scripts and `vtb eval` share: test files, plans, prompts about recordings, tables of answers."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -118,7 +118,7 @@ def conversations_from_manifest(path: str | Path, prompt: str) -> tuple[list[Con
 
     Args:
         path: The JSONL file.
-        prompt: Asked about each recording of an ASR manifest.
+        prompt: For each recording of an ASR manifest.
 
     Raises:
         VtbDataError: The file is missing or a line is broken.
@@ -153,7 +153,7 @@ def report_answers(
 
     references = list(references) or [''] * len(answers)
     table = Table(title='Answers', title_justify='left', header_style='bold', show_lines=True)
-    for name, ratio in (('Asked', 4), ('Answer', 4), *((('Reference', 3),) if any(references) else ())):
+    for name, ratio in (('Prompt', 4), ('Answer', 4), *((('Reference', 3),) if any(references) else ())):
         table.add_column(name, ratio=ratio)
     lines = []
     for conversation, answer, reference in zip(conversations, answers, references, strict=True):

@@ -37,23 +37,25 @@ class Cache:
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> Cache:
-    return Cache(tmp_path)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cache:
+    stand_in = Cache(tmp_path)
+    monkeypatch.setattr('nemo_vtb.assets.resolve.ensure', stand_in)
+    return stand_in
 
 
 def test_names_become_paths(cache: Cache) -> None:
-    assert resolve_asset('plain/path', cache) == 'plain/path' and cache.requested == []
-    assert resolve_asset('asset:corpus', cache) == str(cache.folder)
-    assert resolve_asset('asset:corpus/wav/a.b_c-1.jsonl', cache) == f'{cache.folder}/wav/a.b_c-1.jsonl'
+    assert resolve_asset('plain/path') == 'plain/path' and cache.requested == []
+    assert resolve_asset('asset:corpus') == str(cache.folder)
+    assert resolve_asset('asset:corpus/wav/a.b_c-1.jsonl') == f'{cache.folder}/wav/a.b_c-1.jsonl'
     # shards are expanded by whoever reads them
-    assert resolve_asset('asset:corpus/wav/{1..3}.jsonl', cache) == f'{cache.folder}/wav/{{1..3}}.jsonl'
+    assert resolve_asset('asset:corpus/wav/{1..3}.jsonl') == f'{cache.folder}/wav/{{1..3}}.jsonl'
     with pytest.raises(VtbConfigError) as caught:
-        resolve_asset('asset:corpus/absent', cache)
+        resolve_asset('asset:corpus/absent')
     assert caught.value.field == 'asset:corpus/absent'
 
 
 def test_a_configuration_is_resolved_as_a_whole_after_the_check(cache: Cache) -> None:
-    register_resolvers(cache)
+    register_resolvers()
     text = '${vtb_asset:whisper-tiny.en}'
     leaf = {'type': 'nemo', 'manifest_filepath': [text + '/wav', 'asset:corpus/wav', 'own.jsonl']}
     cfg = OmegaConf.create(
@@ -66,7 +68,7 @@ def test_a_configuration_is_resolved_as_a_whole_after_the_check(cache: Cache) ->
     cfg.model.prompt_format = 'chatml'
     check_config(cfg)
     assert cache.requested == []
-    assert resolve_assets(cfg, cache) is cfg
+    assert resolve_assets(cfg) is cfg
     assert sorted(set(cache.requested)) == ['corpus', 'whisper-tiny.en']
     plain = OmegaConf.to_container(cfg, resolve=False)
     assert plain['model']['pretrained_llm'] == str(cache.folder)
@@ -74,22 +76,22 @@ def test_a_configuration_is_resolved_as_a_whole_after_the_check(cache: Cache) ->
     inner = plain['data']['train_ds']['input_cfg'][0]['input_cfg'][0]['manifest_filepath']
     assert inner == [f'{cache.folder}/wav', f'{cache.folder}/wav', 'own.jsonl']
     # resolved once: nothing is left to ask for
-    asked = list(cache.requested)
-    resolve_assets(cfg, cache)
-    assert cache.requested == asked
+    before = list(cache.requested)
+    resolve_assets(cfg)
+    assert cache.requested == before
 
 
 def test_a_file_of_sources_that_names_assets_is_read(cache: Cache, tmp_path: Path) -> None:
     (tmp_path / 'blend.yaml').write_text('- {type: nemo, manifest_filepath: "asset:corpus/wav"}\n')
     (tmp_path / 'plain.yaml').write_text('- {type: nemo, manifest_filepath: a.jsonl}\n')
     cfg = OmegaConf.create({name: {'input_cfg': f'{tmp_path}/{name}.yaml'} for name in ('blend', 'plain')})
-    resolve_assets(cfg, cache)
+    resolve_assets(cfg)
     assert cfg.blend.input_cfg == [{'type': 'nemo', 'manifest_filepath': f'{cache.folder}/wav'}]
     assert cfg.plain.input_cfg == f'{tmp_path}/plain.yaml'
 
 
 def test_part_of_a_configuration(cache: Cache) -> None:
     cfg = OmegaConf.create({'root': '${vtb_asset:corpus}', 'data': {'a': '${root}/wav', 'b': 'asset:corpus/wav'}})
-    resolve_assets(cfg.data, cache)
+    resolve_assets(cfg.data)
     assert OmegaConf.to_container(cfg.data) == {'a': '${root}/wav', 'b': f'{cache.folder}/wav'}
     assert cfg.data.a == f'{cache.folder}/wav'
