@@ -14,23 +14,28 @@
 """Backbone on transformers and PEFT: any decoder LLM that Hugging Face can load, on packed rows."""
 
 import re
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
+from nemo_vtb.backbone.base import Backbone
+from nemo_vtb.backbone.names import is_base_weight
 from nemo_vtb.backbone.packed_attention import IMPLEMENTATION, register
 from nemo_vtb.backbone.rotary import keep_float32
 from nemo_vtb.errors import VtbCheckpointError, VtbModelError, first_line
 
+if TYPE_CHECKING:
+    from nemo_vtb.backbone.spec import BackboneSpec
 
-class HFBackbone:
+
+class HFBackbone(Backbone):
     """Runs a `transformers` causal LM, with or without LoRA, on packed rows.
-
-    Holds no parameters of its own: `llm` and `embed_tokens` stay where SALM keeps them, so that state dicts are alike.
 
     Args:
         llm: The causal LM, or the PEFT model around it.
@@ -40,11 +45,36 @@ class HFBackbone:
     def __init__(self, llm: nn.Module, embed_tokens: nn.Module) -> None:
         self._llm, self._embed_tokens = llm, embed_tokens
         self._causal_lm = llm.get_base_model() if hasattr(llm, 'get_base_model') else llm
-        self.hidden_size: int = self._causal_lm.config.get_text_config().hidden_size
         config = self._causal_lm.config.get_text_config()
+        self.hidden_size: int = config.hidden_size
         self.decoder: nn.Module = self._causal_lm.model
         self._softcap = getattr(config, 'final_logit_softcapping', None)
         self._logit_divisor = getattr(config, 'logits_scaling', None)
+
+    @classmethod
+    def build(cls, spec: 'BackboneSpec', *, dtype: torch.dtype = torch.float32, **options: Any) -> 'HFBackbone':
+        """Load the LLM and put LoRA on it, which starts from what `spec` drew; nothing is drawn here."""
+        llm = spec.llm
+        if llm is None:
+            llm = load_llm(spec.source, pretrained=True, trust_remote_code=spec.trust_remote_code)
+            if spec.lora:
+                with torch.random.fork_rng():
+                    llm = with_lora(llm, spec.lora)
+        spec.llm = None
+        causal_lm = llm.get_base_model() if hasattr(llm, 'get_base_model') else llm
+        embed_tokens = causal_lm.model.embed_tokens
+        del causal_lm.model.embed_tokens  # as SALM: it stands outside, where the splice can reach it
+        backbone = cls(llm, embed_tokens)
+        if spec.first_lora:
+            backbone.load_lora(spec.first_lora)
+        return backbone
+
+    @property
+    def salm_modules(self) -> dict[str, nn.Module]:
+        """`llm` and `embed_tokens`."""
+        return {'llm': self._llm, 'embed_tokens': self._embed_tokens}
+
+    # ---- packed rows
 
     def embed(self, ids: Tensor) -> Tensor:
         """(T,) token ids to (T, H)."""
@@ -82,6 +112,30 @@ class HFBackbone:
         logits = self.head(hidden)  # (n, V)
         return cross_entropy(logits.float(), targets, reduction='none'), logits.argmax(-1) == targets
 
+    # ---- answers
+
+    def generate(self, embeds: Tensor, attention_mask: Tensor, **options: Any) -> Tensor:
+        """(B, T, H) prompts, padded on the left, to answers (B, N) int64, by transformers' `generate`."""
+        with self.as_transformers() as llm:
+            return llm.generate(inputs_embeds=embeds, attention_mask=attention_mask, **options)
+
+    def first_logits(self, embeds: Tensor) -> Tensor:
+        """(T, H) of one prompt to the logits of the first token of its answer, by the kernels that answer: (V,)."""
+        with self.as_transformers() as llm:
+            mask = torch.ones(1, embeds.shape[0], dtype=torch.long, device=embeds.device)
+            return llm(inputs_embeds=embeds[None], attention_mask=mask).logits[0, -1].float()
+
+    @contextmanager
+    def as_transformers(self) -> Iterator[Any]:
+        """The LLM with its embedding inside, which looks up each generated token itself."""
+        self.decoder.embed_tokens = self._embed_tokens
+        try:
+            yield self._llm
+        finally:
+            del self.decoder.embed_tokens
+
+    # ---- LoRA and frozen weights
+
     def without_lora(self) -> AbstractContextManager:
         """The untouched base LLM, as long as the context is open."""
         return self._llm.disable_adapter() if hasattr(self._llm, 'disable_adapter') else nullcontext()
@@ -94,7 +148,7 @@ class HFBackbone:
 
         return get_peft_model_state_dict(self._llm)
 
-    def load_lora(self, state: dict[str, Tensor]) -> None:
+    def load_lora(self, state: Mapping[str, Tensor]) -> None:
         """Load LoRA weights under PEFT's names.
 
         Raises:
@@ -112,7 +166,42 @@ class HFBackbone:
             )
         from peft import set_peft_model_state_dict
 
-        set_peft_model_state_dict(self._llm, state)
+        set_peft_model_state_dict(self._llm, dict(state))
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """What of the LLM is trained, by its key in the state dict."""
+        named = [(f'{key}.{n}', p) for key, m in self.salm_modules.items() for n, p in m.named_parameters()]
+        return {name: parameter for name, parameter in named if parameter.requires_grad}
+
+    def frozen_weights(self) -> dict[str, Tensor]:
+        """The untouched LLM by its keys in the state dict; an LLM that is trained itself has none."""
+        # the parameters themselves, so that tied weights count as trained too
+        states = {key: module.state_dict(keep_vars=True) for key, module in self.salm_modules.items()}
+        named = {f'{key}.{name}': value for key, state in states.items() for name, value in state.items()}
+        return {n: v.detach() for n, v in named.items() if is_base_weight(n) and not v.requires_grad}
+
+
+def with_lora(llm: nn.Module, lora: Mapping[str, Any]) -> Any:
+    """Put PEFT's LoRA on a causal LM.
+
+    Args:
+        llm: With its embedding inside.
+        lora: Fields of `peft.LoraConfig`.
+
+    Raises:
+        VtbModelError: There is no such field, or no such layer.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    try:
+        return get_peft_model(llm, LoraConfig(**lora))
+    except (TypeError, ValueError) as error:
+        raise VtbModelError(
+            'LoRA cannot be put on this LLM.',
+            field='model.lora',
+            got=f'{dict(lora)}: {error}',
+            allowed='the fields of peft.LoraConfig; target_modules that occur in the LLM, or all-linear',
+        ) from error
 
 
 def load_llm(source: str, *, pretrained: bool, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -127,11 +216,45 @@ def load_llm(source: str, *, pretrained: bool, trust_remote_code: bool = False) 
         VtbModelError: The folder is missing or corrupt, or the family is unknown or not a plain decoder.
     """
     from nemo.collections.speechlm2.parts.pretrained import load_pretrained_hf
+
+    llm = _checked(
+        source,
+        lambda: load_pretrained_hf(source, pretrained_weights=pretrained, trust_remote_code=trust_remote_code),
+    )
+    if isinstance(rotary := getattr(llm.model, 'rotary_emb', None), nn.Module):
+        keep_float32(rotary)
+    register()
+    llm.set_attn_implementation(IMPLEMENTATION)
+    return llm
+
+
+def shape_of_llm(source: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """A causal LM without memory, on the meta device.
+
+    Args:
+        source: As in `load_llm`.
+        trust_remote_code: As in `load_llm`.
+
+    Raises:
+        VtbModelError: As `load_llm`.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    def make() -> PreTrainedModel:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+        with torch.device('meta'):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+
+    return _checked(source, make)
+
+
+def _checked(source: str, make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
+    """What `make` gives, if it is a plain decoder; otherwise an error that says what to do."""
     from safetensors import SafetensorError
 
     check_llm_folder(source)
     try:
-        llm = load_pretrained_hf(source, pretrained_weights=pretrained, trust_remote_code=trust_remote_code)
+        llm = make()
     except (OSError, SafetensorError, RuntimeError, KeyError) as error:
         raise VtbModelError(
             'The LLM cannot be loaded.',
@@ -157,10 +280,6 @@ def load_llm(source: str, *, pretrained: bool, trust_remote_code: bool = False) 
             allowed='a causal LM with .model.embed_tokens and .lm_head',
             remedy='choose a decoder LLM such as Llama, Qwen, Gemma or Mistral',
         )
-    if isinstance(rotary := getattr(decoder, 'rotary_emb', None), nn.Module):
-        keep_float32(rotary)
-    register()
-    llm.set_attn_implementation(IMPLEMENTATION)
     return llm
 
 

@@ -11,9 +11,9 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The trained parts of a model under the names that they have on the Hugging Face backbone, whatever backbone it has.
+"""Canonical names of weights, those of the Hugging Face backbone, whatever backbone a model has.
 
-So a checkpoint says nothing about how it was made: Hugging Face, Megatron on one rank or on eight go on from each
+So a checkpoint says nothing about how it was made: Hugging Face, Megatron on one rank or on eight resume from each
 other's. The untouched LLM is read from its own folder, a tensor at a time.
 """
 
@@ -23,31 +23,14 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nemo_vtb.errors import VtbCheckpointError, VtbModelError
+from nemo_vtb.errors import VtbModelError
 
-if TYPE_CHECKING:
-
-    class _Module(nn.Module):
-        backbone: Any
-        is_split: bool
-        is_sharded: bool
-        _first_lora: dict[str, Tensor]
-        _built: bool
-
-        def base_weights(self) -> dict[str, Tensor]: ...
-else:
-    _Module = object  # a mixin at run time
-
-_LLM = ('llm.', 'embed_tokens.')
 _DTYPES = {'F64': torch.float64, 'F32': torch.float32, 'F16': torch.float16, 'BF16': torch.bfloat16}
-
-
 _SAMPLE = 256
 
 
@@ -56,15 +39,14 @@ def is_base_weight(name: str) -> bool:
     return (name.startswith('llm.') and '.lora_' not in name) or name.startswith('embed_tokens.')
 
 
+def is_llm_weight(name: str) -> bool:
+    """Whether a key of the state dict belongs to the LLM or to LoRA on it."""
+    return name.startswith(('llm.', 'embed_tokens.'))
+
+
 def plain_name(name: str) -> str:
     """A key as it is without LoRA: PEFT wraps layers, which changes their names but not their weights."""
     return name.replace('base_model.model.', '').replace('.base_layer.', '.')
-
-
-def frozen_base(model: torch.nn.Module) -> dict[str, Tensor]:
-    """The weights of the untouched LLM in a model's state dict; an LLM that is trained itself has none."""
-    state = model.state_dict(keep_vars=True)  # the parameters themselves, so that tied weights count as trained too
-    return {n: v.detach() for n, v in state.items() if is_base_weight(n) and not v.requires_grad}
 
 
 def base_fingerprint(state: Mapping[str, Tensor]) -> str:
@@ -141,6 +123,14 @@ def _mapped(file: Path) -> Iterator[tuple[str, Tensor]]:
         yield name, torch.from_numpy(raw).view(_DTYPES[entry['dtype']]).view(entry['shape'])
 
 
+def has_safetensors(folder: str | Path) -> bool:
+    """Whether the weights of an LLM can be read a tensor at a time."""
+    try:
+        return bool(_weight_files(folder))
+    except (VtbModelError, OSError, ValueError):
+        return False
+
+
 def _weight_files(folder: str | Path) -> list[Path]:
     path = Path(folder).expanduser()
     if not path.is_dir():
@@ -157,55 +147,3 @@ def _weight_files(folder: str | Path) -> list[Path]:
             remedy='save it with `save_pretrained`, which writes safetensors',
         )
     return files
-
-
-class Portable(_Module):
-    """Mixin of `VoiceTextBlender`: what is trained, under the names and in the order of the Hugging Face backbone."""
-
-    def trained_parameters(self) -> dict[str, nn.Parameter]:
-        """Name -> parameter of all that is trained, in the order that optimizer states follow."""
-        own = {name: p for name, p in self.named_parameters() if p.requires_grad}
-        if not self.is_split:
-            return own
-        lora = self.backbone.lora_parameters()
-        named = {state_name(name): lora[name] for name in self._first_lora}
-        return {**named, **{name: p for name, p in own.items() if not name.startswith('llm.')}}
-
-    def trained_state(self) -> dict[str, Tensor]:
-        """State dict without the LLM, LoRA whole. The ranks that hold one LLM call it together."""
-        lora = self.backbone.lora_state()
-        named = {state_name(name): lora[name] for name in (self._first_lora if self.is_split else lora)}
-        return {**named, **{name: v for name, v in self.state_dict().items() if not name.startswith(_LLM)}}
-
-    def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take what `trained_state` gave, on any backbone and number of ranks.
-
-        Raises:
-            VtbCheckpointError: Keys are missing or left over.
-        """
-        lora = {peft_name(n): v for n, v in state.items() if n.startswith('llm.')}
-        if self.is_split and not self._built:  # ranks cut out their parts later
-            shapes = [{name: tuple(v.shape) for name, v in each.items()} for each in (self._first_lora, lora)]
-            if shapes[0] != shapes[1]:
-                raise VtbCheckpointError(
-                    'The LoRA weights do not fit this model.',
-                    field='lora',
-                    got=sorted(f'{name} {shape}' for name, shape in shapes[1].items() - shapes[0].items())[:3],
-                    allowed=sorted(f'{name} {shape}' for name, shape in shapes[0].items() - shapes[1].items())[:3],
-                    remedy='use the rank and the target modules that the weights were trained with',
-                )
-            self._first_lora = {name: lora[name].detach().clone() for name in self._first_lora}
-        else:
-            self.backbone.load_lora(lora)
-        own = {name for name in self.state_dict() if not name.startswith(_LLM)}
-        rest = {name: value for name, value in state.items() if not name.startswith(_LLM)}
-        missing, surplus = sorted(own - rest.keys()), sorted(rest.keys() - own)
-        if missing or surplus:
-            raise VtbCheckpointError(
-                'The checkpoint does not fit this model.',
-                field='checkpoint',
-                got=f'missing {missing[:3]}, left over {surplus[:3]}',
-                allowed=f'{len(own)} keys besides LoRA',
-                remedy='use the encoder and the adapter that it was trained with',
-            )
-        self.load_state_dict(rest, strict=False)

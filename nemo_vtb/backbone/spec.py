@@ -11,190 +11,207 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What the model does differently when its LLM is split over several ranks (Megatron backbone)."""
+"""What is known of the LLM before any rank reads its weights: its width, where LoRA goes, what LoRA starts from."""
 
 import re
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
-from nemo_vtb.backbone.names import base_weights, frozen_base, lora_like_peft
-from nemo_vtb.errors import VtbConfigError
-from nemo_vtb.parallel.megatron import require_megatron
+from nemo_vtb.backbone.hf import load_llm, shape_of_llm, with_lora
+from nemo_vtb.backbone.names import base_weights, has_safetensors, lora_like_peft
+from nemo_vtb.errors import VtbConfigError, VtbModelError, first_line
 
-if TYPE_CHECKING:
-    from nemo.collections.speechlm2.models.salm import SALM as _Salm
-else:
-    _Salm = object  # a mixin at run time: the class that it is mixed into comes from SALM
+_EMBEDDING_ROWS = 1000
+"""Rows of the token embedding from which its standard deviation is taken."""
 
-_LORA = ('r', 'lora_alpha', 'lora_dropout', 'target_modules', 'task_type', 'peft_type', 'base_model_name_or_path')
-_FREEZING = ('freeze_params', 'prevent_freeze_params')
+# fields of peft.LoraConfig that every backbone has; the others must be as PEFT sets them by itself
+PLAIN_LORA = (
+    'r', 'lora_alpha', 'lora_dropout', 'target_modules', 'task_type', 'peft_type', 'base_model_name_or_path',
+)  # fmt: skip
 
 
-class SplitLLM(_Salm):
-    """Mixin of `VoiceTextBlender`: the LLM is read, each rank its part, once the ranks know one another."""
+@dataclass(slots=True)
+class BackboneSpec:
+    """The LLM of a configuration; `plan` makes it, `Backbone.build` reads the weights.
 
-    is_split: bool
-    is_sharded: bool
-    _built = False
+    Args:
+        source: Folder of the LLM, or its name in the local hub cache.
+        hidden_size: H.
+        embedding_std: Standard deviation of the embedding, to which the adapter's output is matched.
+        num_layers: Decoder layers.
+        lora: Fields of PEFT's `LoraConfig`; None for no LoRA.
+        first_lora: What LoRA starts from, whole, under PEFT's names and in PEFT's order.
+        trained: Names (as in the state dict) of LLM weights that the configuration trains; none with LoRA alone.
+        other_lora: Fields of `lora` that plain LoRA does not have.
+        trust_remote_code: Passed on to transformers.
+        llm: The LLM itself where a plan cannot replace it: random weights, no safetensors, LoRA that is not plain.
+    """
 
-    @property
-    def spread_group(self) -> dist.ProcessGroup | None:
-        """The ranks that share the clips of a row, None where this rank encodes all of them."""
-        if not self.is_split:
-            return None
-        strategy: Any = self.trainer.strategy
-        return strategy.tensor_group if strategy.spread_audio and strategy.tensor_parallel > 1 else None
+    source: str
+    hidden_size: int
+    embedding_std: float
+    num_layers: int
+    lora: Mapping[str, Any] | None = None
+    first_lora: dict[str, Tensor] = field(default_factory=dict)
+    trained: tuple[str, ...] = ()
+    other_lora: Mapping[str, Any] = field(default_factory=dict)
+    trust_remote_code: bool = False
+    llm: Any = None
 
-    def base_weights(self) -> dict[str, Tensor]:
-        """The untouched LLM under the names of the state dict; {} if it is trained itself."""
-        if self.is_sharded and self._built:
-            return base_weights(self._llm_source, self.backbone.lora_state())
-        if not self.is_split:
-            return frozen_base(self)
-        return base_weights(self._llm_source, self._first_lora)
+    @classmethod
+    def plan(
+        cls,
+        source: str,
+        *,
+        lora: Mapping[str, Any] | None = None,
+        freeze: Iterable[str] = (),
+        keep: Iterable[str] = (),
+        pretrained: bool = True,
+        trust_remote_code: bool = False,
+    ) -> 'BackboneSpec':
+        """Look at an LLM on the meta device; draws the first LoRA factors as PEFT would draw them now.
 
-    def configure_model(self) -> None:
-        """Read this rank's part of the LLM, or give it up; Lightning calls it when the ranks know one another."""
-        if self._built:
-            return
-        if self.is_sharded:
-            self._shard_llm()
-        if not self.is_split:
-            return
-        from nemo_vtb.backbone.megatron.model import build_backbone
-
-        strategy: Any = self.trainer.strategy
-        backbone = build_backbone(
-            self._llm_source,
-            lora_config=self._lora_options,
-            sequence_parallel=strategy.sequence_parallel,
-            dtype=torch.bfloat16 if 'bf16-true' in str(self.trainer.precision) else torch.float32,
-            **strategy.decoder_options,
-        )
-        if self._first_lora:
-            strategy.take_from_first(self._first_lora.values())
-            backbone.load_lora(self._first_lora)
-        self.llm = backbone
-        # not as a second submodule, else each weight would have two names
-        object.__setattr__(self, 'backbone', backbone)
-        self._built = True
-
-    def _check_shardable(self, source: str, pretrained: bool) -> None:
-        """Refuse what ranks with parts of a Hugging Face LLM cannot train.
+        Args:
+            source: Folder of the LLM, or its name in the local hub cache.
+            lora: Fields of PEFT's `LoraConfig`; None for no LoRA.
+            freeze: NeMo's `freeze_params`: patterns of state-dict names.
+            keep: NeMo's `prevent_freeze_params`.
+            pretrained: Whether there are weights to read, or random ones are drawn.
+            trust_remote_code: Whether transformers may run code that came with the LLM.
 
         Raises:
-            VtbConfigError: The LLM has no weights.
+            VtbModelError: The folder is missing or corrupt, the family is unknown, or LoRA does not fit.
         """
-        if not pretrained:
-            raise _no_weights('trainer.strategy=fully_sharded')
-        self._llm_source = source
-
-    def _check_frozen(self) -> None:
-        for name, parameter in (*self.llm.named_parameters(), ('embed_tokens.weight', self.embed_tokens.weight)):
-            self._require_frozen(name, parameter)
-
-    def _shard_llm(self) -> None:
-        from nemo_vtb.backbone.sharded import shard_decoder
-
-        if 'bf16-true' in str(self.trainer.precision):
-            self.llm.to(torch.bfloat16)  # before it is cut: Lightning does so with the rest
-        strategy: Any = self.trainer.strategy
-        shard_decoder(self.backbone.decoder, strategy.device_mesh['data_parallel'])
-        self._built = True
-
-    def _plan_llm(self, source: str, pretrained: bool) -> None:
-        """Find out what the rest of the model needs to know of the LLM; draw the first LoRA weights.
-
-        Raises:
-            VtbConfigError: The LLM is to be trained itself, or has no weights.
-        """
-        require_megatron()
-        if not pretrained:
-            raise _no_weights('the Megatron backbone')
-        self._llm_source = source
-        shape = self._shape_of_llm()
-        table = base_weights(source)['embed_tokens.weight']  # (V, H), mapped
+        other = _other_lora(lora)
+        if not pretrained or other or not has_safetensors(source):
+            llm = load_llm(source, pretrained=pretrained, trust_remote_code=trust_remote_code)
+            table, first = llm.model.embed_tokens.weight.detach(), dict[str, Tensor]()
+            shape = llm = with_lora(llm, lora) if lora else llm
+        else:
+            llm, shape = None, shape_of_llm(source, trust_remote_code=trust_remote_code)
+            table = _embedding(source)
+            with torch.device('meta'):
+                shape = with_lora(shape, lora) if lora else shape
+            first = lora_like_peft(_lora_shapes(shape))
+        # Gemma 3 has the scale in its embedding
         scale = getattr(shape.get_input_embeddings(), 'scalar_embed_scale', 1.0)
-        self._llm_scale = (table.shape[1], float(table[:1000].float().std()) * scale)
-        self.llm = nn.Module()
+        rows = table[:_EMBEDDING_ROWS].float()
+        freeze, keep = list(freeze), list(keep)
+        names = (_state_name(name) for name, _ in shape.named_parameters() if '.lora_' not in name)
+        config = shape.config.get_text_config()
+        return cls(
+            source,
+            config.hidden_size,
+            float((rows * scale if scale != 1.0 else rows).std()),
+            config.num_hidden_layers,
+            lora=lora,
+            first_lora=first,
+            trained=tuple(n for n in names if _matches(keep, n) or not _matches(freeze, n)),
+            other_lora=other,
+            trust_remote_code=trust_remote_code,
+            llm=llm,
+        )
 
-    def _shape_of_llm(self) -> Any:
-        """The LLM without memory: PEFT itself says where LoRA goes, and in which order."""
-        from transformers import AutoConfig, AutoModelForCausalLM
-
-        from nemo_vtb.backbone.hf import check_llm_folder
-
-        check_llm_folder(self._llm_source)
-        with torch.device('meta'):
-            llm = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(self._llm_source))
-            self._lora_options, shapes = None, dict[str, Any]()
-            if self.cfg.get('lora'):
-                from peft import get_peft_model_state_dict
-
-                llm = self._with_lora(llm)
-                shapes = {name: tuple(v.shape) for name, v in get_peft_model_state_dict(llm).items()}
-                layers = int(llm.config.get_text_config().num_hidden_layers)
-                self._lora_options = self._plain_lora(shapes, layers)
-        for name, parameter in llm.named_parameters():
-            self._require_frozen(name, parameter)
-        self._first_lora = lora_like_peft(shapes)
-        return llm
-
-    def _plain_lora(self, names: Iterable[str], num_layers: int) -> dict[str, Any]:
-        """The four fields that Megatron's LoRA has; the others must be as PEFT sets them by itself."""
-        from peft import LoraConfig
-
-        own, plain = self.lora_config, LoraConfig()
-        other = {n: getattr(own, n) for n in vars(plain) if n not in _LORA and getattr(own, n) != getattr(plain, n)}
-        if other:
+    def require_weights(self, who: str) -> None:
+        """Raise VtbConfigError unless the weights of the LLM can be read from its folder; `who` needs them."""
+        if self.llm is not None and not self.other_lora:
             raise VtbConfigError(
-                'The Megatron backbone has plain LoRA.',
-                field='model.lora',
-                got=other,
-                allowed=sorted(_LORA),
-                remedy='leave these keys out, or train with another strategy',
+                f'The weights of the LLM are read from its folder ({who}).',
+                field='model.pretrained_weights',
+                got=False,
+                allowed=True,
+                remedy='save random weights with `save_pretrained`, or train with another strategy',
             )
-        places = {name.split('.lora_')[0].rpartition('.') for name in names}
-        layers, targets = {parent.rpartition('.')[0] for parent, _, _ in places}, sorted({p[2] for p in places})
-        if len(places) != len(layers) * len(targets) or len(layers) != num_layers:
-            raise VtbConfigError(
-                'The Megatron backbone has LoRA on the same projections of all layers.',
-                field='model.lora.target_modules',
-                got=f'{own.target_modules}: {len(places)} places in {len(layers)} of {num_layers} layers',
-                allowed=['all-linear', 'q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj'],
-                remedy='name projections, not single layers, or train with another strategy',
-            )
-        return {
-            'r': own.r,
-            'lora_alpha': own.lora_alpha,
-            'lora_dropout': own.lora_dropout,
-            'target_modules': targets,
-        }
 
-    def _require_frozen(self, name: str, parameter: nn.Parameter) -> None:
-        if '.lora_' in name:
-            return
-        own = 'embed_tokens.weight' if name.endswith('embed_tokens.weight') else f'llm.{name}'
-        matches = {key: any(re.match(p, own) for p in self.cfg.get(key) or ()) for key in _FREEZING}
-        if matches['prevent_freeze_params'] or not matches['freeze_params']:
+    def require_frozen(self) -> None:
+        """Raise VtbConfigError if the configuration trains weights of the LLM itself."""
+        if self.trained:
             raise VtbConfigError(
                 'With this strategy LoRA is trained, not the LLM itself.',
                 field='model.freeze_params',
-                got=f'{own} is to be trained',
+                got=f'{self.trained[0]} is to be trained',
                 allowed=r"'^llm\\..+$' and '^embed_tokens\\..+$'",
                 remedy='freeze the LLM, or train with another strategy',
             )
 
+    def require_plain_lora(self) -> None:
+        """Raise VtbConfigError unless LoRA is PEFT's plain one, on the same projections of all layers."""
+        if self.other_lora:
+            raise VtbConfigError(
+                'The Megatron backbone has plain LoRA.',
+                field='model.lora',
+                got=dict(self.other_lora),
+                allowed=sorted(PLAIN_LORA),
+                remedy='leave these keys out, or train with another strategy',
+            )
+        places = self._lora_places()
+        layers = {parent.rpartition('.')[0] for parent, _ in places}
+        if places and (len(places) != len(layers) * len(self.lora_targets) or len(layers) != self.num_layers):
+            assert self.lora is not None
+            raise VtbConfigError(
+                'The Megatron backbone has LoRA on the same projections of all layers.',
+                field='model.lora.target_modules',
+                got=f'{self.lora.get("target_modules")}: {len(places)} places in {len(layers)} of {self.num_layers} '
+                'layers',
+                allowed=['all-linear', 'q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj'],
+                remedy='name projections, not single layers, or train with another strategy',
+            )
 
-def _no_weights(who: str) -> VtbConfigError:
-    return VtbConfigError(
-        f'The weights of the LLM are read from its folder ({who}).',
-        field='model.pretrained_weights',
-        got=False,
-        allowed=True,
-        remedy='save random weights with `save_pretrained`, or train with another strategy',
-    )
+    @property
+    def lora_targets(self) -> list[str]:
+        """Names of the projections that have LoRA, sorted."""
+        return sorted({name for _, name in self._lora_places()})
+
+    def _lora_places(self) -> set[tuple[str, str]]:
+        """(parent module, projection) of each linear with LoRA."""
+        places = {name.split('.lora_')[0] for name in self.first_lora}
+        return {(parent, name) for parent, _, name in (place.rpartition('.') for place in places)}
+
+
+def _matches(patterns: Iterable[str], name: str) -> bool:
+    return any(re.match(pattern, name) for pattern in patterns)
+
+
+def _state_name(name: str) -> str:
+    """Key in the state dict of a parameter of the LLM: NeMo's SALM has the embedding outside."""
+    return 'embed_tokens.weight' if name.endswith('embed_tokens.weight') else f'llm.{name}'
+
+
+def _other_lora(lora: Mapping[str, Any] | None) -> dict[str, Any]:
+    if not lora:
+        return {}
+    from peft import LoraConfig
+
+    try:
+        own, plain = LoraConfig(**lora), LoraConfig()
+    except (TypeError, ValueError):
+        return {}  # `with_lora` says what is wrong with it
+    return {n: getattr(own, n) for n in vars(plain) if n not in PLAIN_LORA and getattr(own, n) != getattr(plain, n)}
+
+
+def _lora_shapes(llm: Any) -> dict[str, tuple[int, ...]]:
+    if not hasattr(llm, 'peft_config'):
+        return {}
+    from peft import get_peft_model_state_dict
+
+    return {name: tuple(value.shape) for name, value in get_peft_model_state_dict(llm).items()}
+
+
+def _embedding(source: str) -> Tensor:
+    """The token embedding (V, H), mapped from its file."""
+    try:
+        return base_weights(source)['embed_tokens.weight']
+    except (OSError, ValueError, KeyError) as error:
+        if isinstance(error, VtbModelError):
+            raise
+        raise VtbModelError(
+            'The LLM cannot be loaded.',
+            field='model.pretrained_llm',
+            got=f'{source}: {type(error).__name__}: {first_line(error)}',
+            allowed='a folder with config.json and *.safetensors',
+            remedy='download it again, or name another folder; `vtb assets` lists the embedded ones',
+        ) from error

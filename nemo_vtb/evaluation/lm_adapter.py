@@ -20,9 +20,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lm_eval.models.huggingface import HFLM
 
-from nemo_vtb.errors import VtbModelError
-from nemo_vtb.model.inference import embedding_in_llm
-
 if TYPE_CHECKING:
     from nemo_vtb.model.blender import VoiceTextBlender
 
@@ -39,28 +36,20 @@ class BlenderLM(HFLM):
         batch_size: Requests in one batch.
 
     Raises:
-        VtbModelError: The LLM is split over ranks.
+        VtbModelError: No rank has the whole LLM.
     """
 
     def __init__(self, model: 'VoiceTextBlender', *, use_lora: bool = True, batch_size: int = 8) -> None:
-        if not hasattr(model.backbone, 'decoder'):
-            raise VtbModelError(
-                'The text suite asks an LLM that is in one piece.',
-                field='model',
-                got=type(model.backbone).__name__,
-                allowed='the Hugging Face backbone',
-                remedy='save a .nemo file and evaluate that',
-            )
         self._blender, self._use_lora = model, use_lora
-        with embedding_in_llm(model):
+        with model.backbone.as_transformers() as llm:
             super().__init__(
-                pretrained=model.llm, backend='causal', tokenizer=model.tokenizer.tokenizer, batch_size=batch_size
+                pretrained=llm, backend='causal', tokenizer=model.tokenizer.tokenizer, batch_size=batch_size
             )
 
     @contextmanager
     def _ready(self) -> Iterator[None]:
         lora = nullcontext() if self._use_lora else self._blender.backbone.without_lora()
-        with lora, embedding_in_llm(self._blender), torch.no_grad():
+        with lora, self._blender.backbone.as_transformers(), torch.no_grad():
             yield
 
     def _model_call(self, *args: Any, **kwargs: Any) -> torch.Tensor:

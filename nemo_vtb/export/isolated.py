@@ -196,7 +196,7 @@ def _megatron(request: Request) -> Answers:
             numbers.append(backbone.head(hidden[-1:])[0])
             mask = torch.ones(1, size, dtype=torch.long)
             stops = request['stops']
-            made = backbone.generate(embeds[None], mask, request['max_new_tokens'], stops, stops[0])[0]
+            made = backbone.greedy(embeds[None], mask, request['max_new_tokens'], stops, stops[0])[0]
         texts.append(tokenizer.decode(made, skip_special_tokens=True).strip())
     return texts, numbers
 

@@ -35,6 +35,7 @@ from nemo_vtb.export.hf import write_llm
 from nemo_vtb.export.peft import write_peft
 from nemo_vtb.export.questions import Question, default_questions
 from nemo_vtb.export.salm import messages_of, needs_plugin, prompt_format
+from nemo_vtb.model.inference import encode_clips, generation_defaults, load_clip
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -227,7 +228,7 @@ def _same_frames(asked: _Asked, numbers: Sequence['Tensor']) -> list[Answered]:
     rows, found = [], iter(numbers)
     for question in asked.questions:
         for number, audio in enumerate(question.conversation.audios):
-            clip = asked.model._load(audio)
+            clip = load_clip(asked.model, audio)
             with torch.no_grad():
                 mel, lens = perception.preprocessor(input_signal=clip[None], length=torch.tensor([len(clip)]))
                 own = perception.encoder(audio_signal=mel, length=lens)[0][0]
@@ -248,7 +249,7 @@ def _run(
         'forbidden': [] if way == 'nemo' and 'base_llm' in extra else sources_of(model),
         'prompts': [question.request(model) for question in questions],
         'messages': _messages(model, path, questions) if way in ('salm', 'vllm') else None,
-        'stops': sorted(model._generation_defaults()['eos_token_id']),
+        'stops': sorted(generation_defaults(model)['eos_token_id']),
         'max_new_tokens': asked.max_new_tokens,
         **extra,
     }
@@ -322,7 +323,7 @@ def _megatron_request(
         for number, question in enumerate(questions):
             ids = model.renderer.render_prompt(question.conversation).ids
             slots = [place for place, i in enumerate(ids) if i == AUDIO_SLOT]
-            encoded = [model._encode_clips([model._load(a)])[0] for a in question.conversation.audios]
+            encoded = [encode_clips(model, [load_clip(model, a)])[0] for a in question.conversation.audios]
             for slot, clip in zip(slots, encoded, strict=True):
                 frames[f'{number}.{slot}'] = clip.detach().cpu().contiguous()
         save_file(frames, file)

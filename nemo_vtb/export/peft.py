@@ -90,7 +90,7 @@ def load_peft(model: 'VoiceTextBlender', folder: str | Path) -> list[str]:
             remedy='give model.lora these values',
         )
     state: dict[str, Tensor] = load_file(folder / _WEIGHTS)
-    if model.is_split:  # its LLM is not there yet: LoRA travels as in a checkpoint
+    if not model.is_built:  # its LLM is not there yet: LoRA travels as in a checkpoint
         rest = {name: value for name, value in model.state_dict().items() if not name.startswith('llm.')}
         model.load_trained_state({**{state_name(name): value for name, value in state.items()}, **rest})
     else:

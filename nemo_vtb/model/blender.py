@@ -17,9 +17,7 @@ Source: Peng et al., VoiceTextBlender, NAACL 2025 (long paper 298). Letters: T r
 S samples, H LLM width, N targets.
 """
 
-import re
-from collections import defaultdict
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,38 +26,47 @@ from lightning.pytorch import Trainer
 from nemo.collections.common.tokenizers import AutoTokenizer
 from nemo.collections.speechlm2.models.salm import SALM
 from nemo.collections.speechlm2.parts.optim_setup import freeze_and_subset, is_frozen
-from nemo.collections.speechlm2.parts.pretrained import maybe_load_pretrained_models, move_embedding
+from nemo.collections.speechlm2.parts.pretrained import maybe_load_pretrained_models
 from nemo.core import ModelPT
-from nemo.core.classes.common import safe_instantiate
 from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from nemo_vtb.backbone.base import Backbone
-from nemo_vtb.backbone.hf import HFBackbone, load_llm
-from nemo_vtb.backbone.names import Portable, base_fingerprint
-from nemo_vtb.backbone.spec import SplitLLM
+from nemo_vtb.backbone.names import is_llm_weight
+from nemo_vtb.backbone.spec import BackboneSpec
 from nemo_vtb.checkpoint.llm_files import llm_files
 from nemo_vtb.checkpoint.manifest import weights_digest
 from nemo_vtb.checkpoint.nemo_file import NemoConnector, being_restored, save_nemo
+from nemo_vtb.checkpoint.trained_state import (
+    add_frozen_llm,
+    canonical_state,
+    drop_frozen_llm,
+    frozen_llm,
+    load_trained_state,
+    trained_state,
+)
 from nemo_vtb.constants import IGNORE_INDEX, KINDS
 from nemo_vtb.data.collate import PackedRow
+from nemo_vtb.data.conversation import Conversation
 from nemo_vtb.data.template import AUDIO_SLOT, ChatRenderer
-from nemo_vtb.errors import VtbCheckpointError, VtbConfigError, VtbModelError
+from nemo_vtb.errors import VtbConfigError
+from nemo_vtb.model import inference, scoring
 from nemo_vtb.model.frames import frame_counter
-from nemo_vtb.model.inference import Generation
 from nemo_vtb.model.loss import anchored_loss, base_hidden, kind_sums, row_nll, text_divergence
-from nemo_vtb.model.perception import encode, setup_perception, silent_forward, spread_encode
+from nemo_vtb.model.optimizer import grouped_optimizer
+from nemo_vtb.model.perception import encode, encode_shared, setup_perception, silent_forward
 from nemo_vtb.model.splice import splice
-from nemo_vtb.parallel.fully_sharded import FullyShardedStrategy
-from nemo_vtb.parallel.megatron import MegatronStrategy
+from nemo_vtb.parallel.base import backbone_class, build_backbone
+from nemo_vtb.parallel.dims import ParallelDims
 from nemo_vtb.registry import register
 
+_LORA_PATTERN = r'^.+\.lora_.+$'
 _LOSS_UNIT = 100.0
 """Sums of token losses are divided by this before the backward pass: gradients stay near one until rescaled."""
 
 
-class VoiceTextBlender(Portable, Generation, SplitLLM, SALM, ModelPT):
+class VoiceTextBlender(SALM, ModelPT):
     """A text LLM that hears: SALM in its config and its state dict, ModelPT in how it is saved and restored.
 
     Args:
@@ -72,6 +79,9 @@ class VoiceTextBlender(Portable, Generation, SplitLLM, SALM, ModelPT):
         VtbModelError: The LLM or the encoder is missing, corrupt, of an unknown family, or they do not fit together.
         VtbTemplateError: The LLM's tokenizer has no chat template.
     """
+
+    backbone: Backbone
+    """The LLM; None before `configure_model`."""
 
     def __init__(self, cfg: DictConfig | dict, trainer: Trainer | None = None) -> None:
         register()
@@ -92,63 +102,64 @@ class VoiceTextBlender(Portable, Generation, SplitLLM, SALM, ModelPT):
                 allowed='0, or any weight together with model.lora',
                 remedy='model.text_anchor=0, or add model.lora',
             )
-        # tensor parallelism: the LLM is built in `configure_model`, when the ranks know one another
-        self.is_split = trainer is not None and isinstance(trainer.strategy, MegatronStrategy)
         base = restored.base_folder(self.cfg) if restored else None
         source = str(self.cfg.pretrained_llm) if pretrained else base or str(folder)
-        self.is_sharded = trainer is not None and isinstance(trainer.strategy, FullyShardedStrategy)
-        if self.is_sharded:
-            self._check_shardable(source, pretrained or base is not None)
-        (self._plan_llm if self.is_split else self._build_llm)(source, pretrained or base is not None)
-        self.perception = setup_perception(self.cfg, *self._llm_scale, pretrained=pretrained)
+        self.spec = self._plan(source, pretrained or base is not None)
+        backbone_class(trainer).check(self.spec)
+        object.__setattr__(self, 'backbone', None)
+        # where SALM has them, so that state dict and optimizer keep their order; `configure_model` fills them
+        self.llm, self.embed_tokens = torch.nn.Module(), torch.nn.Module()
+        self.perception = setup_perception(
+            self.cfg, self.spec.hidden_size, self.spec.embedding_std, pretrained=pretrained
+        )
         self.frames = frame_counter(self.cfg.perception, chunk_s=self.cfg.get('encoder_chunk_size_seconds'))
-        if restored is None:
-            maybe_load_pretrained_models(self)
-        self._freeze()
-        if self.is_sharded:
-            self._check_frozen()
+        self._is_restored = restored is not None
+        if not backbone_class(trainer).deferred:
+            self.configure_model()
         self._base_digest: str | None = None
         self.provenance: dict[str, Any] = restored.provenance(self) if restored else {}
         self._use_fsdp = self._use_tp = False
         self._window_targets = 0.0
         self._window_rows, self._window_buffers = 0, dict[str, Tensor]()
 
-    def _build_llm(self, source: str, pretrained: bool) -> None:
-        trust = bool(self.cfg.get('trust_remote_code', False))
-        self.llm = load_llm(source, pretrained=pretrained, trust_remote_code=trust)
-        # as SALM: the embedding stands outside, where FSDP and the splice can reach it
-        self.embed_tokens = self.llm.model.embed_tokens
-        del self.llm.model.embed_tokens
-        if self.cfg.get('lora'):
-            with move_embedding(self):
-                self.llm = self._with_lora(self.llm)
-        self.backbone: Backbone = HFBackbone(self.llm, self.embed_tokens)
-        sample = self.embed_tokens(torch.arange(min(1000, self.embed_tokens.num_embeddings))).detach()
-        self._llm_scale = (self.backbone.hidden_size, float(sample.std()))
-
-    def _with_lora(self, llm: torch.nn.Module) -> torch.nn.Module:
-        from peft import LoraConfig, get_peft_model
-
-        try:
-            self.lora_config = LoraConfig(**plain_dict(self.cfg.lora))
-            llm = get_peft_model(llm, self.lora_config)
-        except (TypeError, ValueError) as error:
-            raise VtbModelError(
-                'LoRA cannot be put on this LLM.',
-                field='model.lora',
-                got=f'{OmegaConf.to_container(self.cfg.lora)}: {error}',
-                allowed='the fields of peft.LoraConfig; target_modules that occur in the LLM, or all-linear',
-            ) from error
-        keep = r'^.+\.lora_.+$'
+    def _plan(self, source: str, pretrained: bool) -> BackboneSpec:
         patterns = list(self.cfg.get('prevent_freeze_params') or [])
         # NeMo 3.0 appends at every construction, so that the list grows by one with each save and load
-        self.cfg.prevent_freeze_params = patterns if keep in patterns else [*patterns, keep]
-        return llm
+        if self.cfg.get('lora') and _LORA_PATTERN not in patterns:
+            self.cfg.prevent_freeze_params = patterns = [*patterns, _LORA_PATTERN]
+        return BackboneSpec.plan(
+            source,
+            lora=plain_dict(self.cfg.lora) if self.cfg.get('lora') else None,
+            freeze=self.cfg.get('freeze_params') or (),
+            keep=patterns,
+            pretrained=pretrained,
+            trust_remote_code=bool(self.cfg.get('trust_remote_code', False)),
+        )
+
+    @property
+    def is_built(self) -> bool:
+        """Whether the LLM has been read: at construction, or under some strategies in `configure_model`."""
+        return self.backbone is not None
+
+    def configure_model(self) -> None:
+        """Read this rank's part of the LLM; Lightning calls it when the ranks know one another."""
+        if self.is_built:
+            return
+        backbone = build_backbone(self.spec, self._trainer)
+        # not as a submodule, else each weight would have two names
+        object.__setattr__(self, 'backbone', backbone)
+        for name, module in backbone.salm_modules.items():
+            setattr(self, name, module)
+        if not self._is_restored:
+            maybe_load_pretrained_models(self)
+        self._freeze()
 
     def _freeze(self) -> None:
         # before DDP wraps the model: it waits for the gradient of every parameter that it saw as trainable
-        exclude, keep = self.cfg.get('freeze_params') or [], self.cfg.get('prevent_freeze_params') or []
-        list(freeze_and_subset(self.named_parameters(), list(exclude), list(keep)))
+        patterns = (list(self.cfg.get(key) or []) for key in ('freeze_params', 'prevent_freeze_params'))
+        # a deferred backbone trains LoRA alone, under names that the patterns do not know
+        own = ((n, p) for n, p in self.named_parameters() if not (self.backbone.deferred and is_llm_weight(n)))
+        list(freeze_and_subset(own, *patterns))
 
     @property
     def audio_locator_tag_id(self) -> int:
@@ -166,6 +177,22 @@ class VoiceTextBlender(Portable, Generation, SplitLLM, SALM, ModelPT):
             remedy='raise data.max_tokens until the memory is full',
         )
 
+    # ---- answers
+
+    def generate(
+        self, prompts: Any, audios: Tensor | None = None, audio_lens: Tensor | None = None, **options: Any
+    ) -> Tensor:
+        """Generate answers to prompts as NeMo's SALM takes them, see `nemo_vtb.model.inference.generate`."""
+        return inference.generate(self, prompts, audios, audio_lens, **options)
+
+    def answer(self, conversations: Sequence[Conversation], **options: Any) -> list[str]:
+        """Answer conversations that end with a user turn, see `nemo_vtb.model.inference.answer`."""
+        return inference.answer(self, conversations, **options)
+
+    def next_token_logits(self, conversation: Conversation) -> Tensor:
+        """Logits of the first token of the answer to a conversation that ends with a user turn: (V,) float32."""
+        return inference.next_token_logits(self, conversation)
+
     # ---- forward
 
     def hidden_states(self, batch: PackedRow) -> Tensor:
@@ -181,8 +208,8 @@ class VoiceTextBlender(Portable, Generation, SplitLLM, SALM, ModelPT):
     def _frames_of(self, batch: PackedRow) -> Tensor:
         chunk_s = self.cfg.get('encoder_chunk_size_seconds')
         clips = (self.perception, batch.audios, batch.audio_lens)
-        if (group := self.spread_group) is not None:
-            return spread_encode(*clips, batch.frame_lens, group, chunk_s=chunk_s)
+        if (group := self.backbone.clip_group) is not None:
+            return encode_shared(*clips, batch.frame_lens, group, chunk_s=chunk_s)
         return encode(*clips, chunk_s=chunk_s)[0]  # (F, H)
 
     def on_train_batch_start(self, batch: PackedRow, batch_idx: int) -> None:
@@ -205,13 +232,13 @@ class VoiceTextBlender(Portable, Generation, SplitLLM, SALM, ModelPT):
         # before the row itself: switching LoRA off must not happen between its forward and backward pass
         filled = bool(batch.input_ids.numel())
         base = base_hidden(self.backbone, batch) if anchor and filled else None  # (M, H)
-        if anchor and self.is_sharded and (base is None or not len(base)):
+        if anchor and (base is None or not len(base)):
             with torch.no_grad():
-                self._one_token()
+                self.backbone.idle_pass(self.device)
         if filled:
             hidden = self.hidden_states(batch)  # (T, H)
         else:  # every conversation of the row was broken: this rank must take part in the reduction all the same
-            hidden = self._nothing()
+            hidden = self._no_hidden_states()
         nll = row_nll(hidden, batch.labels, self.backbone.nll, chunk=self.cfg.get('loss_chunk', 1024))  # (N,)
         sums, counts = kind_sums(nll, batch.labels, batch.label_kinds, len(KINDS))
         self._window_targets += float(counts.sum())
@@ -236,27 +263,18 @@ class VoiceTextBlender(Portable, Generation, SplitLLM, SALM, ModelPT):
             self.log('text_divergence', divergence.detach().mean(), batch_size=1)
         return anchored_loss(nll, divergence, batch.label_kinds[batch.labels != IGNORE_INDEX], weight)
 
-    def _nothing(self) -> Tensor:
+    def _no_hidden_states(self) -> Tensor:
         """(1, H) of zeros that every trained parameter has a zero gradient of."""
         zero = sum((p.flatten()[:1] * 0.0).sum() for p in self.parameters() if p.requires_grad)
-        if self.is_sharded:
-            zero = zero + (self._one_token() * 0.0).sum()
+        zero = zero + self.backbone.idle_pass(self.device)
         return torch.zeros(1, self.backbone.hidden_size, device=self.device) + zero
-
-    def _one_token(self) -> Tensor:
-        """(1, H): a pass for ranks that have nothing to run, since the others wait for their parts of the layers."""
-        one = torch.zeros(1, dtype=torch.int64, device=self.device)
-        borders = torch.tensor([0, 1], dtype=torch.int32, device=self.device)
-        return self.backbone.forward(self.backbone.embed(one), one, borders, 1)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Divide the summed gradients by the number of target tokens of the whole global batch."""
-        total = torch.tensor(self._window_targets, device=self.device, dtype=torch.float64)
-        world = self.trainer.world_size
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(total)
+        dims = ParallelDims.of(self.trainer)
+        total = dims.sum(torch.tensor(self._window_targets, device=self.device, dtype=torch.float64))
         # DDP has averaged over ranks and Lightning over accumulated rows; both factors are taken back here
-        factor = _LOSS_UNIT * world * self.trainer.accumulate_grad_batches / max(float(total), 1.0)
+        factor = _LOSS_UNIT * dims.data_size * self.trainer.accumulate_grad_batches / max(float(total), 1.0)
         for group in optimizer.param_groups:
             for parameter in group['params']:
                 if parameter.grad is not None:
@@ -265,80 +283,28 @@ class VoiceTextBlender(Portable, Generation, SplitLLM, SALM, ModelPT):
 
     # ---- validation
 
-    @torch.no_grad()
-    def batch_nll(self, batch: PackedRow, *, use_lora: bool = True) -> tuple[Tensor, Tensor]:
+    def batch_nll(self, row: PackedRow, *, use_lora: bool = True) -> tuple[Tensor, Tensor]:
         """Sum of the losses and number of targets of one packed row, per kind: two float32 tensors of (4,)."""
-        nll = self._nll_of_targets(batch, use_lora)
-        return kind_sums(nll, batch.labels, batch.label_kinds, len(KINDS))
+        return scoring.kind_nll(self, row, use_lora=use_lora)
 
-    @torch.no_grad()
-    def conversation_nll(self, batch: PackedRow, *, use_lora: bool = True) -> tuple[Tensor, Tensor]:
+    def conversation_nll(self, row: PackedRow, *, use_lora: bool = True) -> tuple[Tensor, Tensor]:
         """Sum of the losses and number of targets of each of the N conversations of a packed row: two of (N,)."""
-        nll = self._nll_of_targets(batch, use_lora)  # (targets,)
-        places = (batch.labels.flatten() != -100).nonzero().flatten()
-        ends = batch.cu_seqlens[1:].to(places)
-        owners = torch.bucketize(places, ends, right=True)
-        zeros = torch.zeros(len(ends), dtype=torch.float32, device=nll.device)
-        return zeros.index_add(0, owners, nll.float()), zeros.index_add(0, owners, torch.ones_like(nll.float()))
-
-    def _nll_of_targets(self, batch: PackedRow, use_lora: bool) -> Tensor:
-        if use_lora:
-            hidden = self.hidden_states(batch)
-        else:
-            with self.backbone.without_lora():
-                hidden = self.hidden_states(batch)
-        return row_nll(hidden, batch.labels, self.backbone.nll, chunk=self.cfg.get('loss_chunk', 1024))
+        return scoring.conversation_nll(self, row, use_lora=use_lora)
 
     def on_validation_epoch_start(self) -> None:
         """Forget the sums of the last validation."""
-        # float64: a set may have more tokens than a smaller type can count
-        zeros = partial(torch.zeros, 3, dtype=torch.float64, device=self.device)
-        self._val_sums: dict[str, Tensor] = defaultdict(zeros)
+        self._validation = scoring.ValidationSums(self.device)
 
     def validation_step(self, batch: PackedRow, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """One packed row of the validation set named by `batch.dataset`; returns what it is made of, per kind."""
-        hits: list[Tensor] = []
-
-        def score(hidden: Tensor, of: Tensor) -> Tensor:
-            nll, right = self.backbone.score(hidden, of)
-            hits.append(right)
-            return nll
-
-        targets = batch.labels[batch.labels != IGNORE_INDEX]  # (N,)
-        nll = row_nll(self.hidden_states(batch), batch.labels, score)
-        right = torch.cat(hits).sum() if hits else targets.sum() * 0
-        counts = torch.full_like(right, targets.numel())
-        sums = torch.stack([nll.double().sum(), right.double(), counts.double()])
-        self._val_sums[batch.dataset or 'validation'] += sums
-        of_kinds, targets_of_kinds = kind_sums(nll, batch.labels, batch.label_kinds, len(KINDS))
-        return {'kind_sums': of_kinds, 'kind_counts': targets_of_kinds}
+        nll = self._validation.add(self.backbone, self.hidden_states(batch), batch)  # (N,)
+        sums, counts = kind_sums(nll, batch.labels, batch.label_kinds, len(KINDS))
+        return {'kind_sums': sums, 'kind_counts': counts}
 
     def on_validation_epoch_end(self) -> None:
         """Log SALM's metrics as means over the tokens of a set: `val_loss_<set>`, `val_acc_<set>`, their means."""
-        names = self._names_of_all_ranks(sorted(self._val_sums))
-        losses, accuracies = [], []
-        for name in names:
-            sums = self._val_sums[name]
-            if torch.distributed.is_available() and torch.distributed.is_initialized():
-                torch.distributed.all_reduce(sums)
-            loss, accuracy = sums[0] / sums[2].clamp(min=1), sums[1] / sums[2].clamp(min=1)
-            losses.append(loss)
-            accuracies.append(accuracy)
-            self.log(f'val_loss_{name}', loss.float(), rank_zero_only=False)
-            self.log(f'val_acc_{name}', accuracy.float(), rank_zero_only=False)
-        if losses:
-            self.log('val_loss', torch.stack(losses).mean().float(), prog_bar=True)
-            self.log('val_acc', torch.stack(accuracies).mean().float())
-        self._val_sums.clear()
-
-    @staticmethod
-    def _names_of_all_ranks(names: list[str]) -> list[str]:
-        """A rank may have had no row of a set, but must take part in its reduction."""
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-            return names
-        gathered: list[list[str]] = [[] for _ in range(torch.distributed.get_world_size())]
-        torch.distributed.all_gather_object(gathered, names)
-        return sorted({name for some in gathered for name in some})
+        for name, value in self._validation.means(ParallelDims.of(self.trainer)).items():
+            self.log(name, value, prog_bar=name == 'val_loss', rank_zero_only=False)
 
     # ---- saving and restoring
 
@@ -353,10 +319,7 @@ class VoiceTextBlender(Portable, Generation, SplitLLM, SALM, ModelPT):
             VtbCheckpointError: The disk is full or the folder cannot be written to; or the LLM was trained itself, so
                 that no base LLM could stand in for it.
         """
-        base = self.base_weights()
-        spread = self.is_split or (self.is_sharded and self._built)
-        state = {**base, **self.trained_state()} if spread else self.state_dict()
-        save_nemo(self, save_path, state, base, include_llm=include_llm)
+        save_nemo(self, save_path, canonical_state(self), self.base_weights(), include_llm=include_llm)
 
     @classmethod
     def restore_from(
@@ -375,15 +338,10 @@ class VoiceTextBlender(Portable, Generation, SplitLLM, SALM, ModelPT):
     ) -> Any:
         """NeMo's `restore_from`, with each member compared with its SHA-256 and nothing unusual in the archive.
 
+        The other arguments are NeMo's; only our connector knows the last two.
+
         Args:
             restore_path: The `.nemo` file.
-            override_config_path: As in NeMo.
-            map_location: As in NeMo.
-            strict: As in NeMo.
-            return_config: As in NeMo: the configuration alone.
-            save_restore_connector: As in NeMo; ours where it is left out, and only ours knows the last two arguments.
-            trainer: As in NeMo.
-            validate_access_integrity: As in NeMo.
             trust_remote_code: Run code that came with an LLM, if the file asks for it.
             base_llm: Folder of the base LLM, for a file without it.
 
@@ -391,16 +349,8 @@ class VoiceTextBlender(Portable, Generation, SplitLLM, SALM, ModelPT):
             VtbCheckpointError: The file is cut off, changed or hostile, wants to run code, or belongs to another LLM.
         """
         connector = save_restore_connector or NemoConnector(trust_remote_code=trust_remote_code, base_llm=base_llm)
-        return super().restore_from(
-            str(restore_path),
-            override_config_path,
-            map_location,
-            strict,
-            return_config,
-            connector,
-            trainer,
-            validate_access_integrity,
-        )
+        given = (override_config_path, map_location, strict, return_config, connector, trainer)
+        return super().restore_from(str(restore_path), *given, validate_access_integrity)
 
     def base_digest(self) -> str:
         """SHA-256 of the untouched LLM's weights; computed once, since they never change."""
@@ -408,22 +358,27 @@ class VoiceTextBlender(Portable, Generation, SplitLLM, SALM, ModelPT):
             self._base_digest = weights_digest(self.base_weights())
         return self._base_digest
 
+    def base_weights(self) -> dict[str, Tensor]:
+        """The untouched LLM by its keys in the state dict; {} if it is trained itself."""
+        return frozen_llm(self)
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """See `checkpoint.trained_state`; the ranks of one LLM call it together."""
+        return trained_state(self)
+
+    def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take what `trained_state` gave, on any backbone and number of ranks, also before the backbone is built.
+
+        Raises:
+            VtbCheckpointError: Keys are missing or left over.
+        """
+        load_trained_state(self, state)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave the untouched LLM out: it is in its own folder, and would be most of every checkpoint."""
-        state = checkpoint['state_dict']
-        if self._window_rows:
-            # saved within a global batch, which a resumed run begins again: its rows must not count twice in the
-            # running statistics of batch norms (the state of the data and the random generators go back likewise)
-            state.update({name: value for name, value in self._window_buffers.items() if name in state})
-        # plain values, so that the file can be read without running code that is in it
-        checkpoint.pop(self.CHECKPOINT_HYPER_PARAMS_TYPE, None)
-        if isinstance(stored := checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY), DictConfig):
-            checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = plain_dict(stored)
-        base = self.base_weights()
-        checkpoint['base_fingerprint'] = base_fingerprint(base)
-        checkpoint['template_fingerprint'] = self.renderer.fingerprint
-        for name in base:
-            state.pop(name, None)
+        # saved within a global batch, which a resumed run begins again: its rows must not count twice in the
+        # running statistics of batch norms (the state of the data and the random generators go back likewise)
+        drop_frozen_llm(self, checkpoint, self._window_buffers if self._window_rows else {})
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put the LLM's own weights back into the checkpoint that is about to be loaded.
@@ -431,52 +386,15 @@ class VoiceTextBlender(Portable, Generation, SplitLLM, SALM, ModelPT):
         Raises:
             VtbCheckpointError: The checkpoint belongs to another LLM or to another chat template.
         """
-        base = self.base_weights()
-        for key, what, now in (
-            ('base_fingerprint', 'LLM', base_fingerprint(base)),
-            ('template_fingerprint', 'tokenizer or chat template', self.renderer.fingerprint),
-        ):
-            if checkpoint.get(key, now) != now:
-                raise VtbCheckpointError(
-                    f'The checkpoint was trained on another {what}.',
-                    field='model.pretrained_llm',
-                    got=self.cfg.pretrained_llm,
-                    allowed=f'the {what} with fingerprint {checkpoint[key][:12]}; this one has {now[:12]}',
-                    remedy='name the LLM of that run, or start in another folder (exp_manager.explicit_log_dir=...)',
-                )
-        if self.is_split or (self.is_sharded and self._built):
-            return  # has read it already, each rank its part
-        for name, value in base.items():
-            checkpoint['state_dict'].setdefault(name, value)
+        add_frozen_llm(self, checkpoint)
 
     # ---- optimizer
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """NeMo's optimizer and schedule; with `lr_factors`, groups of parameters at a share of the learning rate.
-
-        Raises:
-            VtbConfigError: A pattern of `lr_factors` matches no trained parameter.
-        """
-        if not self.cfg.get('lr_factors') and not self.is_split:
+        """NeMo's optimizer and schedule; with `lr_factors`, groups of parameters at a share of the learning rate."""
+        if not self.cfg.get('lr_factors') and not self.backbone.deferred:
             return super().configure_optimizers()
-        trained = self.trained_parameters()
-        groups: list[dict[str, Any]] = []
-        for number, entry in enumerate(self.cfg.get('lr_factors') or ()):
-            names = [name for name in trained if re.match(entry.match, name)]
-            if not names:
-                raise VtbConfigError(
-                    'The pattern matches no trained parameter that an earlier one has left over.',
-                    field=f'model.lr_factors[{number}].match',
-                    got=entry.match,
-                    allowed='a regular expression, e.g. ' + next(iter(trained), ''),
-                )
-            groups.append({'params': [trained.pop(n) for n in names], 'lr': self.cfg.optimizer.lr * entry.factor})
-        groups.append({'params': list(trained.values())})
-        optimizer = safe_instantiate(self.cfg.optimizer, groups, _convert_='all')
-        if 'lr_scheduler' not in self.cfg:
-            return {'optimizer': optimizer}
-        scheduler = safe_instantiate(self.cfg.lr_scheduler, optimizer)
-        return {'optimizer': optimizer, 'lr_scheduler': {'scheduler': scheduler, 'interval': 'step', 'frequency': 1}}
+        return grouped_optimizer(self)
 
     # ---- what ModelPT asks for
 

@@ -13,8 +13,8 @@
 # limitations under the License.
 """Answers to prompts of text and speech, as SALM takes them, batched (letters: B batch, T prompt length, H width)."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,233 +25,199 @@ from transformers import GenerationConfig
 from nemo_vtb.data.audio import read_audio
 from nemo_vtb.data.conversation import Audio, Conversation, conversation_from_messages
 from nemo_vtb.data.template import AUDIO_SLOT
-from nemo_vtb.errors import VtbConfigError, VtbDataError
+from nemo_vtb.errors import VtbDataError
 from nemo_vtb.model.perception import encode
 
 if TYPE_CHECKING:
-    from nemo.collections.speechlm2.models.salm import SALM as _Salm
-else:
-    _Salm = object  # a mixin at run time: the class that it is mixed into comes from SALM
+    from nemo_vtb.model.blender import VoiceTextBlender
 
 _TENSOR = 'tensor:'
 
 
-class Generation(_Salm):
-    """Mixin of `VoiceTextBlender`: `generate` with SALM's signature, and `answer` for whole conversations."""
+@torch.no_grad()
+def generate(
+    model: 'VoiceTextBlender',
+    prompts: list[list[dict[str, Any]]] | Tensor,
+    audios: Tensor | None = None,
+    audio_lens: Tensor | None = None,
+    generation_config: GenerationConfig | None = None,
+    enable_thinking: bool | None = None,
+    **generation_kwargs: Any,
+) -> Tensor:
+    """Generate answers; unlike SALM, a text-only prompt too returns the answer alone.
 
-    @torch.no_grad()
-    def generate(
-        self,
-        prompts: list[list[dict[str, Any]]] | Tensor,
-        audios: Tensor | None = None,
-        audio_lens: Tensor | None = None,
-        generation_config: GenerationConfig | None = None,
-        enable_thinking: bool | None = None,
-        **generation_kwargs: Any,
-    ) -> Tensor:
-        """Generate answers; unlike SALM, a text-only prompt too returns the answer alone.
+    Args:
+        prompts: Per example a list of messages `{"role", "content", "audio": [paths]}` with one
+            `audio_locator_tag` in the content for each recording; or token ids (B, T), left-padded.
+        audios: (A, S) float32 at 16 kHz, for prompts whose tags name no files.
+        audio_lens: (A,) int64, samples of each.
+        generation_config: Replaces the default (the tokenizer's end, padding and end-of-turn tokens).
+        enable_thinking: Accepted for SALM's sake; prompts are rendered for an immediate answer.
+        generation_kwargs: Passed on to transformers' `generate`.
 
-        Args:
-            prompts: Per example a list of messages `{"role", "content", "audio": [paths]}` with one
-                `audio_locator_tag` in the content for each recording; or token ids (B, T), left-padded.
-            audios: (A, S) float32 at 16 kHz, for prompts whose tags name no files.
-            audio_lens: (A,) int64, samples of each.
-            generation_config: Replaces the default (the tokenizer's end, padding and end-of-turn tokens).
-            enable_thinking: Accepted for SALM's sake; prompts are rendered for an immediate answer.
-            generation_kwargs: Passed on to transformers' `generate`.
-
-        Returns:
-            (B, new tokens) int64, padded on the right.
-
-        Raises:
-            VtbDataError: Tags and recordings do not match.
-        """
-        if isinstance(prompts, Tensor):
-            rows = [self._strip_padding(row) for row in prompts]
-            clips = _rows_of(audios, audio_lens)
-        else:
-            conversations = self._read_prompts(prompts, given=0 if audios is None else audios.shape[0])
-            rows = [self.renderer.render_prompt(c).ids for c in conversations]
-            tensors = _rows_of(audios, audio_lens)
-            clips = [
-                tensors[int(a.path.removeprefix(_TENSOR))] if a.path.startswith(_TENSOR) else self._load(a)
-                for c in conversations
-                for a in c.audios
-            ]
-        return self._generate(rows, clips, generation_config, **generation_kwargs)
-
-    @torch.no_grad()
-    def answer(
-        self,
-        conversations: Sequence[Conversation],
-        *,
-        max_new_tokens: int = 128,
-        batch_size: int = 8,
-        use_lora: bool = True,
-        **generation_kwargs: Any,
-    ) -> list[str]:
-        """Answer conversations that end with a user turn, greedily unless told otherwise, in their order.
-
-        Args:
-            conversations: What is asked.
-            max_new_tokens: Longest answer.
-            batch_size: How many are answered at once; examples of similar length go together.
-            use_lora: False lets the untouched base LLM answer.
-            generation_kwargs: Passed on to transformers' `generate`.
-
-        Returns:
-            One text for each conversation, without special tokens.
-        """
-        rows = [self.renderer.render_prompt(c).ids for c in conversations]
-        order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
-        answers = [''] * len(rows)
-        options = {'do_sample': False, 'max_new_tokens': max_new_tokens} | generation_kwargs
-        with nullcontext() if use_lora else self.backbone.without_lora():
-            for begin in range(0, len(order), batch_size):
-                chosen = order[begin : begin + batch_size]
-                clips = [self._load(a) for i in chosen for a in conversations[i].audios]
-                ids = self._generate([rows[i] for i in chosen], clips, None, **options)
-                texts = self.tokenizer.tokenizer.batch_decode(ids, skip_special_tokens=True)
-                for i, text in zip(chosen, texts, strict=True):
-                    answers[i] = text.strip()
-        return answers
-
-    @torch.no_grad()
-    def next_token_logits(self, conversation: Conversation) -> Tensor:
-        """Logits of the first token of the answer to a conversation that ends with a user turn: (V,) float32."""
-        rows, clips = [self.renderer.render_prompt(conversation).ids], [self._load(a) for a in conversation.audios]
-        # each recording by itself: padding to a common length would add roundings of its own
-        [embeds] = self._embed_prompts(rows, clips, together=False)  # (T, H)
-        size = embeds.shape[0]
-        if not hasattr(self.backbone, 'generate'):
-            with embedding_in_llm(self):  # by the kernels that answer
-                mask = torch.ones(1, size, dtype=torch.long, device=embeds.device)
-                return self.llm(inputs_embeds=embeds[None], attention_mask=mask).logits[0, -1].float()
-        places = torch.arange(size, device=embeds.device)
-        cu_seqlens = torch.tensor([0, size], dtype=torch.int32, device=embeds.device)
-        return self.backbone.head(self.backbone.forward(embeds, places, cu_seqlens, size)[-1:])[0].float()
-
-    # ---- parts
-
-    def _generate(
-        self, rows: list[list[int]], clips: list[Tensor], config: GenerationConfig | None, **kw: Any
-    ) -> Tensor:
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()
-        try:
-            embeds, mask = _left_pad(self._embed_prompts(rows, clips))  # (B, T, H), (B, T)
-            if hasattr(self.backbone, 'generate'):  # Megatron's decodes by itself
-                options = config.to_diff_dict() if config else self._generation_defaults()
-                return self.backbone.generate(embeds, mask, **_greedy(options | kw))
-            with embedding_in_llm(self):
-                return self.llm.generate(
-                    inputs_embeds=embeds,
-                    attention_mask=mask,
-                    # transformers 5 wants one of the two: a config, or single options
-                    **({'generation_config': config} if config else self._generation_defaults()),
-                    **kw,
-                )
-        finally:
-            # one by one: a frozen encoder may have been in evaluation mode all the time
-            for module, training in modes:
-                module.training = training
-
-    def _embed_prompts(self, rows: list[list[int]], clips: list[Tensor], *, together: bool = True) -> list[Tensor]:
-        """Embed each prompt with the frames of its recordings in place of the slots: list of (T_i, H)."""
-        slots = sum(row.count(AUDIO_SLOT) for row in rows)
-        if slots != len(clips):
-            raise VtbDataError(
-                'The placeholders in the prompts do not match the recordings.',
-                field='prompts',
-                got=f'{slots} placeholders for {len(clips)} recordings',
-                allowed='one placeholder for each recording',
-            )
-        groups = [clips] if together else [[clip] for clip in clips]
-        frames = iter([frames for group in groups for frames in self._encode_clips(group)])
-        out = []
-        for row in rows:
-            ids = torch.tensor(row, device=self.device)
-            text = self.backbone.embed(ids.clamp(min=0))  # (T, H)
-            pieces, begin = [], 0
-            for slot in (ids == AUDIO_SLOT).nonzero().flatten().tolist():
-                pieces += [text[begin:slot], next(frames).to(text.dtype)]
-                begin = slot + 1
-            out.append(torch.cat([*pieces, text[begin:]]))
-        return out
-
-    def _encode_clips(self, clips: list[Tensor]) -> Sequence[Tensor]:
-        if not clips:
-            return []
-        lens = torch.tensor([c.numel() for c in clips], device=self.device)
-        audios = torch.nn.utils.rnn.pad_sequence([c.to(self.device) for c in clips], batch_first=True)  # (A, S)
-        chunk_s = self.cfg.get('encoder_chunk_size_seconds')
-        frames, frame_lens = encode(self.perception, audios, lens, chunk_s=chunk_s)  # (F, H), (A,)
-        return frames.split(frame_lens.tolist())
-
-    def _generation_defaults(self) -> dict[str, Any]:
-        stops = sorted({i for i in (self.text_eos_id, *self.renderer.end_of_turn_ids) if i is not None})
-        return {'bos_token_id': self.text_bos_id, 'eos_token_id': stops, 'pad_token_id': self.text_pad_id}
-
-    def _read_prompts(self, prompts: list[list[dict[str, Any]]], given: int) -> list[Conversation]:
-        """Messages to conversations; tags without files take the given tensors one after the other."""
-        conversations, used = [], 0
-        for number, messages in enumerate(prompts):
-            filled = []
-            for message in messages:
-                content = message.get('content', message.get('slots', {}).get('message', ''))
-                tags = content.count(self.audio_locator_tag) if self.audio_locator_tag else 0
-                if given and tags and not message.get('audio'):
-                    message = message | {'audio': [Audio(f'{_TENSOR}{used + i}') for i in range(tags)]}
-                    used += tags
-                filled.append(message)
-            conversations.append(
-                conversation_from_messages(filled, audio_tag=self.audio_locator_tag, id=f'prompt {number}')
-            )
-        if used != given:
-            raise VtbDataError(
-                'The placeholders in the prompts do not match the recordings.',
-                field='audios',
-                got=f'{used} placeholders for {given} recordings',
-                allowed=f'one {self.audio_locator_tag} for each recording',
-            )
-        return conversations
-
-    def _strip_padding(self, row: Tensor) -> list[int]:
-        ids = row.tolist()
-        while ids and ids[0] == self.text_pad_id:
-            ids.pop(0)
-        tag = self.audio_locator_tag_id
-        return [AUDIO_SLOT if i == tag else i for i in ids]
-
-    def _load(self, audio: Audio) -> Tensor:
-        samples = read_audio(audio, sample_rate=self.sampling_rate)
-        return torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32))
-
-
-def _greedy(options: dict[str, Any]) -> dict[str, Any]:
-    """What a backbone that decodes by itself needs of the options of transformers' `generate`.
+    Returns:
+        (B, new tokens) int64, padded on the right.
 
     Raises:
-        VtbConfigError: They ask for more than greedy answers.
+        VtbDataError: Tags and recordings do not match.
     """
-    plain = {'do_sample': False, 'num_beams': 1, 'use_cache': True, 'repetition_penalty': 1.0}
-    read = ('max_new_tokens', 'eos_token_id', 'pad_token_id')
-    silent = ('bos_token_id', 'transformers_version', '_from_model_config', *read)
-    if beyond := {k: v for k, v in options.items() if k not in silent and v is not None and v != plain.get(k)}:
-        raise VtbConfigError(
-            'The Megatron backbone answers greedily.',
-            field='generation',
-            got=beyond,
-            allowed=[*read, *(f'{key}={value}' for key, value in plain.items())],
-            remedy='leave it out, or generate with the Hugging Face backbone, which loads the same checkpoint',
+    if isinstance(prompts, Tensor):
+        rows = [_strip_padding(model, row) for row in prompts]
+        clips = _rows_of(audios, audio_lens)
+    else:
+        conversations = _read_prompts(model, prompts, given=0 if audios is None else audios.shape[0])
+        rows = [model.renderer.render_prompt(c).ids for c in conversations]
+        tensors = _rows_of(audios, audio_lens)
+        clips = [
+            tensors[int(a.path.removeprefix(_TENSOR))] if a.path.startswith(_TENSOR) else load_clip(model, a)
+            for c in conversations
+            for a in c.audios
+        ]
+    return _generate(model, rows, clips, generation_config, **generation_kwargs)
+
+
+@torch.no_grad()
+def answer(
+    model: 'VoiceTextBlender',
+    conversations: Sequence[Conversation],
+    *,
+    max_new_tokens: int = 128,
+    batch_size: int = 8,
+    use_lora: bool = True,
+    **generation_kwargs: Any,
+) -> list[str]:
+    """Answer conversations that end with a user turn, greedily unless told otherwise, in their order.
+
+    Args:
+        conversations: What is asked.
+        max_new_tokens: Longest answer.
+        batch_size: How many are answered at once; examples of similar length go together.
+        use_lora: False lets the untouched base LLM answer.
+        generation_kwargs: Passed on to transformers' `generate`.
+
+    Returns:
+        One text for each conversation, without special tokens.
+    """
+    rows = [model.renderer.render_prompt(c).ids for c in conversations]
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+    answers = [''] * len(rows)
+    options = {'do_sample': False, 'max_new_tokens': max_new_tokens} | generation_kwargs
+    with nullcontext() if use_lora else model.backbone.without_lora():
+        for begin in range(0, len(order), batch_size):
+            chosen = order[begin : begin + batch_size]
+            clips = [load_clip(model, a) for i in chosen for a in conversations[i].audios]
+            ids = _generate(model, [rows[i] for i in chosen], clips, None, **options)
+            texts = model.tokenizer.tokenizer.batch_decode(ids, skip_special_tokens=True)
+            for i, text in zip(chosen, texts, strict=True):
+                answers[i] = text.strip()
+    return answers
+
+
+@torch.no_grad()
+def next_token_logits(model: 'VoiceTextBlender', conversation: Conversation) -> Tensor:
+    """Logits of the first token of the answer to a conversation that ends with a user turn: (V,) float32."""
+    rows, clips = [model.renderer.render_prompt(conversation).ids], [load_clip(model, a) for a in conversation.audios]
+    # each recording by itself: padding to a common length would add roundings of its own
+    [embeds] = embed_prompts(model, rows, clips, together=False)  # (T, H)
+    return model.backbone.first_logits(embeds)
+
+
+# ---- parts
+
+
+def _generate(
+    model: 'VoiceTextBlender', rows: list[list[int]], clips: list[Tensor], config: GenerationConfig | None, **kw: Any
+) -> Tensor:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        embeds, mask = _left_pad(embed_prompts(model, rows, clips))  # (B, T, H), (B, T)
+        # transformers 5 wants one of the two: a config, or single options
+        options = {'generation_config': config} if config else generation_defaults(model)
+        return model.backbone.generate(embeds, mask, **options, **kw)
+    finally:
+        # one by one: a frozen encoder may have been in evaluation mode all the time
+        for module, training in modes:
+            module.training = training
+
+
+def embed_prompts(
+    model: 'VoiceTextBlender', rows: list[list[int]], clips: list[Tensor], *, together: bool = True
+) -> list[Tensor]:
+    """Embed each prompt with the frames of its recordings in place of the slots: list of (T_i, H)."""
+    slots = sum(row.count(AUDIO_SLOT) for row in rows)
+    if slots != len(clips):
+        raise VtbDataError(
+            'The placeholders in the prompts do not match the recordings.',
+            field='prompts',
+            got=f'{slots} placeholders for {len(clips)} recordings',
+            allowed='one placeholder for each recording',
         )
-    eos, pad = options.get('eos_token_id'), options.get('pad_token_id')
-    stops = list(eos) if isinstance(eos, list | tuple) else [] if eos is None else [eos]
-    return {
-        'max_new_tokens': options.get('max_new_tokens') or 20,  # the default of transformers
-        'eos_ids': stops,
-        'pad_id': pad if pad is not None else [*stops, 0][0],
-    }
+    groups = [clips] if together else [[clip] for clip in clips]
+    frames = iter([frames for group in groups for frames in encode_clips(model, group)])
+    out = []
+    for row in rows:
+        ids = torch.tensor(row, device=model.device)
+        text = model.backbone.embed(ids.clamp(min=0))  # (T, H)
+        pieces, begin = [], 0
+        for slot in (ids == AUDIO_SLOT).nonzero().flatten().tolist():
+            pieces += [text[begin:slot], next(frames).to(text.dtype)]
+            begin = slot + 1
+        out.append(torch.cat([*pieces, text[begin:]]))
+    return out
+
+
+def encode_clips(model: 'VoiceTextBlender', clips: list[Tensor]) -> Sequence[Tensor]:
+    if not clips:
+        return []
+    lens = torch.tensor([c.numel() for c in clips], device=model.device)
+    audios = torch.nn.utils.rnn.pad_sequence([c.to(model.device) for c in clips], batch_first=True)  # (A, S)
+    chunk_s = model.cfg.get('encoder_chunk_size_seconds')
+    frames, frame_lens = encode(model.perception, audios, lens, chunk_s=chunk_s)  # (F, H), (A,)
+    return frames.split(frame_lens.tolist())
+
+
+def generation_defaults(model: 'VoiceTextBlender') -> dict[str, Any]:
+    stops = sorted({i for i in (model.text_eos_id, *model.renderer.end_of_turn_ids) if i is not None})
+    return {'bos_token_id': model.text_bos_id, 'eos_token_id': stops, 'pad_token_id': model.text_pad_id}
+
+
+def _read_prompts(model: 'VoiceTextBlender', prompts: list[list[dict[str, Any]]], given: int) -> list[Conversation]:
+    """Messages to conversations; tags without files take the given tensors one after the other."""
+    conversations, used = [], 0
+    for number, messages in enumerate(prompts):
+        filled = []
+        for message in messages:
+            content = message.get('content', message.get('slots', {}).get('message', ''))
+            tags = content.count(model.audio_locator_tag) if model.audio_locator_tag else 0
+            if given and tags and not message.get('audio'):
+                message = message | {'audio': [Audio(f'{_TENSOR}{used + i}') for i in range(tags)]}
+                used += tags
+            filled.append(message)
+        conversations.append(
+            conversation_from_messages(filled, audio_tag=model.audio_locator_tag, id=f'prompt {number}')
+        )
+    if used != given:
+        raise VtbDataError(
+            'The placeholders in the prompts do not match the recordings.',
+            field='audios',
+            got=f'{used} placeholders for {given} recordings',
+            allowed=f'one {model.audio_locator_tag} for each recording',
+        )
+    return conversations
+
+
+def _strip_padding(model: 'VoiceTextBlender', row: Tensor) -> list[int]:
+    ids = row.tolist()
+    while ids and ids[0] == model.text_pad_id:
+        ids.pop(0)
+    tag = model.audio_locator_tag_id
+    return [AUDIO_SLOT if i == tag else i for i in ids]
+
+
+def load_clip(model: 'VoiceTextBlender', audio: Audio) -> Tensor:
+    samples = read_audio(audio, sample_rate=model.sampling_rate)
+    return torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32))
 
 
 def _rows_of(audios: Tensor | None, audio_lens: Tensor | None) -> list[Tensor]:
@@ -270,14 +236,3 @@ def _left_pad(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
         embeds[i, longest - row.shape[0] :] = row
         mask[i, longest - row.shape[0] :] = 1
     return embeds, mask
-
-
-@contextmanager
-def embedding_in_llm(model: Any) -> Iterator[None]:
-    """Put the token embedding back into the LLM, which looks up each generated token itself."""
-    decoder = model.backbone.decoder
-    decoder.embed_tokens = model.embed_tokens
-    try:
-        yield
-    finally:
-        del decoder.embed_tokens

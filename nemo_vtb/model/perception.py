@@ -424,7 +424,7 @@ class StackedMLPAdapter(nn.Module):
 # ---- the clips of a row shared among tensor-parallel ranks
 
 
-def spread_encode(
+def encode_shared(
     perception: Any,
     audios: Tensor,
     audio_lens: Tensor,

@@ -101,7 +101,7 @@ def _take(model: 'VoiceTextBlender', warm: 'VoiceTextBlender') -> None:
     state: dict[str, Any] = {'state_dict': warm.state_dict()}
     warm.on_save_checkpoint(state)
     model.on_load_checkpoint(state)
-    if model.is_split:  # its LLM is not there yet
+    if not model.is_built:  # its LLM is not there yet
         model.load_trained_state(state['state_dict'])
         return
     try:

@@ -11,14 +11,14 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What the strategies share that wrap nothing around the model: gradients, moments and checkpoints over the ranks."""
+"""What our strategies share: a backbone, and gradients, moments and checkpoints over the ranks without a wrapper."""
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.distributed as dist
@@ -28,6 +28,11 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from nemo_vtb.backbone.base import Backbone
+from nemo_vtb.backbone.hf import HFBackbone
+from nemo_vtb.backbone.spec import BackboneSpec
+from nemo_vtb.parallel.dims import ParallelDims
 
 _BUCKET = 32 * 2**20
 """Elements that are reduced at once: enough to fill the network, little beside the model."""
@@ -63,6 +68,15 @@ class ReducingStrategy(ModelParallelStrategy):
         )
         self.shard_optimizer, self.sharded_checkpoint = shard_optimizer, sharded_checkpoint
         self._accumulating = False
+        self._unsharded = ExitStack()
+
+    backbone_class: ClassVar[type[Backbone]] = HFBackbone
+    """How the LLM is held on the ranks of this strategy."""
+
+    @property
+    def backbone_options(self) -> dict[str, Any]:
+        """What `Backbone.build` is told beyond the plan."""
+        return {}
 
     # ---- ranks
 
@@ -84,7 +98,7 @@ class ReducingStrategy(ModelParallelStrategy):
     def setup(self, trainer: Trainer) -> None:
         """Build optimizers on the device; gradients are clipped by the norm over all shards."""
         super().setup(trainer)
-        self.take_from_first(self._tensors_that_begin_equal())
+        ParallelDims.of(trainer).take_from_first(self._tensors_that_begin_equal(), self.root_device)
         # torch's would see the shards of this rank alone
         self.precision_plugin.clip_grad_by_norm = self._clip_by_norm
 
@@ -92,14 +106,6 @@ class ReducingStrategy(ModelParallelStrategy):
         assert self.lightning_module is not None
         state = self.lightning_module.state_dict(keep_vars=True)
         return [value for name, value in state.items() if not name.startswith('llm.')]
-
-    @torch.no_grad()
-    def take_from_first(self, tensors: Iterable[Tensor]) -> None:
-        """Overwrite tensors by those of rank 0, as DDP does: copies of one model must begin equal, seeds or not."""
-        for tensor in tensors if self.world_size > 1 else ():
-            value = tensor.detach().to(self.root_device)
-            dist.broadcast(value, 0)
-            tensor.copy_(value)
 
     # ---- gradients
 
@@ -156,6 +162,24 @@ class ReducingStrategy(ModelParallelStrategy):
         for parameter in parameters:
             parameter.grad.mul_(factor)
 
+    # ---- passes that not all ranks run equally often
+
+    def on_validation_start(self) -> None:
+        """Gather the LLM; what runs it in a validation does so behind this."""
+        self._unsharded.enter_context(self.lightning_module.backbone.unsharded())
+
+    def on_validation_end(self) -> None:
+        """Give it back."""
+        self._unsharded.close()
+
+    def on_test_start(self) -> None:
+        """As at a validation."""
+        self.on_validation_start()
+
+    def on_test_end(self) -> None:
+        """As at a validation."""
+        self.on_validation_end()
+
     # ---- optimizer
 
     def setup_optimizers(self, trainer: Trainer) -> None:
@@ -204,18 +228,26 @@ class ReducingStrategy(ModelParallelStrategy):
                 return {}  # the checkpoint is written by a rank of the first copy
         state = optimizer.state_dict()
         parameters = [p for group in optimizer.param_groups for p in group['params']]
-        return {**state, 'state': self._converted(parameters, state['state'], 'gather_lora')}
+        return {**state, 'state': self._converted(parameters, state['state'], 'gather')}
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Take this rank's part of the moments."""
         for optimizer, state in zip(self.optimizers, checkpoint['optimizer_states'], strict=True):
             parameters = [p for group in optimizer.param_groups for p in group['params']]
-            local = self._converted(parameters, state['state'], 'shard_lora')
+            local = self._converted(parameters, state['state'], 'shard')
             optimizer.load_state_dict({**state, 'state': local})
 
     def _converted(self, parameters: Sequence[nn.Parameter], state: Mapping[int, Any], how: str) -> dict[int, Any]:
-        """Gather or shard the moments of what is a shard on each rank."""
-        return dict(state)
+        """Gather or shard the moments of what is a part on each rank; all else is whole."""
+        backbone = self.lightning_module.backbone
+        names = {id(p): name for name, p in backbone.trainable_parameters().items()}
+        change, converted = getattr(backbone, how), {}
+        for number, entry in sorted(state.items()):
+            name = names.get(id(parameters[number]))
+            if name is not None:
+                entry = {k: change(name, v) if isinstance(v, Tensor) and v.dim() else v for k, v in entry.items()}
+            converted[number] = entry
+        return converted
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
         """Write one file by rank 0, or a folder by all ranks."""
@@ -233,6 +265,26 @@ class ReducingStrategy(ModelParallelStrategy):
         """Wait for a checkpoint that is still being written."""
         self.checkpoint_io.teardown()
         super().teardown()
+
+
+def backbone_class(trainer: Trainer | None) -> type[Backbone]:
+    """How the LLM is held under the strategy of a trainer: Hugging Face's, unless the strategy has another."""
+    return getattr(getattr(trainer, 'strategy', None), 'backbone_class', HFBackbone)
+
+
+def build_backbone(spec: BackboneSpec, trainer: Trainer | None) -> Backbone:
+    """Read this rank's part of the LLM; under a strategy that is deferred, when the ranks know one another.
+
+    Raises:
+        VtbModelError: Weights are missing or corrupt, or the family is not supported.
+    """
+    strategy: Any = getattr(trainer, 'strategy', None)
+    cls = backbone_class(trainer)
+    if not cls.deferred:
+        return cls.build(spec)
+    ParallelDims.of(trainer).take_from_first(spec.first_lora.values(), strategy.root_device)
+    dtype = torch.bfloat16 if 'bf16-true' in str(trainer.precision) else torch.float32  # type: ignore[union-attr]
+    return cls.build(spec, dtype=dtype, **strategy.backbone_options)
 
 
 def _is_sharded(parameter: nn.Parameter) -> bool:

@@ -14,15 +14,14 @@
 """FSDP2 for the Hugging Face backbone: each rank keeps a part of the frozen LLM, and gathers a layer to run it."""
 
 from collections.abc import Iterable
-from contextlib import ExitStack
 from datetime import timedelta
 from typing import Any
 
 from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
 from lightning.pytorch.strategies import StrategyRegistry
-from torch import Tensor, nn
+from torch import Tensor
 
-from nemo_vtb.backbone.sharded import kept_whole
+from nemo_vtb.backbone.sharded import ShardedHFBackbone
 from nemo_vtb.parallel.base import ReducingStrategy
 
 
@@ -40,6 +39,7 @@ class FullyShardedStrategy(ReducingStrategy):
     """
 
     strategy_name = 'fully_sharded'
+    backbone_class = ShardedHFBackbone
 
     def __init__(
         self,
@@ -49,40 +49,20 @@ class FullyShardedStrategy(ReducingStrategy):
         timeout: timedelta | None = default_pg_timeout,
     ) -> None:
         super().__init__(1, shard_optimizer, sharded_checkpoint, process_group_backend, timeout)
-        self._whole = ExitStack()
 
     def setup_environment(self) -> None:
         """All ranks are data parallel."""
         self._data_parallel_size = self.world_size
         super().setup_environment()
 
-    # ---- ranks do not run the LLM equally often there
-
-    def on_validation_start(self) -> None:
-        """Gather the LLM; what asks it in a validation does so behind this."""
-        self._whole.enter_context(kept_whole(self._decoder))
-
-    def on_validation_end(self) -> None:
-        """Give it back."""
-        self._whole.close()
-
-    def on_test_start(self) -> None:
-        """As at a validation."""
-        self.on_validation_start()
-
-    def on_test_end(self) -> None:
-        """As at a validation."""
-        self.on_validation_end()
-
     @property
-    def _decoder(self) -> nn.Module:
-        backbone: Any = self.lightning_module.backbone
-        return backbone.decoder
+    def backbone_options(self) -> dict[str, Any]:
+        """The ranks over which the LLM is spread."""
+        return {'mesh': self.device_mesh['data_parallel']}
 
     def _tensors_that_begin_equal(self) -> Iterable[Tensor]:
-        # LoRA is whole here, and drawn by each rank for itself
-        assert self.lightning_module is not None
-        lora = [p for name, p in self.lightning_module.named_parameters() if '.lora_' in name]
+        # LoRA is whole here, and may have been drawn by each rank for itself
+        lora = self.lightning_module.backbone.trainable_parameters().values()
         return [*super()._tensors_that_begin_equal(), *lora]
 
 

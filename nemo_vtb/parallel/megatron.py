@@ -18,7 +18,7 @@ Letters in mesh names are Lightning's: `data_parallel`, `tensor_parallel`. Ranks
 
 import importlib.util
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -27,8 +27,9 @@ import torch.distributed as dist
 from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import StrategyRegistry
-from torch import Tensor, nn
+from torch import nn
 
+from nemo_vtb.backbone.base import Backbone
 from nemo_vtb.errors import VtbConfigError, VtbDataError, VtbModelError
 from nemo_vtb.parallel.base import ReducingStrategy
 from nemo_vtb.parallel.rng_state import follow
@@ -106,6 +107,34 @@ class MegatronStrategy(ReducingStrategy):
         return size
 
     @property
+    def backbone_class(self) -> type[Backbone]:  # type: ignore[override]
+        """Imported when it is asked for, since it needs megatron-core.
+
+        Raises:
+            VtbModelError: megatron-core is not installed.
+        """
+        if importlib.util.find_spec('megatron') is None or importlib.util.find_spec('megatron.core') is None:
+            raise VtbModelError(
+                'The Megatron backbone needs megatron-core.',
+                field='trainer.strategy',
+                got='not installed',
+                remedy="pip install -e '.[megatron]'",
+            )
+        from nemo_vtb.backbone.megatron.model import MegatronBackbone
+
+        return MegatronBackbone
+
+    @property
+    def backbone_options(self) -> dict[str, Any]:
+        """Groups, kernels, and fields of megatron's `TransformerConfig`."""
+        shares_clips = self.spread_audio and self.tensor_parallel > 1
+        return {
+            'clip_group': self.tensor_group if shares_clips else None,
+            'sequence_parallel': self.sequence_parallel,
+            **self.decoder_options,
+        }
+
+    @property
     def decoder_options(self) -> dict[str, Any]:
         """What `MegatronBackbone` is told beyond the LLM: kernels, and fields of megatron's `TransformerConfig`."""
         options: dict[str, Any] = {'kernels': self.kernels, 'fusions': self.fusions, 'fp8': self.fp8}
@@ -163,30 +192,6 @@ class MegatronStrategy(ReducingStrategy):
             return ()
         return self.lightning_module.perception.parameters()
 
-    def _converted(self, parameters: Sequence[nn.Parameter], state: Mapping[int, Any], how: str) -> dict[int, Any]:
-        """Gather or shard the moments of LoRA; all else is whole on each rank."""
-        backbone: Any = self.lightning_module.backbone
-        names = {id(p): name for name, p in backbone.lora_parameters().items()}
-        converted = {}
-        for number, entry in sorted(state.items()):
-            name = names.get(id(parameters[number]))
-            if name is not None:
-                change = getattr(backbone, how)
-                entry = {k: change(name, v) if isinstance(v, Tensor) and v.dim() else v for k, v in entry.items()}
-            converted[number] = entry
-        return converted
-
-
-def require_megatron() -> None:
-    """Raise VtbModelError where megatron-core is not installed."""
-    if importlib.util.find_spec('megatron') is None or importlib.util.find_spec('megatron.core') is None:
-        raise VtbModelError(
-            'The Megatron backbone needs megatron-core.',
-            field='trainer.strategy',
-            got='not installed',
-            remedy="pip install -e '.[megatron]'",
-        )
-
 
 def register_strategy() -> None:
     """Make `trainer.strategy=megatron` mean one LLM on all GPUs of a node."""
@@ -194,9 +199,3 @@ def register_strategy() -> None:
         StrategyRegistry.register(
             'megatron', MegatronStrategy, description='Megatron tensor parallelism', tensor_parallel='auto'
         )
-
-
-def tensor_parallel_of(trainer: Trainer) -> int:
-    """Ranks of a trainer that see the same rows: 1 unless it has this strategy."""
-    strategy = trainer.strategy
-    return strategy.tensor_parallel if isinstance(strategy, MegatronStrategy) else 1

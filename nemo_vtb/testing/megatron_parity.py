@@ -184,6 +184,7 @@ def check(name: str, *, sequence_parallel: bool = False) -> Parity:
         name: Key of `CASES`.
         sequence_parallel: Whether norms and residuals are cut along the row.
     """
+    from nemo_vtb.backbone.megatron.lora import lora_parameters
     from nemo_vtb.backbone.megatron.model import build_backbone
 
     model = _tiny_model(name)
@@ -210,9 +211,9 @@ def check(name: str, *, sequence_parallel: bool = False) -> Parity:
     assert torch.equal(ours[1]['hits'], expected == row['labels'].clamp(min=0)), 'the most likely tokens'
     back = backbone.lora_state()
     # moments of an optimizer go the same way
-    parts = {key: backbone.shard_lora(key, value) for key, value in state.items()}
-    assert all(parts[key].shape == own.shape for key, own in backbone.lora_parameters().items())
-    back_moments = {key: backbone.gather_lora(key, part) for key, part in parts.items()}
+    parts = {key: backbone.shard(key, value) for key, value in state.items()}
+    assert all(parts[key].shape == own.shape for key, own in lora_parameters(backbone.gpt).items())
+    back_moments = {key: backbone.gather(key, part) for key, part in parts.items()}
     return Parity(
         family=name,
         ranks=dist.get_world_size(),
@@ -301,7 +302,7 @@ def check_answers(folder: str | Path, questions: Sequence[str], *, max_new_token
     backbone = build_backbone(folder).eval()
     embeds = backbone.embed(batch['input_ids'].flatten()).view(*batch['input_ids'].shape, -1)  # (B, T, H)
     pad_id = tokenizer.pad_token_id
-    ours = backbone.generate(embeds, batch['attention_mask'], max_new_tokens, shared[1], pad_id)
+    ours = backbone.greedy(embeds, batch['attention_mask'], max_new_tokens, shared[1], pad_id)
     return {
         'ranks': runtime.tp_size(),
         'equal': sum(torch.equal(a, b) for a, b in zip(ours, shared[0], strict=True)),
@@ -337,6 +338,6 @@ def _our_answers(backbone: Any, model: Any) -> list[list[int]]:
             at = slice(width - len(prompt), width) if left else slice(0, len(prompt))
             batch[number, at], mask[number, at] = prompt, True
         with backbone.without_lora():
-            ids = backbone.generate(batch, mask, 8, {2}, 0)
+            ids = backbone.greedy(batch, mask, 8, {2}, 0)
         sides.append(nn.functional.pad(ids, (0, 8 - ids.shape[1])).tolist())
     return sides[0] if sides[0] == sides[1] else []

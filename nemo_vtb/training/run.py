@@ -25,8 +25,9 @@ from nemo_vtb.checkpoint.sharded import ShardedCheckpointIO
 from nemo_vtb.errors import VtbConfigError
 from nemo_vtb.model.blender import VoiceTextBlender, plain_dict
 from nemo_vtb.model.warm_start import warm_start
+from nemo_vtb.parallel.dims import ParallelDims
 from nemo_vtb.parallel.fully_sharded import register_fully_sharded
-from nemo_vtb.parallel.megatron import register_strategy, tensor_parallel_of
+from nemo_vtb.parallel.megatron import register_strategy
 from nemo_vtb.training.interrupted import CompleteRun, clear_leftovers
 from nemo_vtb.training.retention_monitor import retention_monitor_of
 
@@ -53,7 +54,7 @@ def build_trainer(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> Traine
     register_strategy()
     register_fully_sharded()
     trainer = Trainer(**options)
-    world = trainer.world_size // tensor_parallel_of(trainer)  # the ranks of one LLM see the same rows
+    world = ParallelDims.of(trainer).data_size  # the ranks of one LLM see the same rows
     rows = int(cfg.data.get('rows_per_batch') or world)
     if rows % world:
         raise VtbConfigError(

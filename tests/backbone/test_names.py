@@ -19,7 +19,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from nemo_vtb.backbone.names import base_fingerprint, base_weights, frozen_base, lora_like_peft, peft_name, state_name
+from nemo_vtb.backbone.names import base_fingerprint, base_weights, lora_like_peft, peft_name, state_name
 from nemo_vtb.model.blender import VoiceTextBlender
 from nemo_vtb.testing import tiny_model_cfg
 
@@ -30,7 +30,7 @@ def test_base_weights_are_those_of_the_state_dict(tmp_path: Path, family: str, l
     cfg = tiny_model_cfg(tmp_path, lora=lora, family=family, encoder='whisper')
     model = VoiceTextBlender(cfg)
     own = base_weights(cfg['pretrained_llm'], model.backbone.lora_state())
-    theirs = frozen_base(model)
+    theirs = model.backbone.frozen_weights()
     assert own.keys() == theirs.keys()
     assert all(torch.equal(own[name], theirs[name]) for name in own)
     assert base_fingerprint(own) == base_fingerprint(theirs)
@@ -40,13 +40,13 @@ def test_base_weights_are_those_of_the_state_dict(tmp_path: Path, family: str, l
 
 @pytest.mark.parametrize('family', ['llama', 'gemma', 'qwen3'])
 def test_lora_begins_as_with_peft(tmp_path: Path, family: str) -> None:
-    from nemo_vtb.backbone.hf import load_llm
+    from nemo_vtb.backbone.hf import load_llm, with_lora
 
     cfg = tiny_model_cfg(tmp_path, family=family, encoder='whisper')
     llm = load_llm(cfg['pretrained_llm'], pretrained=True)
     model = VoiceTextBlender(cfg)
     torch.manual_seed(3)
-    peft = model._with_lora(llm)
+    peft = with_lora(llm, OmegaConf.to_container(OmegaConf.create(cfg['lora'])))
     after_peft = torch.rand(())
     theirs = {n: p.detach() for n, p in peft.named_parameters() if '.lora_' in n}
     torch.manual_seed(3)
@@ -67,4 +67,4 @@ def test_trained_state_goes_back_and_forth(tmp_path: Path) -> None:
     two.load_trained_state({**one.trained_state(), **state})
     for name, value in two.trained_state().items():
         assert torch.equal(value, state.get(name, value)), name
-    assert two.trained_state().keys() == set(two.state_dict()) - set(frozen_base(two))
+    assert two.trained_state().keys() == set(two.state_dict()) - set(two.backbone.frozen_weights())

@@ -23,7 +23,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from omegaconf import OmegaConf
 
-from nemo_vtb.model.perception import encode, setup_perception, share_clips, spread_encode
+from nemo_vtb.model.perception import encode, encode_shared, setup_perception, share_clips
 from nemo_vtb.testing import tiny_model_cfg
 
 LENGTHS = [9000, 16000, 5000, 12000, 16000]
@@ -51,7 +51,7 @@ def autocast(rank: int, folder: str) -> None:
     audios, lens = audios[:1], lens[:1]
     frame_lens = encode(perception, audios, lens)[1]
     with torch.autocast('cpu', torch.bfloat16):
-        frames = spread_encode(perception, audios, lens, frame_lens, dist.group.WORLD)
+        frames = encode_shared(perception, audios, lens, frame_lens, dist.group.WORLD)
         expected = encode(perception, audios, lens)[0]
     torch.testing.assert_close(frames, expected.to(frames.dtype))
     frames.float().square().sum().backward()
@@ -72,7 +72,7 @@ def ranked(rank: int, folder: str, clips: int) -> None:
     audios, lens = audios[:clips], lens[:clips]
     frame_lens = encode(perception, audios, lens)[1]
     perception.zero_grad()
-    frames = spread_encode(perception, audios, lens, frame_lens, dist.group.WORLD)
+    frames = encode_shared(perception, audios, lens, frame_lens, dist.group.WORLD)
     place = torch.rand(())  # the generators of both ranks stand at the same place
     (frames * torch.arange(frames.numel()).view_as(frames).sin()).sum().backward()
     grads = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in perception.named_parameters()}

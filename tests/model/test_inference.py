@@ -23,6 +23,7 @@ from transformers import GenerationConfig
 from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn
 from nemo_vtb.errors import VtbDataError, VtbTemplateError
 from nemo_vtb.model.blender import VoiceTextBlender
+from nemo_vtb.model.inference import generation_defaults, load_clip
 from nemo_vtb.testing import tiny_model_cfg
 
 pytestmark = pytest.mark.unit
@@ -105,7 +106,7 @@ def test_training_goes_on_as_before(model: VoiceTextBlender, asked: list[Convers
 
 
 def test_generation_ends_with_the_turn(model: VoiceTextBlender) -> None:
-    stops = model._generation_defaults()['eos_token_id']
+    stops = generation_defaults(model)['eos_token_id']
     assert model.tokenizer.token_to_id('<|im_end|>') in stops
 
 
@@ -116,7 +117,7 @@ def test_a_generation_config_replaces_the_default(model: VoiceTextBlender, asked
 
 
 def test_files_and_tensors_give_the_same_answer(model: VoiceTextBlender, tones: list[str]) -> None:
-    samples = model._load(Audio(tones[0]))
+    samples = load_clip(model, Audio(tones[0]))
     with_file = [[{'role': 'user', 'content': f'Say {TAG}', 'audio': [tones[0]]}]]
     with_tensor = [[{'role': 'user', 'content': f'Say {TAG}'}]]
     options = {'max_new_tokens': 5, 'do_sample': False}

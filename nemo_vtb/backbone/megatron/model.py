@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The Megatron backbone: the protocol of `backbone/base.py` on tensor-parallel ranks.
+"""The Megatron backbone: the contract of `backbone/base.py` on tensor-parallel ranks.
 
 Letters: T row length, H width, V vocabulary, n positions. All peers of a tensor-parallel group call everything
 together, with the same arguments, and get the same results.
@@ -19,7 +19,7 @@ together, with the same arguments, and get the same results.
 
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
+from nemo_vtb.backbone.base import Backbone, greedy_options
 from nemo_vtb.backbone.megatron import convert, lora, runtime
 from nemo_vtb.backbone.megatron.families import Family, Geometry, family_of, geometry_of
 from nemo_vtb.backbone.megatron.layers import (
@@ -45,12 +46,15 @@ from nemo_vtb.backbone.megatron.layers import (
     packed_row,
 )
 from nemo_vtb.backbone.megatron.runtime import tp_group, tp_rank, tp_size
+from nemo_vtb.backbone.names import base_weights, peft_name, state_name
 from nemo_vtb.backbone.rotary import keep_float32
+from nemo_vtb.backbone.spec import BackboneSpec
+from nemo_vtb.errors import VtbModelError
 
 logger = logging.getLogger(__name__)
 
 
-class MegatronBackbone(nn.Module):
+class MegatronBackbone(nn.Module, Backbone):
     """A Hugging Face decoder LLM as this rank's part of a Megatron `GPTModel`.
 
     Args:
@@ -79,6 +83,7 @@ class MegatronBackbone(nn.Module):
         **overrides: Any,
     ) -> None:
         super().__init__()
+        self._spec: BackboneSpec | None = None
         self.hf_config = config.get_text_config()
         self.family: Family = family_of(config)
         self.geometry: Geometry = geometry_of(config, tp_size())
@@ -101,7 +106,51 @@ class MegatronBackbone(nn.Module):
         self.rotary = _Rotary(self.hf_config, self.family)
         self.sequence_parallel: bool = self.gpt.config.sequence_parallel
 
-    # ---- the protocol
+    # ---- construction
+
+    deferred = True
+
+    @classmethod
+    def check(cls, spec: BackboneSpec) -> None:
+        """Refuse an LLM without weights, one that is trained itself, and LoRA that is not plain.
+
+        Raises:
+            VtbConfigError: It is one of them.
+        """
+        spec.require_weights('the Megatron backbone')
+        spec.require_plain_lora()
+        spec.require_frozen()
+
+    @classmethod
+    def build(
+        cls,
+        spec: BackboneSpec,
+        *,
+        dtype: torch.dtype = torch.float32,
+        clip_group: dist.ProcessGroup | None = None,
+        **options: Any,
+    ) -> 'MegatronBackbone':
+        """Read this rank's part of the LLM and of the first LoRA factors, after `runtime.initialize`.
+
+        Args:
+            spec: The plan.
+            dtype: Of the weights.
+            clip_group: The ranks that share the clips of a row.
+            options: See `build_backbone`.
+        """
+        lora_config = {**spec.lora, 'target_modules': spec.lora_targets} if spec.lora else None
+        backbone = build_backbone(spec.source, lora_config=lora_config, dtype=dtype, **options)
+        backbone.clip_group, backbone._spec = clip_group, spec
+        if spec.first_lora:
+            backbone.load_lora(spec.first_lora)
+        return backbone
+
+    @property
+    def salm_modules(self) -> dict[str, nn.Module]:
+        """The decoder with its embedding, as `llm`."""
+        return {'llm': self}
+
+    # ---- packed rows
 
     def embed(self, ids: Tensor) -> Tensor:
         """(T,) token ids to (T, H), at the scale at which the LLM reads them."""
@@ -192,24 +241,46 @@ class MegatronBackbone(nn.Module):
         """
         lora.load_lora(self.gpt, self.geometry, state)
 
-    # ---- beyond it
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """This rank's LoRA factors; those that the ranks share have `tensor_model_parallel` set, and whole ones whose
+        gradient is a part have `partial_gradient` set."""
+        own = lora.lora_parameters(self.gpt)
+        order = own if self._spec is None else self._spec.first_lora
+        return {state_name(name): own[name] for name in order}
 
-    def lora_parameters(self) -> dict[str, nn.Parameter]:
-        """This rank's LoRA factors under PEFT's names; those that the ranks share have `tensor_model_parallel` set,
-        and whole ones whose gradient is a part have `partial_gradient` set."""
-        return lora.lora_parameters(self.gpt)
+    def frozen_weights(self) -> dict[str, Tensor]:
+        """The untouched LLM as its folder has it: each rank holds a part of it."""
+        assert self._spec is not None
+        return base_weights(self._spec.source, self._spec.first_lora)
 
-    def gather_lora(self, name: str, part: Tensor) -> Tensor:
-        """The whole of a factor, or of an optimizer's moment in its shape, by PEFT's name; all ranks take part."""
-        return lora.whole_of(*lora.place_of(name), part, self.geometry)
+    def gather(self, name: str, part: Tensor) -> Tensor:
+        """The whole of a factor, or of an optimizer's moment in its shape; all ranks take part."""
+        return lora.whole_of(*lora.place_of(peft_name(name)), part, self.geometry)
 
-    def shard_lora(self, name: str, whole: Tensor) -> Tensor:
-        """This rank's part, the inverse of `gather_lora`.
+    def shard(self, name: str, whole: Tensor) -> Tensor:
+        """This rank's part, the inverse of `gather`.
 
         Raises:
             ValueError: It has another shape than the factor.
         """
-        return lora.shard_of(*lora.place_of(name), whole, self.geometry, rank=tp_rank(), ranks=tp_size())
+        place = lora.place_of(peft_name(name))
+        return lora.shard_of(*place, whole, self.geometry, rank=tp_rank(), ranks=tp_size())
+
+    def as_transformers(self) -> AbstractContextManager[Any]:
+        """No rank has an LLM of transformers.
+
+        Raises:
+            VtbModelError: Always.
+        """
+        raise VtbModelError(
+            'This asks for an LLM that is unsharded.',
+            field='model',
+            got=type(self).__name__,
+            allowed='the Hugging Face backbone',
+            remedy='save a .nemo file and evaluate that',
+        )
+
+    # ---- beyond the contract
 
     def sum_partial_gradients(self) -> None:
         """To be called after the backward pass and before the optimizer, see `lora.sum_partial_gradients`."""
@@ -219,8 +290,22 @@ class MegatronBackbone(nn.Module):
         """The LLM's own weights under Hugging Face's names, one after the other; all ranks take part."""
         return convert.export_weights(self.gpt, self.family, self.geometry, tied=self.tied)
 
+    def generate(self, embeds: Tensor, attention_mask: Tensor, **options: Any) -> Tensor:
+        """(B, T, H) prompts to greedy answers (B, N) int64; see `greedy_options` for what may be asked."""
+        config = options.pop('generation_config', None)
+        given = config.to_diff_dict() if config is not None else {}
+        return self.greedy(embeds, attention_mask, **greedy_options(given | options))
+
     @torch.no_grad()
-    def generate(
+    def first_logits(self, embeds: Tensor) -> Tensor:
+        """(T, H) of one prompt to the logits of the first token of its answer: (V,) float32."""
+        size = embeds.shape[0]
+        places = torch.arange(size, device=embeds.device)
+        cu_seqlens = torch.tensor([0, size], dtype=torch.int32, device=embeds.device)
+        return self.head(self.forward(embeds, places, cu_seqlens, size)[-1:])[0].float()
+
+    @torch.no_grad()
+    def greedy(
         self, embeds: Tensor, attention_mask: Tensor, max_new_tokens: int, eos_ids: Collection[int], pad_id: int
     ) -> Tensor:
         """Greedy answers with a cache of keys and values; what `generate` of transformers returns.

@@ -57,7 +57,7 @@ def main() -> None:
     with torch.no_grad():
         embeds = torch.stack([backbone.embed(row) for row in ids])  # (B, T, H)
         end = tokenizer.eos_token_id
-        answers = backbone.generate(embeds, mask, NEW_TOKENS, [end], end).tolist()
+        answers = backbone.greedy(embeds, mask, NEW_TOKENS, [end], end).tolist()
         answers = [answer[: answer.index(end)] if end in answer else answer for answer in answers]
     if runtime.tp_rank() == 0:
         out.write_text(json.dumps(answers), encoding='utf-8')

@@ -66,8 +66,8 @@ def ranked(rank: int, folder: str) -> None:
         assert torch.equal(other, second)
         for out in (second, other):
             out.square().sum().backward()
-        for name, parameter in plain.lora_parameters().items():
-            assert torch.equal(parameter.grad, again.lora_parameters()[name].grad), name
+        for name, parameter in plain.trainable_parameters().items():
+            assert torch.equal(parameter.grad, again.trainable_parameters()[name].grad), name
 
 
 def test_masks_are_new_for_each_row_and_the_same_when_made_again() -> None:

@@ -93,7 +93,7 @@ def test_fp8_reaches_megatron_where_there_are_kernels_for_it(alone: None) -> Non
         torch.testing.assert_close(run(backbone, embeds), run(build(), embeds))
         mask = torch.ones(1, 21)
         assert torch.equal(
-            backbone.generate(embeds[None], mask, 3, {2}, 0), build().generate(embeds[None], mask, 3, {2}, 0)
+            backbone.greedy(embeds[None], mask, 3, {2}, 0), build().greedy(embeds[None], mask, 3, {2}, 0)
         )
     assert lengths[0] == 2 * FP8_MULTIPLE and backbone.gpt.config.fp8 == 'hybrid'
     with pytest.raises(VtbConfigError, match='tensor-parallel ranks') as caught:

@@ -119,14 +119,15 @@ def leave_out_a_row(model: Any, rank: int) -> None:
 
 def check_copies(model: Any, trainer: Any) -> None:
     """What every rank holds whole must be the same on all of them, to the bit."""
+    from nemo_vtb.backbone.sharded import ShardedHFBackbone
+
     for name, value in model.state_dict().items():
         if not name.startswith('llm.') and value.is_floating_point():
             check_copy(name, value)
-    lora = getattr(model.backbone, 'lora_parameters', dict)()
-    for name, value in lora.items():
+    for name, value in model.backbone.trainable_parameters().items():
         if not getattr(value, 'tensor_model_parallel', False):
             check_copy(name, value)
-    if model.is_sharded:
+    if isinstance(model.backbone, ShardedHFBackbone):
         check_shards(model, trainer.world_size)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import train_worker
-from test_strategy import Runs
+from test_megatron import Runs
 
 pytestmark = pytest.mark.integration
 

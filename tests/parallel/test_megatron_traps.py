@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 import train_worker
-from test_strategy import Runs, megatron
+from test_megatron import Runs, megatron
 
 pytest.importorskip('megatron.core')
 pytestmark = pytest.mark.integration
