@@ -35,10 +35,14 @@ if TYPE_CHECKING:
     from nemo_vtb.data.datamodule import VtbDataModule
     from nemo_vtb.data.template import ChatRenderer
     from nemo_vtb.errors import VtbError, report_errors
-    from nemo_vtb.evaluation.asking import conversations_from_audio, conversations_from_manifest, evaluation_plan
-    from nemo_vtb.evaluation.asking import report_answers as print_answers
-    from nemo_vtb.evaluation.suite import measure_file as evaluate_file
-    from nemo_vtb.evaluation.tasks import evaluate
+    from nemo_vtb.evaluation.inputs import (
+        conversations_from_audio,
+        conversations_from_manifest,
+        evaluation_plan,
+        print_answers,
+    )
+    from nemo_vtb.evaluation.runner import evaluate_file
+    from nemo_vtb.evaluation.speech_suite import evaluate
     from nemo_vtb.export.export import default_output as default_export_path
     from nemo_vtb.export.export import export as export_model
     from nemo_vtb.export.questions import questions_from as export_questions
@@ -107,15 +111,15 @@ _LAZY = {
     'build_model': 'nemo_vtb.training.run:build_model',
     'build_trainer': 'nemo_vtb.training.run:build_trainer',
     'check_config': 'nemo_vtb.config.check:check_config',
-    'conversations_from_audio': 'nemo_vtb.evaluation.asking:conversations_from_audio',
-    'conversations_from_manifest': 'nemo_vtb.evaluation.asking:conversations_from_manifest',
+    'conversations_from_audio': 'nemo_vtb.evaluation.inputs:conversations_from_audio',
+    'conversations_from_manifest': 'nemo_vtb.evaluation.inputs:conversations_from_manifest',
     'default_export_path': 'nemo_vtb.export.export:default_output',
-    'evaluate': 'nemo_vtb.evaluation.tasks:evaluate',
-    'evaluate_file': 'nemo_vtb.evaluation.suite:measure_file',
-    'evaluation_plan': 'nemo_vtb.evaluation.asking:evaluation_plan',
+    'evaluate': 'nemo_vtb.evaluation.speech_suite:evaluate',
+    'evaluate_file': 'nemo_vtb.evaluation.runner:evaluate_file',
+    'evaluation_plan': 'nemo_vtb.evaluation.inputs:evaluation_plan',
     'export_model': 'nemo_vtb.export.export:export',
     'export_questions': 'nemo_vtb.export.questions:questions_from',
-    'print_answers': 'nemo_vtb.evaluation.asking:report_answers',
+    'print_answers': 'nemo_vtb.evaluation.inputs:print_answers',
     'print_summary': 'nemo_vtb.training.summary:print_summary',
     'quiet_logs': 'nemo_vtb.scripts:quiet_logs',
     'report_errors': 'nemo_vtb.errors:report_errors',

@@ -23,9 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # after the parsing, so that --help is instant
     from rich.console import Console
 
-    from nemo_vtb.evaluation.asking import DEMO_SETS, find_datasets
+    from nemo_vtb.evaluation.inputs import DEMO_SETS, find_datasets
     from nemo_vtb.evaluation.judge import judge_of
-    from nemo_vtb.evaluation.suite import Plan, measure_file, needs_data, suites_of
+    from nemo_vtb.evaluation.runner import Plan, evaluate_file, needs_data, suites_of
     from nemo_vtb.scripts import quiet_logs
 
     console = Console()
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         judge=judge_of(arguments.judge_url, arguments.judge_model, suites, api_key_env=arguments.judge_key_env),
     )
     options = {'device': arguments.device, 'record': arguments.record}
-    result, path = measure_file(arguments.model, plan, arguments.output, console=console, **options)
+    result, path = evaluate_file(arguments.model, plan, arguments.output, console=console, **options)
     result.show(console)
     answers = len(result.samples) + sum(len(suite.get('samples', ())) for suite in result.suites.values())
     console.print(f'All {answers} answers: {path}', highlight=False, markup=False, soft_wrap=True)

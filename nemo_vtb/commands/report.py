@@ -23,7 +23,7 @@ from nemo_vtb.errors import VtbConfigError, VtbDataError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from nemo_vtb.evaluation.report import Subject
+    from nemo_vtb.evaluation.report.collect import Subject
 
 _LLM = 'llm'
 _STATUS = {'green': 0, 'amber': 0, 'red': 1}
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     from rich.console import Console
 
-    from nemo_vtb.evaluation.report import make_report, write_report
+    from nemo_vtb.evaluation.report.collect import make_report, write_report
 
     console = Console()
     output = _folder(arguments.output)
@@ -79,7 +79,7 @@ def _subject(value: str, output: Path, arguments: argparse.Namespace, console: '
     Raises:
         VtbDataError: There is no such file.
     """
-    from nemo_vtb.evaluation.report import name_of, read_subject
+    from nemo_vtb.evaluation.report.collect import name_of, read_subject
 
     name, _, file = value.rpartition('=')
     path = Path(file)
@@ -102,8 +102,8 @@ def _measure(path: Path, result: Path, arguments: argparse.Namespace, console: '
     import json
     from dataclasses import asdict
 
-    from nemo_vtb.evaluation.asking import DEMO_SETS, find_datasets
-    from nemo_vtb.evaluation.suite import Plan, measure_file, stamp_of, suites_of
+    from nemo_vtb.evaluation.inputs import DEMO_SETS, find_datasets
+    from nemo_vtb.evaluation.runner import Plan, evaluate_file, stamp_of, suites_of
     from nemo_vtb.scripts import quiet_logs
 
     quiet_logs()
@@ -121,7 +121,7 @@ def _measure(path: Path, result: Path, arguments: argparse.Namespace, console: '
         console.print(f'measured before: {result}', highlight=False, markup=False, soft_wrap=True)
         return result
     console.print(f'measuring {path}', highlight=False, markup=False, soft_wrap=True)
-    measure_file(path, plan, result, device=arguments.device, console=console)
+    evaluate_file(path, plan, result, device=arguments.device, console=console)
     settings.write_text(wanted, encoding='utf-8')
     return result
 

@@ -11,9 +11,4 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Measures a speech LLM: what it hears, and what it kept of its text ability."""
-
-from nemo_vtb.evaluation.result import Evaluation, Row, Sample
-from nemo_vtb.evaluation.tasks import evaluate
-
-__all__ = ['Evaluation', 'Row', 'Sample', 'evaluate']
+"""Measures a speech LLM: what it recognises and answers, and what it kept of the text ability of its base LLM."""

@@ -34,7 +34,7 @@ _TENS = 'twenty thirty forty fifty sixty seventy eighty ninety'.split()
 
 
 def follows(answer: str, constraints: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether an answer keeps every constraint; an empty one keeps none.
+    """Whether an answer satisfies every constraint; an empty one satisfies none.
 
     Raises:
         VtbDataError: A constraint is of an unknown kind or lacks a value.

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""A language model judges the answers about speech: right or wrong, and how much of them is copied from the recording.
+"""An LLM as judge of the answers about speech: correct or not, and how much of them is copied from the recording.
 
 The protocol is that of VoiceTextBlender: the judge sees context, question and answer, and gives correctness 0 or 1 (0
 also for an answer that merely copies the context) and redundancy 1 to 10, each with an explanation.
@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nemo_vtb.errors import VtbConfigError, VtbDataError
-from nemo_vtb.evaluation.journal import Journal
+from nemo_vtb.evaluation.answers import AnswerCache
 from nemo_vtb.evaluation.metrics import bootstrap_interval
 from nemo_vtb.evaluation.result import Evaluation, Row, Sample
 from nemo_vtb.factory.endpoint import Endpoint
@@ -94,20 +94,20 @@ _NO_TRANSCRIPT = 'a recording has no transcript, so there is no context to judge
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """Who judges, behind an OpenAI-compatible `/chat/completions`.
+    """A judge behind an OpenAI-compatible `/chat/completions`.
 
     Args:
         url: Base of the server, as in http://localhost:8000/v1.
         model: Name of the model there.
         api_key_env: Environment variable that holds the key; none is sent if it is not set.
-        structured: How the form is asked for: 'json_schema', 'json_object', or 'none' for servers that know neither.
+        structured: How the form is requested: 'json_schema', 'json_object', or 'none' for servers that know neither.
         temperature: Of the first try; None leaves it to the server, for models that refuse a temperature.
         max_tokens: Longest verdict; None leaves it to the server, for models that refuse this limit.
-        concurrency: Requests on the way at once.
+        concurrency: Requests in flight at once.
         requests_per_minute: Limit of the rate; None has none.
         timeout_s: Seconds to wait for a verdict.
         tries: How often a request is sent to a server that is busy, slow or broken.
-        invalid_tries: How often a verdict is asked for until it has the form; then the answer is unjudged.
+        invalid_tries: How often a verdict is requested until it has the form; then the answer is unjudged.
         first_wait_s: Wait before the first repetition.
     """
 
@@ -126,7 +126,7 @@ class Judge:
 
     @property
     def signature(self) -> str:
-        """What another person needs to judge the same way."""
+        """What is needed to reproduce the verdicts."""
         return f'judge {self.model}, prompt {PROMPT_VERSION}'
 
 
@@ -218,23 +218,23 @@ def judge_of(url: str | None, model: str | None, suites: Sequence[str] = ('speec
 def judge_samples(
     samples: Sequence[Sample],
     judge: Judge,
-    journal: Journal | None = None,
+    cache: AnswerCache | None = None,
     *,
     on_verdict: Callable[[], None] | None = None,
 ) -> Judgement:
     """Judge the answers about speech.
 
     Args:
-        samples: Answers; those of other tasks than `JUDGED_TASKS` are left out.
-        judge: Who judges.
-        journal: Remembers verdicts, so that none is paid for twice.
+        samples: Answers; those of other tasks than `JUDGED_TASKS` are skipped.
+        judge: The judge.
+        cache: Keeps verdicts, so that none is paid for twice.
         on_verdict: Called after each.
 
     Raises:
-        VtbDataError: The judge refuses or does not answer; the journal keeps the verdicts until then.
+        VtbDataError: The judge refuses or does not answer; the cache keeps the verdicts until then.
     """
     chosen = [sample for sample in samples if sample.task in JUDGED_TASKS]
-    verdicts = _ask_all(chosen, judge, Journal(None) if journal is None else journal, on_verdict)
+    verdicts = _ask_all(chosen, judge, AnswerCache(None) if cache is None else cache, on_verdict)
     groups: dict[tuple[str, str], list[Verdict]] = {}
     for sample, verdict in zip(chosen, verdicts, strict=True):
         groups.setdefault((sample.task, sample.source), []).append(verdict)
@@ -253,17 +253,17 @@ def judge_samples(
     return Judgement(tuple(rows), tuple(next(rest) if s.task in JUDGED_TASKS else None for s in samples), info)
 
 
-def ask_controls(judge: Judge, journal: Journal | None = None) -> dict[str, Any]:
-    """Ask the judge for verdicts that are known, before an evaluation relies on it: is it there, is it able?
+def check_judge(judge: Judge, cache: AnswerCache | None = None) -> dict[str, Any]:
+    """Request verdicts that are known, before an evaluation relies on the judge.
 
     Returns:
-        How many of `CONTROLS` it judged right, of how many, and which it missed.
+        How many of `CONTROLS` it judged correctly, of how many, and which it missed.
 
     Raises:
         VtbDataError: It refuses or does not answer.
     """
     samples = [sample for sample, _ in CONTROLS]
-    verdicts = _ask_all(samples, judge, Journal(None) if journal is None else journal)
+    verdicts = _ask_all(samples, judge, AnswerCache(None) if cache is None else cache)
     missed = [s.id for (s, right), v in zip(CONTROLS, verdicts, strict=True) if v.correctness != right]
     return {'right': len(CONTROLS) - len(missed), 'of': len(CONTROLS), 'missed': missed}
 
@@ -271,7 +271,7 @@ def ask_controls(judge: Judge, journal: Journal | None = None) -> dict[str, Any]
 def add_verdicts(
     result: Evaluation,
     judge: Judge,
-    journal: Journal | None = None,
+    cache: AnswerCache | None = None,
     *,
     controls: Mapping[str, Any] | None = None,
     console: 'Console | None' = None,
@@ -280,8 +280,8 @@ def add_verdicts(
 
     Args:
         result: Of the suite `speech`.
-        judge: Who judges.
-        journal: Remembers verdicts.
+        judge: The judge.
+        cache: Keeps verdicts.
         controls: Of `ask_controls`.
         console: Where progress is shown; None for silence.
 
@@ -289,14 +289,14 @@ def add_verdicts(
         VtbDataError: The judge refuses or does not answer.
     """
     if console is None:
-        judgement = judge_samples(result.samples, judge, journal)
+        judgement = judge_samples(result.samples, judge, cache)
     else:
         from rich.progress import Progress
 
         with Progress(console=console, transient=True) as bar:
             total = sum(sample.task in JUDGED_TASKS for sample in result.samples)
             task = bar.add_task(f'judging by {judge.model}', total=total)
-            judgement = judge_samples(result.samples, judge, journal, on_verdict=lambda: bar.advance(task))
+            judgement = judge_samples(result.samples, judge, cache, on_verdict=lambda: bar.advance(task))
     pairs = zip(result.samples, judgement.verdicts, strict=True)
     samples = [sample if verdict is None else replace(sample, verdict=verdict.shown()) for sample, verdict in pairs]
     order = list(dict.fromkeys(row.task for row in (*result.rows, *judgement.rows)))
@@ -310,12 +310,12 @@ def add_verdicts(
 def _tell(info: Mapping[str, Any], console: 'Console') -> None:
     text = f'judge {info["model"]}: {info["judged"]} answers judged'
     if info['unjudged']:
-        text += f', {info["unjudged"]} UNJUDGED (no form, no transcript, or refused: see the samples)'
+        text += f', {info["unjudged"]} unjudged (invalid form, no transcript, or refused: see the samples)'
     controls = info.get('controls')
     if controls and controls['missed']:
         text += (
             f'; it missed {len(controls["missed"])} of {controls["of"]} known verdicts '
-            f'({", ".join(controls["missed"])}): do not trust it'
+            f'({", ".join(controls["missed"])}): its verdicts are unreliable'
         )
     console.print(text, highlight=False, markup=False)
 
@@ -343,7 +343,7 @@ def _rows(task: str, source: str, verdicts: Sequence[Verdict], judge: Judge) -> 
 
 
 def _ask_all(
-    samples: Sequence[Sample], judge: Judge, journal: Journal, on_verdict: Callable[[], None] | None = None
+    samples: Sequence[Sample], judge: Judge, cache: AnswerCache, on_verdict: Callable[[], None] | None = None
 ) -> list[Verdict]:
     endpoint = Endpoint(
         judge.url,
@@ -360,15 +360,15 @@ def _ask_all(
     refused: list[VtbDataError] = []
 
     async def one(client: Any, sample: Sample) -> Verdict:
-        key = Journal.key('judge', PROMPT_VERSION, *settings, sample.id, _material(sample))
-        if key in journal:
-            verdict = Verdict(**journal[key])
+        key = AnswerCache.key('judge', PROMPT_VERSION, *settings, sample.id, _material(sample))
+        if key in cache:
+            verdict = Verdict(**cache[key])
         elif not all(sample.said):
             verdict = Verdict(unjudged=_NO_TRANSCRIPT)
         elif ended:
             return Verdict()
         else:
-            # an error here must not break off the requests on the way: they are paid for
+            # an error here must not cancel the requests in flight: they are paid for
             try:
                 verdict = await _judge_one(endpoint, client, sample, judge)
             except VtbDataError as error:
@@ -378,7 +378,7 @@ def _ask_all(
                 refused.append(error)
                 verdict = Verdict(unjudged=f'refused: {str(error.got)[:_RAW_CHARS]}')
             else:
-                journal.add(key, {name: getattr(verdict, name) for name in Verdict.__slots__})
+                cache.add(key, {name: getattr(verdict, name) for name in Verdict.__slots__})
         if on_verdict is not None:
             on_verdict()
         return verdict
@@ -486,7 +486,7 @@ def _valid(value: Mapping[str, Any]) -> bool:
     return numbers[0] in (0, 1) and numbers[1] in range(1, 11) and all(isinstance(value.get(n), str) for n in _REASONS)
 
 
-# ---- verdicts that are known
+# ---- known verdicts
 
 
 def _control(name: str, said: str, question: str, reference: str, answer: str) -> Sample:
@@ -506,4 +506,4 @@ CONTROLS = (
     (_control('made up', _KEYS, "What is the gardener's name?", 'The recording does not say.', 'His name is Tom.'), 0),
     (_control('a copy that was asked for', _TRAIN, 'What does the speaker say?', _TRAIN, _TRAIN), 1),
 )  # fmt: skip
-"""Answers with the verdict that they deserve."""
+"""Answers with their known verdicts."""

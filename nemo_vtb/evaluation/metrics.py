@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Metrics of speech and text tasks, each with a bootstrap 95 % interval: numbers that can be compared with papers."""
+"""Metrics of speech and text tasks, each with a bootstrap 95 % interval, comparable with published numbers."""
 
 import math
 import re

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What an evaluation found: rows of numbers and the answers behind them, as a table, as examples and as JSON."""
+"""The result of an evaluation: rows of numbers and the answers behind them, as a table, as examples and as JSON."""
 
 import errno
 import json

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nemo_vtb.errors import VtbConfigError, VtbDataError, first_line
+from nemo_vtb.evaluation.answers import AnswerCache
 from nemo_vtb.evaluation.items import FOLDER
-from nemo_vtb.evaluation.journal import Journal
 from nemo_vtb.evaluation.metrics import bootstrap_interval, paired_interval, paired_p_value
 
 if TYPE_CHECKING:
@@ -46,10 +46,10 @@ def run_text_suite(
     chat_template: bool = True,
     limit: int | None = None,
     batch_size: int = 8,
-    journal: Journal | None = None,
+    cache: AnswerCache | None = None,
     on_task: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Run tasks of lm-eval on the model and on its base LLM (LoRA off).
+    """Run lm-eval tasks on the model and on its base LLM (LoRA off).
 
     Args:
         model: The speech LLM.
@@ -58,7 +58,7 @@ def run_text_suite(
         chat_template: Whether each question becomes a user turn of the LLM's chat template.
         limit: At most so many items of each task.
         batch_size: Requests in one batch.
-        journal: Remembers finished tasks, so that a killed run goes on behind them.
+        cache: Keeps finished tasks, so that a killed run resumes.
         on_task: Called with the name of each task before it runs.
 
     Returns:
@@ -73,28 +73,28 @@ def run_text_suite(
     import torch
 
     check_installed()
-    from nemo_vtb.evaluation.lm_adapter import BlenderLM
+    from nemo_vtb.evaluation.lm_eval_model import BlenderLM
 
-    journal = Journal(None) if journal is None else journal
+    cache = AnswerCache(None) if cache is None else cache
     has_base = bool(model.backbone.lora_state())
-    asked = {'ours': True, 'base': False} if has_base else {'ours': True}
+    sides = {'ours': True, 'base': False} if has_base else {'ours': True}
     compared: dict[str, Any] = {}
     training = model.training
     model.eval()
     try:
         with torch.inference_mode(), _quiet():
-            adapters = {who: BlenderLM(model, use_lora=lora, batch_size=batch_size) for who, lora in asked.items()}
+            adapters = {who: BlenderLM(model, use_lora=lora, batch_size=batch_size) for who, lora in sides.items()}
             manager = task_manager(tasks, include)
             for name in _load(manager, tasks):
                 if on_task:
                     on_task(name)
                 results = {}
                 for who, adapter in adapters.items():
-                    key = Journal.key('text', name, who, chat_template, limit)
-                    if key not in journal:
+                    key = AnswerCache.key('text', name, who, chat_template, limit)
+                    if key not in cache:
                         result = run_task(adapter, name, tasks, manager, chat_template=chat_template, limit=limit)
-                        journal.add(key, result)
-                    results[who] = journal[key]
+                        cache.add(key, result)
+                    results[who] = cache[key]
                 compared[name] = compare(results['ours'], results.get('base'))
     finally:
         model.train(training)
@@ -131,7 +131,7 @@ def task_manager(names: Sequence[str], include: Sequence[str | Path] = ()) -> 'T
 def run_task(
     lm: 'LM',
     name: str,
-    asked: Sequence[str],
+    selected: Sequence[str],
     manager: 'TaskManager',
     *,
     chat_template: bool = True,
@@ -142,14 +142,14 @@ def run_task(
     Args:
         lm: A model of lm-eval.
         name: The task.
-        asked: The names that led to it, in which a group may have changed its settings.
+        selected: The names that were requested; a group among them may change the settings of the task.
         manager: Index of the tasks.
         chat_template: Whether questions become user turns.
         limit: At most so many items.
     """
     from lm_eval import simple_evaluate
 
-    task = _load(manager, asked)[name]
+    task = _load(manager, selected)[name]
     results = simple_evaluate(
         lm,
         tasks=[task],
@@ -180,7 +180,7 @@ def run_task(
 
 
 def result_of(metric: str, items: list[float]) -> dict[str, Any]:
-    """A result for `compare` out of the marks (0 to 1) of all items, for suites that lm-eval does not run."""
+    """A result for `compare` from the scores (0 to 1) of all items, for suites that lm-eval does not run."""
     return {
         'metric': metric,
         'value': float(np.mean(items)),
@@ -257,7 +257,7 @@ def _load(manager: 'TaskManager', names: Sequence[str]) -> dict[str, Any]:
         except KeyError as error:
             near = manager.match_tasks([f'*{name.removeprefix("vtb_")[:4]}*'])[:8]
             raise VtbConfigError(
-                'lm-eval knows no such task.',
+                'lm-eval has no such task.',
                 field='tasks',
                 got=name,
                 allowed=near or list(TEXT_TASKS),
@@ -276,7 +276,7 @@ def _load(manager: 'TaskManager', names: Sequence[str]) -> dict[str, Any]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """lm-eval announces each of its steps; warnings about arguments that are not used are no news either."""
+    """Hide what lm-eval logs of each step, and its warnings about unused arguments."""
     logger = logging.getLogger('lm_eval')
     level = logger.level
     logger.setLevel(logging.ERROR)

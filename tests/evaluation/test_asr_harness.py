@@ -25,7 +25,8 @@ import torch
 from nemo_vtb.data.audio import read_audio
 from nemo_vtb.data.conversation import Conversation
 from nemo_vtb.data.normalizers import get_normalizer
-from nemo_vtb.evaluation import evaluate, metrics
+from nemo_vtb.evaluation import metrics
+from nemo_vtb.evaluation.speech_suite import evaluate
 
 COUNT = 20
 

@@ -25,7 +25,7 @@ from rich.console import Console
 
 from nemo_vtb.commands import eval as command
 from nemo_vtb.errors import VtbConfigError, VtbDataError
-from nemo_vtb.evaluation.journal import Journal
+from nemo_vtb.evaluation.answers import AnswerCache
 from nemo_vtb.evaluation.judge import (
     CONTROLS,
     PROMPT_VERSION,
@@ -34,7 +34,7 @@ from nemo_vtb.evaluation.judge import (
     _body,
     _material,
     add_verdicts,
-    ask_controls,
+    check_judge,
     judge_of,
     judge_samples,
 )
@@ -184,12 +184,12 @@ def test_what_has_no_verdict_is_counted_as_unjudged(tmp_path: Path) -> None:
 
 
 def test_a_text_that_the_server_refuses_is_unjudged_and_a_server_that_refuses_all_is_an_error(tmp_path: Path) -> None:
-    journal = Journal(None)
+    cache = AnswerCache(None)
     with openai_server(tmp_path / 'one', '400') as url:
-        found = judge_samples(SAMPLES, judge(url), journal)
+        found = judge_samples(SAMPLES, judge(url), cache)
         assert found.info['unjudged'] == 1 and 'HTTP 400' in found.verdicts[0].unjudged
         # nothing was paid for a refusal: it is asked for again
-        assert judge_samples(SAMPLES, judge(url), journal).info['unjudged'] == 0
+        assert judge_samples(SAMPLES, judge(url), cache).info['unjudged'] == 0
     with openai_server(tmp_path / 'two', '400 400 400 400') as url, pytest.raises(VtbDataError, match='HTTP 400'):
         judge_samples([*SAMPLES, sample(9, RIGHT, said=('',))], judge(url))
 
@@ -197,27 +197,27 @@ def test_a_text_that_the_server_refuses_is_unjudged_and_a_server_that_refuses_al
 def test_an_error_does_not_break_off_what_is_on_the_way(tmp_path: Path) -> None:
     path = tmp_path / 'answers.jsonl'
     with openai_server(tmp_path / 'one', '401') as url, pytest.raises(VtbDataError):
-        judge_samples(SAMPLES, judge(url, concurrency=4), Journal(path))
-    assert Journal(path).resumed == 3
+        judge_samples(SAMPLES, judge(url, concurrency=4), AnswerCache(path))
+    assert AnswerCache(path).resumed == 3
 
 
 def test_verdicts_are_not_paid_for_twice(tmp_path: Path) -> None:
     path = tmp_path / 'answers.jsonl'
     with openai_server(tmp_path / 'one', 'ok junk junk junk 401') as url:
         with pytest.raises(VtbDataError, match='judge.url') as error:
-            judge_samples(SAMPLES, judge(url), Journal(path, {'model': 'm'}))
+            judge_samples(SAMPLES, judge(url), AnswerCache(path, {'model': 'm'}))
     assert 'HTTP 401' in str(error.value) and 'by-rule' in str(error.value) and 'kept' in str(error.value)
     with openai_server(tmp_path / 'two') as url:
-        journal = Journal(path, {'model': 'm'})
-        assert journal.resumed == 2
-        again = judge_samples(SAMPLES, judge(url), journal)
+        cache = AnswerCache(path, {'model': 'm'})
+        assert cache.resumed == 2
+        again = judge_samples(SAMPLES, judge(url), cache)
         assert len(requests(tmp_path / 'two')) == 2
-        assert judge_samples(SAMPLES, judge(url), Journal(path, {'model': 'm'})) == again
+        assert judge_samples(SAMPLES, judge(url), AnswerCache(path, {'model': 'm'})) == again
         assert len(requests(tmp_path / 'two')) == 2
         # another answer, model or temperature is another question
-        judge_samples([sample(0, WRONG)], judge(url), journal)
-        judge_samples(SAMPLES[:1], replace(judge(url), model='other'), journal)
-        judge_samples(SAMPLES[:1], replace(judge(url), temperature=0.1), journal)
+        judge_samples([sample(0, WRONG)], judge(url), cache)
+        judge_samples(SAMPLES[:1], replace(judge(url), model='other'), cache)
+        judge_samples(SAMPLES[:1], replace(judge(url), temperature=0.1), cache)
         assert len(requests(tmp_path / 'two')) == 5
     assert [bool(v.unjudged) for v in again.verdicts] == [False, True, False, False]
     assert [v.correctness for v in again.verdicts] == [1, None, 0, 1]
@@ -259,7 +259,7 @@ def test_nobody_judges_by_default() -> None:
 def test_known_verdicts_show_what_a_judge_cannot_do(tmp_path: Path) -> None:
     assert Counter(right for _, right in CONTROLS) == {1: 3, 0: 3}
     with openai_server(tmp_path) as url:
-        found = ask_controls(judge(url))
+        found = check_judge(judge(url))
     # a rule knows no other words
     assert found == {'right': 5, 'of': 6, 'missed': ['control: other words']}
 
@@ -272,7 +272,7 @@ def test_result_with_verdicts_travels(tmp_path: Path) -> None:
     console = Console(record=True, width=160, file=(tmp_path / 'screen').open('w'))
     with openai_server(tmp_path, 'junk junk junk') as url:
         before = Evaluation(rows, (*SAMPLES, sample(5, 'x', task='text')), {'model': 'm'})
-        result = add_verdicts(before, judge(url), controls=ask_controls(judge(url)), console=console)
+        result = add_verdicts(before, judge(url), controls=check_judge(judge(url)), console=console)
     assert [r.metric for r in result.rows] == ['F1', 'judge: correct', 'judge: redundancy', 'perplexity']
     assert result.info['judge']['controls']['missed'] == ['control: the reference itself', 'control: other words']
     back = Evaluation.from_json(result.to_json(tmp_path / 'e.json'))
@@ -280,7 +280,7 @@ def test_result_with_verdicts_travels(tmp_path: Path) -> None:
     assert back.samples[2].verdict['correctness'] == 0 and back.samples[-1].verdict is None
     result.show(console)
     shown = console.export_text()
-    assert '2 of 6 known verdicts' in shown and 'do not trust it' in shown and 'no mere copies' in shown
+    assert '2 of 6 known verdicts' in shown and 'unreliable' in shown and 'no mere copies' in shown
 
 
 @pytest.fixture(scope='module')
@@ -295,15 +295,15 @@ def test_an_evaluation_whose_judge_goes_away_keeps_its_answers(
 ) -> None:
     output, data = tmp_path / 'e.json', str(corpus.path('speech_qa', 'test'))
     arguments = [str(nemo_file), '--data', data, '--max-new-tokens', '4', '--device', 'cpu', '--output', str(output)]
-    journal = tmp_path / 'e.answers.jsonl'
+    cache = tmp_path / 'e.answers.jsonl'
     with openai_server(tmp_path / 'one', ' '.join(['ok'] * 8 + ['401'] * 20)) as url:
         with pytest.raises(VtbDataError, match='judge.url'):
             command.main([*arguments, '--judge-url', url, '--judge-model', 'by-rule'])
-    assert not output.exists() and len(journal.read_text().splitlines()) == 1 + 6 + 6 + 2
+    assert not output.exists() and len(cache.read_text().splitlines()) == 1 + 6 + 6 + 2
     with openai_server(tmp_path / 'two') as url:
         assert command.main([*arguments, '--judge-url', url, '--judge-model', 'by-rule']) == 0
-    assert 'going on behind 14 answers' in capsys.readouterr().out
-    assert len(requests(tmp_path / 'two')) == 4 and not journal.exists()
+    assert 'resumed with 14 cached answers' in capsys.readouterr().out
+    assert len(requests(tmp_path / 'two')) == 4 and not cache.exists()
     saved = json.loads(output.read_text())
     assert [r['metric'] for r in saved['rows']] == ['exact match', 'F1', 'judge: correct', 'judge: redundancy']
     assert saved['info']['judge']['judged'] == 6 and all(

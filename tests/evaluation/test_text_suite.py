@@ -24,8 +24,8 @@ import pytest
 import torch
 
 from nemo_vtb.errors import VtbConfigError, VtbDataError
+from nemo_vtb.evaluation.answers import AnswerCache
 from nemo_vtb.evaluation.items import read_items
-from nemo_vtb.evaluation.journal import Journal
 from nemo_vtb.evaluation.text_suite import TEXT_TASKS, compare, retention_of, run_text_suite, task_manager
 from nemo_vtb.model.blender import VoiceTextBlender
 from nemo_vtb.testing import tiny_model_cfg
@@ -93,7 +93,7 @@ def test_base_llm_equals_plain_lm_eval_on_a_tiny_model(tiny_model: VoiceTextBlen
 def test_log_likelihoods_are_bit_equal(tiny_model: VoiceTextBlender) -> None:
     from lm_eval.models.huggingface import HFLM
 
-    from nemo_vtb.evaluation.lm_adapter import BlenderLM
+    from nemo_vtb.evaluation.lm_eval_model import BlenderLM
 
     lm = HFLM(pretrained=tiny_model.cfg.pretrained_llm, device='cpu', dtype='float32', batch_size=8)
     numbers = []
@@ -203,8 +203,8 @@ def test_a_killed_run_goes_on_behind_the_finished_tasks(tiny_model: VoiceTextBle
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_text_suite(tiny_model, tasks, limit=4, journal=Journal(tmp_path / 'j.jsonl'), on_task=stop)
-    journal = Journal(tmp_path / 'j.jsonl')
-    assert journal.resumed == 2  # facts, by both
-    suite = run_text_suite(tiny_model, tasks, limit=4, journal=journal)
+        run_text_suite(tiny_model, tasks, limit=4, cache=AnswerCache(tmp_path / 'j.jsonl'), on_task=stop)
+    cache = AnswerCache(tmp_path / 'j.jsonl')
+    assert cache.resumed == 2  # facts, by both
+    suite = run_text_suite(tiny_model, tasks, limit=4, cache=cache)
     assert suite == run_text_suite(tiny_model, tasks, limit=4)

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What the evaluation scripts and `vtb eval` share: test files, plans, prompts about recordings, tables of answers."""
+"""Inputs of an evaluation: test files, the plan of a configuration, prompts about recordings; tables of answers."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -25,7 +25,7 @@ from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn, conversa
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 from nemo_vtb.evaluation.judge import judge_of
 from nemo_vtb.evaluation.result import plain, readable
-from nemo_vtb.evaluation.suite import Plan, needs_data, suites_of
+from nemo_vtb.evaluation.runner import Plan, needs_data, suites_of
 from nemo_vtb.io import write_atomically
 
 if TYPE_CHECKING:
@@ -81,12 +81,12 @@ def evaluation_plan(cfg: 'DictConfig') -> Plan:
 
 
 def conversations_from_audio(paths: Sequence[str], prompt: str) -> list[Conversation]:
-    """One question for each recording; `{audio}` in the prompt says where it stands, else it stands at the end.
+    """One prompt for each recording, which replaces `{audio}` in the prompt, or follows it.
 
     Raises:
         VtbDataError: No recording, or a file does not exist.
-        VtbAudioError: A file is no recording.
-        VtbConfigError: The prompt holds the mark more than once.
+        VtbAudioError: A file is not a recording.
+        VtbConfigError: The prompt holds `{audio}` more than once.
     """
     if prompt.count(AUDIO_MARK) > 1:
         raise VtbConfigError(
@@ -114,7 +114,7 @@ def conversations_from_audio(paths: Sequence[str], prompt: str) -> list[Conversa
 
 
 def conversations_from_manifest(path: str | Path, prompt: str) -> tuple[list[Conversation], list[str]]:
-    """Questions and references of a manifest: NeMo's `multimodal_conversation`, or an ASR manifest (`audio_filepath`).
+    """Prompts and references of a manifest: NeMo's `multimodal_conversation`, or an ASR manifest (`audio_filepath`).
 
     Args:
         path: The JSONL file.
@@ -140,7 +140,7 @@ def conversations_from_manifest(path: str | Path, prompt: str) -> tuple[list[Con
     return conversations, references
 
 
-def report_answers(
+def print_answers(
     conversations: Sequence[Conversation],
     answers: Sequence[str],
     references: Sequence[str] = (),

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""An evaluation as a whole: the suites that were asked for, one result, and answers that survive a kill."""
+"""Runs the requested suites on a model and gathers one result; a killed run resumes from its cached answers."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,15 +19,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemo_vtb.errors import VtbConfigError, VtbDataError, first_line
-from nemo_vtb.evaluation.journal import Journal
-from nemo_vtb.evaluation.judge import Judge, add_verdicts, ask_controls
+from nemo_vtb.evaluation.answers import AnswerCache
+from nemo_vtb.evaluation.judge import Judge, add_verdicts, check_judge
 from nemo_vtb.evaluation.result import Evaluation
-from nemo_vtb.evaluation.tasks import evaluate, load_conversations
+from nemo_vtb.evaluation.speech_suite import evaluate, load_conversations
+from nemo_vtb.evaluation.verdict import write_to_manifest
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from nemo_vtb.evaluation.ladder import LadderQuestion
+    from nemo_vtb.evaluation.ladder_suite import LadderQuestion
     from nemo_vtb.model.blender import VoiceTextBlender
 
 SUITE_NAMES = ('speech', 'text', 'instruct', 'emergent', 'ladder')
@@ -42,12 +43,12 @@ class Plan:
         suites: Out of `SUITE_NAMES`.
         datasets: Name -> JSONL file, for the suites `speech` and `ladder`.
         limit: At most so many conversations of each source, and items of each task; None for all.
-        batch_size: Prompts answered at once.
+        batch_size: Prompts in one batch.
         max_new_tokens: Longest answer of the suite `speech`.
         tasks: Tasks of lm-eval for the suite `text`; none are those of the package.
         include: Folders with YAML tasks of lm-eval.
-        chat_template: Whether typed questions of lm-eval become user turns.
-        judge: Who judges the answers about speech; None for nobody.
+        chat_template: Whether questions of lm-eval become user turns.
+        judge: Judges the answers about speech; None for no judge.
         folder: Where synthesised recordings go, for the suites `instruct`, `emergent` and `ladder`.
     """
 
@@ -64,10 +65,10 @@ class Plan:
 
 
 def suites_of(name: str) -> tuple[str, ...]:
-    """The suites that a word of the command line means.
+    """The suites that `--suite NAME` selects.
 
     Raises:
-        VtbConfigError: It means none.
+        VtbConfigError: The name is unknown.
     """
     if name == 'all':
         return SUITE_NAMES
@@ -77,11 +78,11 @@ def suites_of(name: str) -> tuple[str, ...]:
 
 
 def needs_data(suites: Sequence[str]) -> bool:
-    """Whether any of the suites asks about held-out files."""
+    """Whether any of the suites reads held-out files."""
     return bool({'speech', 'ladder'} & set(suites))
 
 
-def measure_file(
+def evaluate_file(
     file: str | Path,
     plan: Plan,
     output: str | Path | None,
@@ -90,35 +91,34 @@ def measure_file(
     record: bool = False,
     console: 'Console | None' = None,
 ) -> tuple[Evaluation, Path]:
-    """Measure a `.nemo` file and write the result; the answers of a killed call are not asked again.
+    """Measure a `.nemo` file and write the result; a killed call resumes from its cached answers.
 
     Args:
         file: The model.
         plan: What is measured; without a folder, recordings go into NAME.audio beside the result.
         output: The result; None is NAME.eval.json beside the model.
-        device: Where the model answers.
-        record: Whether the numbers go into the manifest of the file, too.
+        device: Where the model runs.
+        record: Whether the numbers also go into the manifest of the file.
         console: Where progress is shown; None for silence.
 
     Returns:
         The result and its file.
 
     Raises:
-        VtbCheckpointError: The file is no model, or the result cannot be written.
+        VtbCheckpointError: The file is not a model, or the result cannot be written.
     """
-    from nemo_vtb.evaluation.record import record as write_record
     from nemo_vtb.model.pretrained import load
 
     output = Path(output or Path(file).with_suffix('.eval.json'))
     plan = replace(plan, folder=plan.folder or output.with_suffix('.audio'))
     model = load(str(file), device)
-    journal = Journal(output.with_suffix('.answers.jsonl'), stamp_of(file))
-    result = run_suites(model, plan, journal=journal, console=console)
+    cache = AnswerCache(output.with_suffix('.answers.jsonl'), stamp_of(file))
+    result = run_suites(model, plan, cache=cache, console=console)
     if record:
-        write_record(file, result)
+        write_to_manifest(file, result)
     result = replace(result, info=dict(result.info) | {'file': stamp_of(file)})
     path = result.to_json(output)
-    journal.finish()
+    cache.finish()
     return result, path
 
 
@@ -129,29 +129,29 @@ def stamp_of(file: str | Path) -> dict[str, Any]:
 
 
 def run_suites(
-    model: 'VoiceTextBlender', plan: Plan, *, journal: Journal | None = None, console: 'Console | None' = None
+    model: 'VoiceTextBlender', plan: Plan, *, cache: AnswerCache | None = None, console: 'Console | None' = None
 ) -> Evaluation:
     """Measure a model.
 
     Args:
-        model: The model; its base LLM is asked beside it wherever it can be.
+        model: The model; its base LLM is measured beside it wherever it can be.
         plan: What is measured.
-        journal: Remembers what was answered.
+        cache: Keeps what was answered.
         console: Where progress is shown; None for silence.
 
     Returns:
         One result with the rows and samples of `speech`, and an entry for each other suite.
     """
-    journal = Journal(None) if journal is None else journal
-    if console is not None and journal.resumed:
-        console.print(f'going on behind {journal.resumed} answers of {journal.path}', highlight=False, markup=False)
-    # a judge that is not there or not able is known before the model has answered for an hour
-    controls = ask_controls(plan.judge, journal) if plan.judge is not None else None
-    left_out, ladder = _prepare(plan)
-    for name, why in left_out.items():
+    cache = AnswerCache(None) if cache is None else cache
+    if console is not None and cache.resumed:
+        console.print(f'resumed with {cache.resumed} cached answers: {cache.path}', highlight=False, markup=False)
+    # a missing or unable judge is found before the model has answered for an hour
+    controls = check_judge(plan.judge, cache) if plan.judge is not None else None
+    skipped, ladder = _prepare(plan)
+    for name, why in skipped.items():
         if console is not None:
-            console.print(f'left out: {name}. {why}', style='yellow', highlight=False, markup=False, soft_wrap=True)
-    plan = replace(plan, suites=[name for name in plan.suites if name not in left_out])
+            console.print(f'skipped: {name}. {why}', style='yellow', highlight=False, markup=False, soft_wrap=True)
+    plan = replace(plan, suites=[name for name in plan.suites if name not in skipped])
     result = Evaluation((), (), {'model': str(model.cfg.get('pretrained_llm')), 'limit': plan.limit})
     if 'speech' in plan.suites:
         result = evaluate(
@@ -160,33 +160,33 @@ def run_suites(
             limit=plan.limit,
             batch_size=plan.batch_size,
             max_new_tokens=plan.max_new_tokens,
-            journal=journal,
+            cache=cache,
             console=console,
         )
     if plan.judge is not None:
-        result = add_verdicts(result, plan.judge, journal, controls=controls, console=console)
+        result = add_verdicts(result, plan.judge, cache, controls=controls, console=console)
     suites: dict[str, Any] = {}
     if 'text' in plan.suites:
-        suites['text_suite'] = _text(model, plan, journal, _teller(console))
+        suites['text_suite'] = _text(model, plan, cache, _teller(console))
     for name in ('instruct', 'emergent'):
         if name in plan.suites:
-            suites[name] = _asked(name, model, plan, journal, _teller(console))
+            suites[name] = _spoken_items(name, model, plan, cache, _teller(console))
     if 'ladder' in plan.suites:
-        suites['ladder'] = _ladder(model, ladder, plan, journal, _teller(console))
-    info = dict(result.info) | {'suites': list(plan.suites), 'left_out': left_out}
+        suites['ladder'] = _ladder(model, ladder, plan, cache, _teller(console))
+    info = dict(result.info) | {'suites': list(plan.suites), 'left_out': skipped}
     return Evaluation(result.rows, result.samples, info, suites)
 
 
 def _prepare(plan: Plan) -> tuple[dict[str, str], list['LadderQuestion']]:
-    """Suites out of several that cannot be asked here, and why (one alone is an error); the ladder's questions.
+    """Suites out of several that cannot run here, and why (a single one is an error); the questions of the ladder.
 
     Raises:
-        VtbConfigError: lm-eval is not installed, and nothing else is asked for.
-        VtbDataError: No question can be spoken, and nothing else is asked for.
+        VtbConfigError: lm-eval is not installed, and nothing else is requested.
+        VtbDataError: No question can be spoken, and nothing else is requested.
     """
     from nemo_vtb.evaluation.text_suite import check_installed
 
-    left_out: dict[str, str] = {}
+    skipped: dict[str, str] = {}
     questions: list[LadderQuestion] = []
     for name, check in (('text', check_installed), ('ladder', lambda: questions.extend(_ladder_questions(plan)))):
         if name in plan.suites:
@@ -195,18 +195,18 @@ def _prepare(plan: Plan) -> tuple[dict[str, str], list['LadderQuestion']]:
             except (VtbConfigError, VtbDataError) as error:
                 if len(plan.suites) == 1:
                     raise
-                left_out[name] = first_line(error)
-    return left_out, questions
+                skipped[name] = first_line(error)
+    return skipped, questions
 
 
-def _asked(
-    name: str, model: 'VoiceTextBlender', plan: Plan, journal: Journal, tell: Callable[[str], None] | None
+def _spoken_items(
+    name: str, model: 'VoiceTextBlender', plan: Plan, cache: AnswerCache, tell: Callable[[str], None] | None
 ) -> dict[str, Any]:
-    from nemo_vtb.evaluation.emergent import run_emergent
-    from nemo_vtb.evaluation.instruct import run_instruct
+    from nemo_vtb.evaluation.emergent_suite import run_emergent
+    from nemo_vtb.evaluation.instruct_suite import run_instruct
 
     run = {'instruct': run_instruct, 'emergent': run_emergent}[name]
-    options: dict[str, Any] = {'limit': plan.limit, 'batch_size': plan.batch_size, 'journal': journal}
+    options: dict[str, Any] = {'limit': plan.limit, 'batch_size': plan.batch_size, 'cache': cache}
     return run(model, _folder(plan) / name, on_task=tell, **options)
 
 
@@ -220,26 +220,26 @@ def _ladder(
     model: 'VoiceTextBlender',
     questions: Sequence['LadderQuestion'],
     plan: Plan,
-    journal: Journal,
+    cache: AnswerCache,
     tell: Callable[[str], None] | None,
 ) -> dict[str, Any]:
-    from nemo_vtb.evaluation.ladder import run_ladder
+    from nemo_vtb.evaluation.ladder_suite import run_ladder
 
     folder = _folder(plan) / 'ladder'
-    return run_ladder(model, questions, folder, batch_size=plan.batch_size, journal=journal, on_task=tell)
+    return run_ladder(model, questions, folder, batch_size=plan.batch_size, cache=cache, on_task=tell)
 
 
 def _ladder_questions(plan: Plan) -> list['LadderQuestion']:
     from itertools import chain
 
-    from nemo_vtb.evaluation.ladder import LADDER_QUESTIONS, ladder_questions
+    from nemo_vtb.evaluation.ladder_suite import LADDER_QUESTIONS, ladder_questions
 
     held_out = chain.from_iterable(load_conversations(file, name) for name, file in (plan.datasets or {}).items())
     return ladder_questions(held_out, min(LADDER_QUESTIONS, plan.limit or LADDER_QUESTIONS))
 
 
 def _text(
-    model: 'VoiceTextBlender', plan: Plan, journal: Journal, tell: Callable[[str], None] | None
+    model: 'VoiceTextBlender', plan: Plan, cache: AnswerCache, tell: Callable[[str], None] | None
 ) -> dict[str, Any]:
     from nemo_vtb.evaluation.text_suite import TEXT_TASKS, run_text_suite
 
@@ -250,7 +250,7 @@ def _text(
         chat_template=plan.chat_template,
         limit=plan.limit,
         batch_size=plan.batch_size,
-        journal=journal,
+        cache=cache,
         on_task=tell,
     )
 

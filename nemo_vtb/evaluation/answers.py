@@ -11,27 +11,36 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What an evaluation has already: one JSON line for each answer, so that a killed one goes on where it was."""
+"""Answers of a model: prompted in batches and cached on disk, so that a killed evaluation resumes."""
 
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
+from nemo_vtb.data.conversation import Conversation
 from nemo_vtb.errors import VtbCheckpointError
+from nemo_vtb.evaluation.result import readable
 from nemo_vtb.io import read_json_lines, write_atomically
 
+if TYPE_CHECKING:
+    from nemo_vtb.model.blender import VoiceTextBlender
 
-class Journal:
-    """Key -> value, appended to a file and flushed before it counts.
+Steps = Callable[[str, Sequence], Iterator]
+"""(label, items) -> the items one by one, with their progress shown."""
 
-    A file of another model or other settings (another `stamp`) is begun anew; a last line that a kill cut off is left
-    out.
+
+class AnswerCache:
+    """Key -> answer or other JSON value, appended to a file and flushed before it counts.
+
+    A file of another model or other settings (another `stamp`) is replaced; a last line that a kill truncated is
+    dropped.
 
     Args:
-        path: The file; None remembers for this process alone.
+        path: The file; None caches in this process only.
         stamp: What the answers depend on: model file, its size and time, settings.
 
     Raises:
@@ -48,7 +57,7 @@ class Journal:
         head = json.dumps({'stamp': dict(stamp or {})}, sort_keys=True, ensure_ascii=False)
         lines = self._read(head)
         try:
-            # written again whole: what a kill cut off must not stand in the middle of the file
+            # rewritten whole: a truncated line must not end up in the middle of the file
             write_atomically(self.path, ''.join(f'{line}\n' for line in [head, *lines]))
             self._file = self.path.open('a', encoding='utf-8')
         except OSError as error:
@@ -69,7 +78,7 @@ class Journal:
 
     @staticmethod
     def key(*parts: Any) -> str:
-        """A short name of what an answer depends on."""
+        """Digest of what an answer depends on."""
         return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:24]
 
     def __contains__(self, key: str) -> bool:
@@ -79,7 +88,7 @@ class Journal:
         return self._values[key]
 
     def add(self, key: str, value: Any) -> None:
-        """Remember a value of JSON."""
+        """Cache a JSON value."""
         self._values[key] = value
         if self._file is not None:
             self._write(json.dumps({'key': key, 'value': value}, ensure_ascii=False))
@@ -91,8 +100,67 @@ class Journal:
         os.fsync(self._file.fileno())
 
     def finish(self) -> None:
-        """Remove the file: what it held is in the result now."""
+        """Remove the file: the result holds its contents now."""
         if self._file is not None and self.path is not None:
             self._file.close()
             self._file = None
             self.path.unlink(missing_ok=True)
+
+
+@contextmanager
+def evaluating(model: 'VoiceTextBlender') -> Iterator[None]:
+    """Evaluation mode without gradients; the previous mode is restored afterwards."""
+    import torch
+
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def answer_all(
+    model: 'VoiceTextBlender',
+    prompts: Sequence[tuple[str, Conversation]],
+    *,
+    batch_size: int,
+    max_new_tokens: int,
+    cache: AnswerCache,
+    use_lora: bool = True,
+    progress: 'Steps | None' = None,
+    label: str = 'answering',
+) -> list[str]:
+    """Answer prompts in batches of similar length; cached answers are not generated again.
+
+    Args:
+        model: The model.
+        prompts: Id and conversation of each.
+        batch_size: Prompts in one batch.
+        max_new_tokens: Longest answer.
+        cache: Keeps each batch once it is answered.
+        use_lora: False prompts the base LLM.
+        progress: Shows the progress.
+        label: Part of the cache key, and shown with the progress.
+    """
+    keys = [AnswerCache.key(label, id, readable(p), max_new_tokens, use_lora) for id, p in prompts]
+    todo = sorted((i for i, key in enumerate(keys) if key not in cache), key=lambda i: -_cost(prompts[i][1]))
+    starts = range(0, len(todo), batch_size)
+    for begin in progress(label, starts) if progress else starts:
+        chosen = todo[begin : begin + batch_size]
+        texts = model.answer(
+            [prompts[i][1] for i in chosen],
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            use_lora=use_lora,
+        )
+        for i, text in zip(chosen, texts, strict=True):
+            cache.add(keys[i], text)
+    return [cache[key] for key in keys]
+
+
+def _cost(prompt: Conversation) -> float:
+    """Rough length of a prompt in tokens, so that a batch holds similar ones."""
+    seconds = sum(a.duration_s or 0.0 for a in prompt.audios)
+    return 12.5 * seconds + sum(len(turn.text) for turn in prompt.turns) / 4

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The modality ladder: the same questions typed, as one speaks, spoken, in noise, half spoken, and a turn later."""
+"""The suite `ladder`: the same questions typed, in spoken form, spoken, with noise, half spoken, and a turn later."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nemo_vtb.constants import SAMPLE_RATE
 from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn
 from nemo_vtb.errors import VtbDataError
 from nemo_vtb.evaluation import metrics
-from nemo_vtb.evaluation.journal import Journal
-from nemo_vtb.evaluation.tasks import answer_all, evaluating
+from nemo_vtb.evaluation.answers import AnswerCache
+from nemo_vtb.evaluation.speech_suite import answer_all, evaluating
 from nemo_vtb.evaluation.text_suite import compare, result_of
 
 if TYPE_CHECKING:
@@ -38,14 +39,13 @@ RUNGS = {
     'noisy_speech': 'All spoken, noise at 10 dB',
     'second_turn': 'Asked a turn after the recording',
 }
-"""The rungs, from what a text LLM can do by itself to what asks most of its ears."""
+"""The rungs, from what a text LLM can do by itself to what depends most on the audio."""
 
 LADDER_QUESTIONS = 40
-"""Questions asked on every rung, where the data has as many."""
+"""Questions on every rung, where the data has as many."""
 
 _TYPED = ('typed', 'spoken_form')
 _SNR_DB = 10.0
-_RATE = 16000
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ def make_rungs(
     """Every question on every rung, as prompts; recordings are written as WAV files.
 
     Args:
-        questions: What is asked.
+        questions: The questions.
         folder: Where the recordings go.
         speak: (text, language) -> samples in [-1, 1], (S,) at 16 kHz; None: the embedded voices, in the one style that
             no training data has.
@@ -110,7 +110,7 @@ def make_rungs(
     rungs: dict[str, list[Conversation]] = {name: [] for name in RUNGS}
     for number, q in enumerate(questions):
         statement = speak(q.statement, q.lang)
-        both = np.concatenate([statement, np.zeros(int(0.3 * _RATE), np.float32), speak(q.question, q.lang)])
+        both = np.concatenate([statement, np.zeros(int(0.3 * SAMPLE_RATE), np.float32), speak(q.question, q.lang)])
         said = f'{q.statement} {q.question}'
         statement_part = _write(folder / f'{number:03d}-statement.wav', statement, q.statement)
         parts: dict[str, tuple[Text | Audio, ...]] = {
@@ -138,38 +138,38 @@ def run_ladder(
     *,
     batch_size: int = 8,
     max_new_tokens: int = 24,
-    journal: Journal | None = None,
+    cache: AnswerCache | None = None,
     speak: Callable[[str, str], np.ndarray] | None = None,
     on_task: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Ask the same questions on all rungs.
+    """Run the same questions on all rungs.
 
     Args:
         model: The model.
         questions: From `ladder_questions`.
         folder: Where the recordings go.
-        batch_size: Prompts answered at once.
+        batch_size: Prompts in one batch.
         max_new_tokens: Longest answer.
-        journal: Remembers answers.
+        cache: Keeps answers.
         speak: As in `make_rungs`.
-        on_task: Called with the name of each rung before it is asked.
+        on_task: Called with the name of each rung before it starts.
 
     Returns:
         `tasks`: rung -> title, metric, value (0 to 1), interval, n, items, answers; on the typed rungs base, change
         and p_value too, as the base LLM can read those.
     """
-    journal = Journal(None) if journal is None else journal
+    cache = AnswerCache(None) if cache is None else cache
     has_base = bool(model.backbone.lora_state())
     found: dict[str, Any] = {}
     with evaluating(model):
         for rung, prompts in make_rungs(questions, folder, speak).items():
             if on_task:
                 on_task(f'ladder: {RUNGS[rung]}')
-            asked = [(p.id, p) for p in prompts]
+            identified = [(p.id, p) for p in prompts]
             results, answers = {}, {}
             for who in ('ours', 'base') if has_base and rung in _TYPED else ('ours',):
                 answers[who] = answer_all(
-                    model, asked, batch_size=batch_size, max_new_tokens=max_new_tokens, journal=journal,
+                    model, identified, batch_size=batch_size, max_new_tokens=max_new_tokens, cache=cache,
                     use_lora=who == 'ours', label=f'ladder, {rung}',
                 )  # fmt: skip
                 results[who] = _scored(questions, answers[who])
@@ -195,7 +195,7 @@ def _conversation(q: LadderQuestion, rung: str, turns: tuple[Turn, ...]) -> Conv
 
 
 def _spoken_form(text: str) -> str:
-    """The words without what only writing has: capitals and marks."""
+    """The words without capitals and punctuation."""
     return ' '.join(''.join(c if c.isalnum() or c in "' " else ' ' for c in text.lower()).split())
 
 
@@ -209,8 +209,8 @@ def _noisy(samples: np.ndarray, seed: int) -> np.ndarray:
 def _write(path: Path, samples: np.ndarray, said: str) -> Audio:
     import soundfile
 
-    soundfile.write(path, samples, _RATE, subtype='PCM_16')
-    return Audio(str(path), len(samples) / _RATE, text=said)
+    soundfile.write(path, samples, SAMPLE_RATE, subtype='PCM_16')
+    return Audio(str(path), len(samples) / SAMPLE_RATE, text=said)
 
 
 def _embedded_voice(text: str, lang: str) -> np.ndarray:

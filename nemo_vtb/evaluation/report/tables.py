@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The report as markdown: the same numbers as the page, for a pull request or a model card."""
+"""Tables of a report, each cell one model: what page and markdown both show."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,40 +21,6 @@ SUITE_TITLES = {
     'emergent': 'What was never taught',
     'ladder': 'Modality ladder: the same questions typed and spoken',
 }
-
-_MARKS = {'green': 'GREEN', 'amber': 'AMBER', 'red': 'RED'}
-
-
-def render_markdown(report: Mapping[str, Any]) -> str:
-    """The whole report without recordings and curves."""
-    lines = ['# What it hears and what it kept', '']
-    for model in report['models']:
-        verdict = model['verdict']
-        lines += [f'**{_cell(model["name"])}: {_MARKS[verdict["level"]]}.** {_cell(verdict["sentence"])}', '']
-    names = [_cell(m['name']) for m in report['models']]
-    lines += [
-        '## Speech',
-        '',
-        f'| task | source | measure | n | {" | ".join(names)} |',
-        '| --- ' * (4 + len(names)) + '|',
-    ]
-    for task, source, metric, n, cells in speech_table(report):
-        lines.append(f'| {task} | {_cell(source)} | {metric} | {n} | {" | ".join(number(c) for c in cells)} |')
-    lines += ['', '## Text', '', '| measure | model | n | base LLM | model | kept |', '| --- ' * 6 + '|']
-    for model in report['models']:
-        for t in model['text']:
-            values = f'{plain_number(t["base"])} | {plain_number(t["ours"])}'
-            kept = number({'ours': t['kept'], 'low': t['low'], 'high': t['high']})
-            lines.append(
-                f'| {_cell(t["name"])}, {t["metric"]} | {_cell(model["name"])} | {t["n"]} | {values} | {kept} % |'
-            )
-    for suite in suites_in(report):
-        lines += ['', f'## {SUITE_TITLES.get(suite, suite)} (percent)', '']
-        lines += [f'| task | n | base LLM | {" | ".join(names)} |', '| --- ' * (3 + len(names)) + '|']
-        for title, n, base, cells in suite_table(report, suite):
-            shown = '-' if base is None else f'{base:.1f}'
-            lines.append(f'| {_cell(title)} | {n} | {shown} | {" | ".join(number(c) for c in cells)} |')
-    return '\n'.join(lines) + '\n'
 
 
 def speech_table(report: Mapping[str, Any]) -> list[tuple[str, str, str, int, list[Mapping[str, Any] | None]]]:
@@ -104,17 +70,3 @@ def plain_number(value: float | None) -> str:
     if value is None:
         return '-'
     return f'{value:.3g}' if abs(value) >= 1000 else f'{value:.2f}' if abs(value) < 30 else f'{value:.1f}'
-
-
-def number(cell: Mapping[str, Any] | None) -> str:
-    """A value with its interval."""
-    if cell is None or cell['ours'] is None:
-        return '-'
-    if cell.get('low') is None or cell.get('high') is None:
-        return f'{cell["ours"]:.1f}'
-    return f'{cell["ours"]:.1f} ({cell["low"]:.1f} to {cell["high"]:.1f})'
-
-
-def _cell(text: str) -> str:
-    """Text that cannot leave its cell: a name may hold marks of markdown."""
-    return ''.join(f'\\{c}' if c in '|*_`<>[]#\\' else ' ' if c in '\r\n' else c for c in str(text))

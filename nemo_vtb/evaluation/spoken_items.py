@@ -11,13 +11,13 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Items that are typed or spoken and checked one by one: what the suites `instruct` and `emergent` share."""
+"""Items in typed and spoken form, each checked by a program: what the suites `instruct` and `emergent` share."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,11 +28,11 @@ from nemo_vtb.assets.store import ensure
 from nemo_vtb.data.audio import probe
 from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn, read_jsonl
 from nemo_vtb.errors import VtbDataError
+from nemo_vtb.evaluation.answers import AnswerCache
 from nemo_vtb.evaluation.constraints import follows
-from nemo_vtb.evaluation.journal import Journal
 from nemo_vtb.evaluation.metrics import paired_interval, paired_p_value
 from nemo_vtb.evaluation.result import readable
-from nemo_vtb.evaluation.tasks import answer_all, evaluating
+from nemo_vtb.evaluation.speech_suite import answer_all, evaluating
 from nemo_vtb.evaluation.text_suite import compare, result_of
 from nemo_vtb.factory.sentences import spoken_form
 from nemo_vtb.factory.settings import Verify
@@ -56,10 +56,10 @@ class Item:
     Args:
         id: The same for the same question in another form.
         task: Where it counts.
-        prompt: What the model is asked.
-        typed: What its base LLM is asked: the same, with the words typed in place of each recording.
-        constraints: What the answer must keep.
-        reference: A right answer, '' where there are many.
+        prompt: The prompt for the model.
+        typed: The prompt for its base LLM: the same, with the transcript in place of each recording.
+        constraints: What the answer must satisfy.
+        reference: A correct answer, '' where there are many.
     """
 
     id: str
@@ -74,7 +74,7 @@ class Recorder:
     """Turns the parts of an item into recordings, synthesised ones as 16 kHz WAV files of a folder.
 
     Args:
-        folder: Where they go; what is there already is not spoken again.
+        folder: Where they go; existing ones are not synthesised again.
         voices: The engine; None is the embedded one.
     """
 
@@ -87,8 +87,8 @@ class Recorder:
         """Turns of a data file as those of a conversation.
 
         Args:
-            turns: As `nemo_vtb.evaluation.suites.build_emergent` writes them.
-            name: Begins the names of the recordings.
+            turns: As in `items/emergent.jsonl`.
+            name: Prefix of the names of the recordings.
 
         Raises:
             VtbAssetError: A voice or an asset is missing.
@@ -108,12 +108,12 @@ class Recorder:
         return self.say(part['say'], part['lang'], name, part['said'])
 
     def say(self, lines: Sequence[Mapping[str, str]], lang: str, name: str, said: str) -> Audio:
-        """Have lines spoken one after the other, each by its voice, in one recording.
+        """Synthesise lines one after the other, each by its voice, in one recording.
 
         Args:
             lines: `text` and `voice` of each.
             lang: Of all of them.
-            name: Begins the file name.
+            name: Prefix of the file name.
             said: The transcript.
 
         Raises:
@@ -121,7 +121,7 @@ class Recorder:
             VtbDataError: The recording holds no speech.
         """
         spoken = [Utterance(spoken_form(line['text'], lang), line['voice']) for line in lines]
-        # a changed text is another file, so that a recording of an earlier version is never taken for it
+        # a changed text is another file: a recording of an earlier version is never reused for it
         digest = hashlib.sha256(json.dumps([[u.text, u.voice] for u in spoken]).encode()).hexdigest()[:8]
         path = self.folder / f'{name}-{digest}.wav'
         if not path.exists():
@@ -131,7 +131,7 @@ class Recorder:
             reason = 'no_sound' if len(pieces) < 2 * len(lines) - 1 else check_sound(clip, Verify(asr=None))
             if reason is not None:
                 raise VtbDataError(
-                    'The voice said nothing that can be heard.', field=name, got=f'{reason}: {spoken}',
+                    'The synthesised recording holds no speech.', field=name, got=f'{reason}: {spoken}',
                     allowed='speech', remedy='install the voices again: pip install --force-reinstall py-nanotts',
                 )  # fmt: skip
             with atomic_replace(path) as temporary:
@@ -139,7 +139,7 @@ class Recorder:
         return Audio(str(path), probe(path).duration_s, text=said)
 
 
-@cache
+@functools.cache
 def _manifest(asset: str) -> dict[str, Audio]:
     folder = ensure(asset)[asset]
     return {
@@ -159,14 +159,14 @@ def _recording(asset: str, key: str) -> Audio:
 
 
 def typed_turns(turns: Sequence[Mapping[str, Any]]) -> tuple[Turn, ...]:
-    """The same turns with the words typed in place of each recording."""
+    """The same turns with the transcript in place of each recording."""
     return tuple(
         Turn(turn['role'], tuple(Text(part['text'] if 'text' in part else part['typed']) for part in turn['parts']))
         for turn in turns
     )
 
 
-# ---- asking
+# ---- prompting
 
 
 def measure(
@@ -176,44 +176,44 @@ def measure(
     suite: str,
     metric: str,
     batch_size: int = 8,
-    journal: Journal | None = None,
+    cache: AnswerCache | None = None,
     on_task: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Ask the model about each item and its base LLM (LoRA off) about the typed form, and check every answer.
+    """Prompt the model with each item and its base LLM (LoRA off) with the typed form, and check every answer.
 
     Args:
         model: The speech LLM.
         items: Those of one task in a row.
-        suite: Name of the suite; part of what the journal remembers.
-        metric: What a kept item is called.
-        batch_size: Prompts answered at once.
-        journal: Remembers answers, so that a killed run goes on behind them.
-        on_task: Called with the name of each task before it is asked.
+        suite: Name of the suite; part of the cache keys.
+        metric: Name of the share of items whose answer passes.
+        batch_size: Prompts in one batch.
+        cache: Keeps answers, so that a killed run resumes.
+        on_task: Called with the name of each task before it starts.
 
     Returns:
         `tasks`: name -> metric, value (0 to 1), interval, n, items (0 or 1), base (value, interval, items), change,
         p_value; `samples`: one record for each item.
     """
-    journal = Journal(None) if journal is None else journal
+    cache = AnswerCache(None) if cache is None else cache
     tasks: dict[str, Any] = {}
     samples: list[dict[str, Any]] = []
-    options: dict[str, Any] = {'batch_size': batch_size, 'max_new_tokens': ANSWER_TOKENS, 'journal': journal}
+    options: dict[str, Any] = {'batch_size': batch_size, 'max_new_tokens': ANSWER_TOKENS, 'cache': cache}
     with evaluating(model):
         for task in dict.fromkeys(item.task for item in items):
             if on_task:
                 on_task(f'{suite}: {task}')
             mine = [item for item in items if item.task == task]
-            # not by task: a question that two tasks type alike is asked once
+            # not by task: a question that two tasks type alike is answered once
             ours = answer_all(model, [(i.id, i.prompt) for i in mine], label=suite, **options)
             base = answer_all(model, [(i.id, i.typed) for i in mine], label=suite, use_lora=False, **options)
-            kept, base_kept = _kept(mine, ours), _kept(mine, base)
-            tasks[task] = compare(result_of(metric, kept), result_of(metric, base_kept))
-            samples += [_record(*row) for row in zip(mine, ours, base, kept, base_kept, strict=True)]
+            passed, base_passed = _passed(mine, ours), _passed(mine, base)
+            tasks[task] = compare(result_of(metric, passed), result_of(metric, base_passed))
+            samples += [_record(*row) for row in zip(mine, ours, base, passed, base_passed, strict=True)]
     return {'tasks': tasks, 'samples': samples}
 
 
 def difference(tasks: Mapping[str, Mapping[str, Any]], one: str, other: str) -> dict[str, Any] | None:
-    """How much better `one` is done than `other`, item by item: value, interval, p_value; None without both."""
+    """Mean difference of task `one` minus `other`, item by item: value, interval, p_value; None without both."""
     if one not in tasks or other not in tasks:
         return None
     first, second = tasks[one]['items'], tasks[other]['items']
@@ -224,11 +224,11 @@ def difference(tasks: Mapping[str, Mapping[str, Any]], one: str, other: str) -> 
     }
 
 
-def _kept(items: Sequence[Item], answers: Sequence[str]) -> list[float]:
+def _passed(items: Sequence[Item], answers: Sequence[str]) -> list[float]:
     return [float(follows(answer, item.constraints)) for item, answer in zip(items, answers, strict=True)]
 
 
-def _record(item: Item, answer: str, base: str, kept: float, base_kept: float) -> dict[str, Any]:
+def _record(item: Item, answer: str, base: str, passed: float, base_passed: float) -> dict[str, Any]:
     return {
         'id': item.id,
         'task': item.task,
@@ -238,8 +238,8 @@ def _record(item: Item, answer: str, base: str, kept: float, base_kept: float) -
         'constraints': [dict(constraint) for constraint in item.constraints],
         'reference': item.reference,
         'answer': answer,
-        'right': bool(kept),
+        'right': bool(passed),
         'base_prompt': readable(item.typed),
         'base_answer': base,
-        'base_right': bool(base_kept),
+        'base_right': bool(base_passed),
     }

@@ -11,16 +11,16 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The suite `emergent`: what no training data teaches, 20 items of each sort, every answer checked by a program."""
+"""The suite `emergent`: tasks that no training data teaches, 20 items each, every answer checked by a program."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemo_vtb.data.conversation import Conversation
-from nemo_vtb.evaluation.asked import Item, Recorder, difference, measure, typed_turns
+from nemo_vtb.evaluation.answers import AnswerCache
 from nemo_vtb.evaluation.items import read_items
-from nemo_vtb.evaluation.journal import Journal
+from nemo_vtb.evaluation.spoken_items import Item, Recorder, difference, measure, typed_turns
 
 if TYPE_CHECKING:
     from nemo_vtb.model.blender import VoiceTextBlender
@@ -61,23 +61,23 @@ def run_emergent(
     *,
     limit: int | None = None,
     batch_size: int = 8,
-    journal: Journal | None = None,
+    cache: AnswerCache | None = None,
     on_task: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Ask all items; the base LLM reads the words of each recording in its place, which is an upper line.
+    """Run all items; the base LLM reads the transcript in place of each recording, which is an upper bound.
 
     Args:
         model: The speech LLM.
         folder: Where synthesised recordings go.
         limit: At most so many items of each task.
-        batch_size: Prompts answered at once.
-        journal: Remembers answers.
-        on_task: Called with the name of each task before it is asked.
+        batch_size: Prompts in one batch.
+        cache: Keeps answers.
+        on_task: Called with the name of each task before it starts.
 
     Returns:
         What `measure` does, and `change_by_names`: names in the prompt against the same recordings without them.
     """
     items = emergent_items(folder, limit=limit)
-    options: dict[str, Any] = {'batch_size': batch_size, 'journal': journal, 'on_task': on_task}
+    options: dict[str, Any] = {'batch_size': batch_size, 'cache': cache, 'on_task': on_task}
     found = measure(model, items, suite='emergent', metric='right', **options)
     return found | {'change_by_names': difference(found['tasks'], 'names_given', 'names_not_given')}

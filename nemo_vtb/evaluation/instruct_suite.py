@@ -11,10 +11,10 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The suite `instruct`: the same instructions, whose answers a program can check, asked by typing and by speaking.
+"""The suite `instruct`: the same instructions, whose answers a program can check, typed and spoken.
 
-The instructions are those of the text suite. An answer must be about the topic as well: one sentence is one sentence
-whatever was heard, and a deaf model would pass.
+The instructions are those of the text suite. An answer must be about the topic as well: a model that ignores the audio
+would pass a check of the form alone.
 """
 
 from collections.abc import Callable
@@ -23,19 +23,19 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from nemo_vtb.data.conversation import Conversation, Text, Turn
-from nemo_vtb.evaluation.asked import Item, Recorder, difference, measure
+from nemo_vtb.evaluation.answers import AnswerCache
 from nemo_vtb.evaluation.items import read_items
-from nemo_vtb.evaluation.journal import Journal
+from nemo_vtb.evaluation.spoken_items import Item, Recorder, difference, measure
 
 if TYPE_CHECKING:
     from nemo_vtb.model.blender import VoiceTextBlender
 
 INSTRUCT_TASKS = ('typed', 'spoken')
-"""The ways of asking; the base LLM is asked by typing in both."""
+"""The two forms; the base LLM is prompted with the typed one in both."""
 
 _VOICES = ('en-US@0.9', 'en-GB@1.1', 'en-US@1.15', 'en-GB@0.85')
 _SEED = 7
-# the voices know no abbreviation
+# the voices cannot pronounce abbreviations
 _SOUNDS = {'JSON': 'Jason'}
 
 
@@ -44,7 +44,7 @@ def instruct_items(folder: str | Path, *, limit: int | None = None) -> list[Item
 
     Args:
         folder: Where the recordings go.
-        limit: At most so many instructions; taken from all forms in turn.
+        limit: At most so many instructions, evenly from all forms.
 
     Raises:
         VtbAssetError: The embedded voices are missing.
@@ -63,12 +63,12 @@ def instruct_items(folder: str | Path, *, limit: int | None = None) -> list[Item
     items = []
     for task in INSTRUCT_TASKS:
         for line in lines:
-            typed = _asked(line['id'], Text(line['prompt']))
+            typed = _prompt(line['id'], Text(line['prompt']))
             prompt = typed
             if task == 'spoken':
                 voice = Random(f'{_SEED}:{line["id"]}').choice(_VOICES)
                 said = [{'text': _as_said(line['prompt']), 'voice': voice}]
-                prompt = _asked(line['id'], recorder.say(said, 'en', line['id'], line['prompt']))
+                prompt = _prompt(line['id'], recorder.say(said, 'en', line['id'], line['prompt']))
             on_topic = {'kind': 'one_of', 'texts': line['topic_words']}
             items.append(Item(line['id'], task, prompt, typed, [*line['constraints'], on_topic]))
     return items
@@ -80,24 +80,24 @@ def run_instruct(
     *,
     limit: int | None = None,
     batch_size: int = 8,
-    journal: Journal | None = None,
+    cache: AnswerCache | None = None,
     on_task: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Ask all instructions both ways, and the base LLM by typing.
+    """Run all instructions in both forms, and the base LLM on the typed one.
 
     Args:
         model: The speech LLM.
         folder: Where the recordings go.
         limit: At most so many instructions.
-        batch_size: Prompts answered at once.
-        journal: Remembers answers.
-        on_task: Called with the name of each task before it is asked.
+        batch_size: Prompts in one batch.
+        cache: Keeps answers.
+        on_task: Called with the name of each task before it starts.
 
     Returns:
         What `measure` does, and `spoken_minus_typed`: the same instructions in pairs (value, interval, p_value).
     """
     items = instruct_items(folder, limit=limit)
-    options: dict[str, Any] = {'batch_size': batch_size, 'journal': journal, 'on_task': on_task}
+    options: dict[str, Any] = {'batch_size': batch_size, 'cache': cache, 'on_task': on_task}
     found = measure(model, items, suite='instruct', metric='followed', **options)
     return found | {'spoken_minus_typed': difference(found['tasks'], 'spoken', 'typed')}
 
@@ -108,6 +108,6 @@ def _as_said(text: str) -> str:
     return text
 
 
-def _asked(name: str, part: Any) -> Conversation:
+def _prompt(name: str, part: Any) -> Conversation:
     kind = 'text' if isinstance(part, Text) else 'speech_qa'
     return Conversation(name, (Turn('user', (part,)),), kind, 'instruct', {'lang': 'en'})

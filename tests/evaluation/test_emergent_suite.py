@@ -27,11 +27,11 @@ from nemo_vtb.assets.voices import speak
 from nemo_vtb.data.audio import read_audio
 from nemo_vtb.data.conversation import Text
 from nemo_vtb.errors import VtbDataError
-from nemo_vtb.evaluation import asked
+from nemo_vtb.evaluation import spoken_items
+from nemo_vtb.evaluation.answers import AnswerCache
 from nemo_vtb.evaluation.constraints import follows
-from nemo_vtb.evaluation.emergent import EMERGENT_TASKS, emergent_items, run_emergent
+from nemo_vtb.evaluation.emergent_suite import EMERGENT_TASKS, emergent_items, run_emergent
 from nemo_vtb.evaluation.items import read_items
-from nemo_vtb.evaluation.journal import Journal
 from nemo_vtb.factory.demo.corpus import split_commands
 from nemo_vtb.factory.demo.domain import all_commands
 from nemo_vtb.model.blender import VoiceTextBlender
@@ -215,10 +215,10 @@ def test_real_recordings_say_what_the_items_claim(assets: Any) -> None:
     for line in LINES:
         for part in (p for turn in line['turns'] for p in turn['parts'] if 'asset' in p):
             assets(part['asset'])
-            audio = asked._recording(part['asset'], part['key'])
+            audio = spoken_items._recording(part['asset'], part['key'])
             assert audio.text == part['said'] and Path(audio.path).is_file()
     with pytest.raises(VtbDataError, match='nothing-like-this'):
-        asked._recording('ljspeech', 'nothing-like-this')
+        spoken_items._recording('ljspeech', 'nothing-like-this')
 
 
 # ---- asking
@@ -232,10 +232,10 @@ def test_a_tiny_model_runs_through_and_a_killed_run_goes_on(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_emergent(tiny_model, tmp_path / 'wav', limit=1, journal=Journal(tmp_path / 'j.jsonl'), on_task=stop)
-    journal = Journal(tmp_path / 'j.jsonl')
-    assert journal.resumed == 4  # two tasks, by both
-    found = run_emergent(tiny_model, tmp_path / 'wav', limit=1, journal=journal)
+        run_emergent(tiny_model, tmp_path / 'wav', limit=1, cache=AnswerCache(tmp_path / 'j.jsonl'), on_task=stop)
+    cache = AnswerCache(tmp_path / 'j.jsonl')
+    assert cache.resumed == 4  # two tasks, by both
+    found = run_emergent(tiny_model, tmp_path / 'wav', limit=1, cache=cache)
     assert list(found['tasks']) == list(EMERGENT_TASKS) and len(found['samples']) == 8
     for sample in found['samples']:
         assert len(sample['said']) == len(sample['audios']) and all(Path(a).is_file() for a in sample['audios'])
@@ -246,7 +246,7 @@ def test_a_tiny_model_runs_through_and_a_killed_run_goes_on(
         raise AssertionError('asked again')
 
     monkeypatch.setattr(tiny_model, 'answer', nobody)
-    again = run_emergent(tiny_model, tmp_path / 'wav', limit=1, journal=Journal(tmp_path / 'j.jsonl'))
+    again = run_emergent(tiny_model, tmp_path / 'wav', limit=1, cache=AnswerCache(tmp_path / 'j.jsonl'))
     assert again == found
 
 

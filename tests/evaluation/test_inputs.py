@@ -27,14 +27,13 @@ from nemo_vtb.config import check_config
 from nemo_vtb.config.keys import keys_of
 from nemo_vtb.config.schema import EvalConfig, GenerateConfig
 from nemo_vtb.data.conversation import Audio, Text
-from nemo_vtb.errors import VtbCheckpointError, VtbConfigError, VtbDataError, VtbModelError
-from nemo_vtb.evaluation.asking import (
+from nemo_vtb.errors import VtbConfigError, VtbDataError
+from nemo_vtb.evaluation.inputs import (
     conversations_from_audio,
     conversations_from_manifest,
     find_datasets,
-    report_answers,
+    print_answers,
 )
-from nemo_vtb.model.pretrained import load
 from nemo_vtb.testing import TinyCorpus
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,15 +56,6 @@ def test_folder_gives_its_test_files(corpus: TinyCorpus) -> None:
 def test_folder_without_data_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(VtbDataError, match='no data to evaluate'):
         find_datasets([str(tmp_path)])
-
-
-def test_missing_and_broken_models_are_named(tmp_path: Path) -> None:
-    with pytest.raises(VtbModelError, match='no model at this path'):
-        load(tmp_path / 'absent.nemo')
-    (tmp_path / 'cut.nemo').write_bytes(b'not an archive')
-    with pytest.raises(VtbCheckpointError, match='no complete .nemo file') as caught:
-        load(tmp_path / 'cut.nemo', 'cpu')
-    assert 'cut.nemo' in str(caught.value)
 
 
 def test_recording_stands_at_the_mark_or_at_the_end(corpus: TinyCorpus) -> None:
@@ -103,7 +93,7 @@ def test_answers_are_shown_and_written(corpus: TinyCorpus, tmp_path: Path) -> No
     wav = str(next((corpus.folder / 'wav').iterdir()))
     conversations = conversations_from_audio([wav], 'What?')
     console = Console(width=120, record=True, file=open(os.devnull, 'w'))
-    report_answers(conversations, ['[b]hi'], ['ho'], console=console, output=tmp_path / 'a.jsonl')
+    print_answers(conversations, ['[b]hi'], ['ho'], console=console, output=tmp_path / 'a.jsonl')
     assert '[b]hi' in console.export_text()
     line = json.loads((tmp_path / 'a.jsonl').read_text())
     assert line == {'id': Path(wav).stem, 'audio': [wav], 'answer': '[b]hi', 'reference': 'ho'}

@@ -24,12 +24,12 @@ from rich.console import Console
 from nemo_vtb.data.audio import read_audio
 from nemo_vtb.data.conversation import Audio
 from nemo_vtb.errors import VtbConfigError, VtbDataError
-from nemo_vtb.evaluation.asked import Recorder
+from nemo_vtb.evaluation.answers import AnswerCache
 from nemo_vtb.evaluation.constraints import follows
-from nemo_vtb.evaluation.instruct import instruct_items, run_instruct
-from nemo_vtb.evaluation.journal import Journal
+from nemo_vtb.evaluation.instruct_suite import instruct_items, run_instruct
 from nemo_vtb.evaluation.result import Evaluation
-from nemo_vtb.evaluation.suite import Plan, run_suites
+from nemo_vtb.evaluation.runner import Plan, run_suites
+from nemo_vtb.evaluation.spoken_items import Recorder
 from nemo_vtb.model.blender import VoiceTextBlender
 
 # one right answer of each form with {topic}, and one that misses the form
@@ -132,7 +132,7 @@ def test_a_tiny_model_runs_through_and_a_second_run_asks_nothing(
 ) -> None:
     told: list[str] = []
     first = run_instruct(
-        tiny_model, tmp_path / 'wav', limit=3, journal=Journal(tmp_path / 'j.jsonl'), on_task=told.append
+        tiny_model, tmp_path / 'wav', limit=3, cache=AnswerCache(tmp_path / 'j.jsonl'), on_task=told.append
     )
     assert told == ['instruct: typed', 'instruct: spoken']
     assert list(first['tasks']) == ['typed', 'spoken'] and len(first['samples']) == 6
@@ -147,9 +147,9 @@ def test_a_tiny_model_runs_through_and_a_second_run_asks_nothing(
         raise AssertionError('asked again')
 
     monkeypatch.setattr(tiny_model, 'answer', nobody)
-    journal = Journal(tmp_path / 'j.jsonl')
-    assert journal.resumed == 9  # typed by both, spoken by one
-    assert run_instruct(tiny_model, tmp_path / 'wav', limit=3, journal=journal) == first
+    cache = AnswerCache(tmp_path / 'j.jsonl')
+    assert cache.resumed == 9  # typed by both, spoken by one
+    assert run_instruct(tiny_model, tmp_path / 'wav', limit=3, cache=cache) == first
 
 
 def test_one_that_hears_and_follows_has_all_and_the_deaf_one_nothing(

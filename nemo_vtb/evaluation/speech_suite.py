@@ -11,10 +11,10 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Runs a model over held-out conversations: every task with its metric, every source in a row of its own."""
+"""The suite `speech`: held-out conversations, every task with its metrics, every source in a row of its own."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from nemo_vtb.data.conversation import Audio, Conversation, Text, conversation_f
 from nemo_vtb.data.normalizers import normalizer_for
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 from nemo_vtb.evaluation import metrics
-from nemo_vtb.evaluation.journal import Journal
+from nemo_vtb.evaluation.answers import AnswerCache, Steps, answer_all, evaluating
 from nemo_vtb.evaluation.metrics import Score
 from nemo_vtb.evaluation.result import Evaluation, Row, Sample, readable
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 TASKS = ('asr', 'ast', 'speech_qa', 'mixed_modal', 'text')
 """Tasks in the order in which they are reported."""
 
-# names under which corpora and NeMo's Canary manifests know the two tasks of the kind asr_ast
+# names that corpora and NeMo's Canary manifests use for the two tasks of the kind asr_ast
 _TASK_NAMES = {
     'asr': 'asr',
     'transcribe': 'asr',
@@ -52,16 +52,16 @@ _ROW_TOKENS = 1024
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One assistant turn to be predicted, behind the reference history.
+    """One assistant turn to be predicted, after the reference history.
 
     Args:
         id: Conversation and number of the turn.
         task: One of `TASKS`.
-        source: Name of the row that it counts in.
+        source: Name of its row.
         lang: Language of the answer; decides normaliser and tokeniser.
         direction: 'es' (spoken), or 'es-en' for a translation; a row of its own where a source has several.
         prompt: Conversation that ends with the user turn to answer.
-        reference: What should be answered.
+        reference: The expected answer.
     """
 
     id: str
@@ -80,7 +80,7 @@ def evaluate(
     limit: int | None = None,
     batch_size: int = 8,
     max_new_tokens: int = 128,
-    journal: Journal | None = None,
+    cache: AnswerCache | None = None,
     console: 'Console | None' = None,
 ) -> Evaluation:
     """Measure a model on held-out conversations.
@@ -90,9 +90,9 @@ def evaluate(
         datasets: Name -> JSONL file in NeMo's `multimodal_conversation` format. A name out of `KINDS` decides the kind
             of lines that do not say it themselves.
         limit: At most so many conversations of each source; None for all.
-        batch_size: Prompts answered at once.
+        batch_size: Prompts in one batch.
         max_new_tokens: Longest answer.
-        journal: Remembers answers, so that a killed evaluation goes on behind them.
+        cache: Keeps answers, so that a killed evaluation resumes.
         console: Where progress is shown; None for silence.
 
     Returns:
@@ -119,7 +119,7 @@ def evaluate(
             [(q.id, q.prompt) for q in questions],
             batch_size=batch_size,
             max_new_tokens=max_new_tokens,
-            journal=Journal(None) if journal is None else journal,
+            cache=AnswerCache(None) if cache is None else cache,
             progress=progress,
         )
         text_rows = _text_rows(model, chats, progress)
@@ -140,7 +140,7 @@ def evaluate(
     return Evaluation(tuple(rows), (*samples, *text_samples), info)
 
 
-# ---- what is asked
+# ---- questions
 
 
 def load_conversations(path: str | Path, name: str = '') -> Iterator[Conversation]:
@@ -186,7 +186,7 @@ def task_of(conversation: Conversation) -> str:
 
 
 def questions_of(conversation: Conversation) -> list[Question]:
-    """Every assistant turn as a question behind the reference history, so that one slip does not spoil the rest."""
+    """Every assistant turn as a question after the reference history, so that one error does not affect the rest."""
     task = task_of(conversation)
     custom = conversation.custom
     spoken = str(custom.get('lang') or custom.get('source_lang') or custom.get('language') or 'en')
@@ -209,68 +209,23 @@ def questions_of(conversation: Conversation) -> list[Question]:
 
 
 def _sort(conversations: Iterable[Conversation], limit: int | None) -> tuple[list[Conversation], list[Question]]:
-    """Typed chats, whose likelihood is measured, and questions of all others; `limit` conversations per source."""
+    """Text-only conversations, whose perplexity is measured, and questions of all others; `limit` per source."""
     chats: list[Conversation] = []
     questions: list[Question] = []
     taken: dict[tuple, int] = {}
     for conversation in conversations:
-        asked = [] if conversation.kind == 'text' else questions_of(conversation)
-        group = (conversation.kind, conversation.source, *((asked[0].task, asked[0].direction) if asked else ()))
+        own = [] if conversation.kind == 'text' else questions_of(conversation)
+        group = (conversation.kind, conversation.source, *((own[0].task, own[0].direction) if own else ()))
         taken[group] = taken.get(group, 0) + 1
         if limit is not None and taken[group] > limit:
             continue
         if conversation.kind == 'text':
             chats.append(conversation)
-        questions += asked
+        questions += own
     return chats, questions
 
 
-# ---- answers
-
-
-def answer_all(
-    model: 'VoiceTextBlender',
-    prompts: Sequence[tuple[str, Conversation]],
-    *,
-    batch_size: int,
-    max_new_tokens: int,
-    journal: Journal,
-    use_lora: bool = True,
-    progress: '_Steps | None' = None,
-    label: str = 'answering',
-) -> list[str]:
-    """Answer prompts in batches of like length; what the journal has is not asked again.
-
-    Args:
-        model: Who is asked.
-        prompts: Id and conversation of each.
-        batch_size: Prompts answered at once.
-        max_new_tokens: Longest answer.
-        journal: Remembers each batch once it is answered.
-        use_lora: False asks the base LLM.
-        progress: Shows how far it is.
-        label: What is shown.
-    """
-    keys = [Journal.key(label, id, readable(p), max_new_tokens, use_lora) for id, p in prompts]
-    todo = sorted((i for i, key in enumerate(keys) if key not in journal), key=lambda i: -_cost(prompts[i][1]))
-    starts = range(0, len(todo), batch_size)
-    for begin in progress(label, starts) if progress else starts:
-        chosen = todo[begin : begin + batch_size]
-        texts = model.answer(
-            [prompts[i][1] for i in chosen],
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            use_lora=use_lora,
-        )
-        for i, text in zip(chosen, texts, strict=True):
-            journal.add(keys[i], text)
-    return [journal[key] for key in keys]
-
-
-def _cost(prompt: Conversation) -> float:
-    """Rough length of a prompt in tokens: like goes with like in one batch."""
-    seconds = sum(a.duration_s or 0.0 for a in prompt.audios)
-    return 12.5 * seconds + sum(len(turn.text) for turn in prompt.turns) / 4
+# ---- rows and samples
 
 
 def _answer_rows(questions: Sequence[Question], answers: Sequence[str]) -> list[Row]:
@@ -295,7 +250,7 @@ def _scores(task: str, references: list[str], hypotheses: list[str], lang: str) 
     if task == 'ast':
         return [metrics.bleu(references, hypotheses, lang=lang), metrics.chrf(references, hypotheses)]
     scores = [metrics.exact_match(references, hypotheses), metrics.f1(references, hypotheses)]
-    # long free answers are never equal word by word
+    # long free answers never match exactly
     return scores[1:] if metrics.is_long(references) else scores
 
 
@@ -334,8 +289,8 @@ def _sample(question: Question, answer: str, base: str | None = None) -> Sample:
 # ---- text ability
 
 
-def _text_rows(model: 'VoiceTextBlender', chats: Sequence[Conversation], progress: '_Steps') -> list[Row]:
-    """Perplexity of base LLM and model on the same chats; intervals draw chats."""
+def _text_rows(model: 'VoiceTextBlender', chats: Sequence[Conversation], progress: 'Steps') -> list[Row]:
+    """Perplexity of base LLM and model on the same text-only conversations; intervals resample conversations."""
     from nemo_vtb.data.collate import Collator, fill_rows, pack_row
 
     groups: dict[str, list[Conversation]] = {}
@@ -361,7 +316,7 @@ def _text_rows(model: 'VoiceTextBlender', chats: Sequence[Conversation], progres
 
 
 def _text_samples(model: 'VoiceTextBlender', chats: Sequence[Conversation], max_new_tokens: int) -> list[Sample]:
-    """The first typed chat of each source, answered by model and base LLM."""
+    """The first text-only conversation of each source, answered by model and base LLM."""
     firsts = list({chat.source: chat for chat in reversed(chats)}.values())[::-1]
     questions = [questions_of(chat)[0] for chat in firsts]
     if not questions:
@@ -374,26 +329,10 @@ def _text_samples(model: 'VoiceTextBlender', chats: Sequence[Conversation], max_
 
 # ---- helpers
 
-_Steps = Callable[[str, Sequence], Iterator]
-
 
 @contextmanager
-def evaluating(model: 'VoiceTextBlender') -> Iterator[None]:
-    """Evaluation mode without gradients, and the mode that it had before afterwards."""
-    import torch
-
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        model.train(was_training)
-
-
-@contextmanager
-def _progress(console: 'Console | None') -> Iterator[_Steps]:
-    """A function that shows how far a loop is."""
+def _progress(console: 'Console | None') -> Iterator[Steps]:
+    """A function that shows the progress of a loop."""
     if console is None:
         yield lambda _, steps: iter(steps)
         return

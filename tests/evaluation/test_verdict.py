@@ -11,9 +11,8 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The report: what its verdict rests on, that broken models are caught, and what the page says and leaves out."""
+"""The verdict: what it rests on, that broken models are caught, and what of it goes into the manifest."""
 
-import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,13 +24,11 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from nemo_vtb.commands import report as command
+from nemo_vtb.checkpoint.archive import read_info
 from nemo_vtb.data.datamodule import VtbDataModule
-from nemo_vtb.errors import VtbConfigError, VtbDataError
-from nemo_vtb.evaluation.report import Subject, judge, make_report, name_of, read_subject, text_kept, write_report
-from nemo_vtb.evaluation.report_examples import word_diff, worst_examples
-from nemo_vtb.evaluation.result import Evaluation, Row, Sample
-from nemo_vtb.evaluation.tasks import evaluate
+from nemo_vtb.evaluation.result import Evaluation, Row
+from nemo_vtb.evaluation.speech_suite import evaluate
+from nemo_vtb.evaluation.verdict import manifest_sections, text_kept, verdict_of, write_to_manifest
 from nemo_vtb.model.blender import VoiceTextBlender
 from nemo_vtb.testing import TinyCorpus, tiny_model_cfg
 
@@ -72,7 +69,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, corpus: TinyCorpus) -> Sim
 
 
 def verdict(run: SimpleNamespace) -> Any:
-    return judge(Subject('tiny', evaluate(run.model, run.data, max_new_tokens=12)))
+    return verdict_of(evaluate(run.model, run.data, max_new_tokens=12))
 
 
 @contextmanager
@@ -119,19 +116,19 @@ def test_lora_times_ten_is_caught(trained: SimpleNamespace) -> None:
     ],
 )
 def test_verdict(wer: float, ours: float, kept: tuple | None, level: str, words: str) -> None:
-    found = judge(Subject('m', rows(wer, ours, kept=kept)))
+    found = verdict_of(rows(wer, ours, kept=kept))
     assert found.level == level and words in found.sentence, found
 
 
 def test_what_was_not_measured_is_said() -> None:
-    found = judge(Subject('m', Evaluation(())))
+    found = verdict_of(Evaluation(()))
     assert found.level == 'amber' and found.sentence.count('not measured') == 2
 
 
 def test_a_model_that_is_worse_than_the_other_beyond_both_intervals() -> None:
-    base = Subject('before', rows(5.0, 10.0))
-    assert judge(Subject('m', rows(9.0, 10.0)), base).level == 'green'
-    found = judge(Subject('m', rows(18.0, 10.0)), base)
+    base = rows(5.0, 10.0)
+    assert verdict_of(rows(9.0, 10.0), base, 'before').level == 'green'
+    found = verdict_of(rows(18.0, 10.0), base, 'before')
     assert found.level == 'amber' and 'Worse than before: WER on calls 18.0, there 5.0.' in [
         r for _, r in found.reasons
     ]
@@ -157,79 +154,20 @@ def test_text_kept_is_drawn_in_pairs(trained: SimpleNamespace) -> None:
     assert [mean[k] for k in ('kept', 'low', 'high', 'n')] == pytest.approx([90, 80, 100, 10])
 
 
-def test_words_that_differ_are_marked() -> None:
-    assert word_diff('turn the lamp on', 'Turn a lamp on now.') == [
-        ('same', 'Turn'),
-        ('missing', 'the'),
-        ('wrong', 'a'),
-        ('same', 'lamp on'),
-        ('wrong', 'now.'),
-    ]
+def test_numbers_that_json_does_not_know(tiny_model: VoiceTextBlender, tmp_path: Path) -> None:
+    nemo_file = tmp_path / 'tiny.nemo'
+    tiny_model.save_to(str(nemo_file))
+    rows = (Row('text', 'chats', 'perplexity', 4, math.inf, 10.0, 5.0, math.inf, False),)
+    write_to_manifest(nemo_file, Evaluation(rows))
+    manifest = read_info(nemo_file).manifest
+    assert manifest['evaluation']['rows'][0]['model'] is None and manifest['retention']['verdict'] == 'red'
 
 
-def test_the_worst_come_from_every_source_and_right_answers_are_no_examples() -> None:
-    samples = [Sample(f'a{i}', 'asr', 'hopeless', 'p', 'one two', 'x y') for i in range(9)]
-    samples += [Sample('b', 'asr', 'fair', 'p', 'one two', 'one y'), Sample('c', 'asr', 'good', 'p', 'one', 'One.')]
-    found = worst_examples(Evaluation((), tuple(samples), {}), 3)
-    assert [(w['source'], w['error']) for w in found] == [('hopeless', 1.0), ('fair', 0.5), ('hopeless', 1.0)]
-
-
-@pytest.mark.parametrize(
-    ('path', 'name'),
-    [
-        ('runs/a/checkpoints/model.nemo', 'a'),
-        ('runs/a/checkpoints/best.nemo', 'best'),
-        ('runs/b/eval.json', 'b'),
-        ('runs/b/quick.eval.json', 'quick'),
-    ],
-)
-def test_names(path: str, name: str) -> None:
-    assert name_of(Path(path)) == name
-
-
-def test_two_models_of_one_name_are_refused() -> None:
-    with pytest.raises(VtbDataError, match='different names'):
-        make_report([Subject('m', rows(5, 10)), Subject('m', rows(6, 10))])
-
-
-def test_hostile_text_is_shown_and_not_obeyed(tmp_path: Path) -> None:
-    evil = '<script>alert(1)</script><img src=x onerror=alert(1)>'
-    sample = Sample(evil, 'asr', evil, evil, evil, evil + ' more', ('/nowhere/<b>.wav',), (evil,))
-    row = Row('asr', evil, 'WER', 1, 50.0, None, 40.0, 60.0, False)
-    report = make_report([Subject(evil, Evaluation((row,), (sample,), {'model': evil}))])
-    paths = write_report(report, tmp_path)
-    page = paths['html'].read_text()
-    assert '<script' not in page and '<img' not in page and page.count('&lt;script&gt;') > 3
-    assert 'the recording is no longer there' in page
-    assert '<script>' not in paths['md'].read_text().replace('\\<script\\>', '')
-    saved = json.loads(paths['json'].read_text())
-    assert saved['verdict']['level'] == 'amber' and saved['models'][0]['name'] == evil
-
-
-def test_numbers_that_are_not_finite(tmp_path: Path) -> None:
-    paths = write_report(make_report([Subject('m', rows(5.0, math.inf))]), tmp_path)
-    assert json.loads(paths['json'].read_text())['models'][0]['text'][0]['ours'] is None
-    assert 'nothing' in paths['html'].read_text()
-
-
-def test_command_reads_results_beside_their_runs(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    run = tmp_path / 'good'
-    run.mkdir()
-    rows(5.0, 10.0).to_json(run / 'eval.json')
-    (run / 'history.jsonl').write_text('{"type": "train", "step": 1, "losses": {"text": 2.0}}\n')
-    rows(5.0, 12.0).to_json(tmp_path / 'forgetful.eval.json')
-    assert read_subject(run / 'eval.json').history[0]['losses'] == {'text': 2.0}
-    out = tmp_path / 'out'
-    files = [str(run / 'eval.json'), f'second={tmp_path / "forgetful.eval.json"}']
-    assert command.main(['llm', *files[:1], '--output', str(out)]) == 0
-    assert command.main(['llm', *files, '--output', str(out)]) == 1
-    printed = capsys.readouterr().out
-    assert 'green good: It hears (WER 5.0 % on calls).' in printed and 'red second:' in printed
-    report = json.loads((out / 'report.json').read_text())
-    assert [m['name'] for m in report['models']] == ['good', 'second'] and report['verdict']['level'] == 'red'
-    assert report['models'][0]['curves']['text']['train'] == [[1, 2.0]]
-    (tmp_path / 'file').write_text('')
-    with pytest.raises(VtbConfigError, match='cannot be made'):
-        command.main(['llm', *files, '--output', str(tmp_path / 'file' / 'x')])
-    with pytest.raises(VtbDataError, match='no such model'):
-        command.main(['llm', str(tmp_path / 'absent.nemo')])
+def test_suites_are_rows_and_nothing_measured_is_no_retention() -> None:
+    task = {'metric': 'acc', 'value': 0.5, 'n': 8, 'interval': [0.2, 0.8], 'base': {'value': 0.25}}
+    evaluation, retention = manifest_sections(Evaluation((), suites={'emergent': {'tasks': {'names': task}}}))
+    assert evaluation['rows'][0] | {'signature': ''} == {
+        'task': 'emergent', 'source': 'names', 'measure': 'acc', 'n': 8, 'base': 0.25, 'model': 0.5, 'low': 0.2,
+        'high': 0.8, 'signature': '',
+    }  # fmt: skip
+    assert retention is None

@@ -11,10 +11,9 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Numbers in the manifest of the file that was measured: beside untouched weights, and in the card of each export."""
+"""Measuring a file: numbers in its manifest beside unchanged weights, in the model card; suites that are skipped."""
 
 import io
-import math
 from pathlib import Path
 
 import pytest
@@ -24,10 +23,9 @@ from rich.console import Console
 from nemo_vtb.checkpoint.archive import read_info
 from nemo_vtb.commands import info as info_command
 from nemo_vtb.errors import VtbDataError
-from nemo_vtb.evaluation.ladder import RUNGS
-from nemo_vtb.evaluation.record import record, summary
-from nemo_vtb.evaluation.result import Evaluation, Row
-from nemo_vtb.evaluation.suite import Plan, measure_file, stamp_of
+from nemo_vtb.evaluation.ladder_suite import RUNGS
+from nemo_vtb.evaluation.result import Evaluation
+from nemo_vtb.evaluation.runner import Plan, evaluate_file, stamp_of
 from nemo_vtb.export.model_card import write_card
 from nemo_vtb.model.blender import VoiceTextBlender
 from nemo_vtb.model.pretrained import load
@@ -48,9 +46,9 @@ def test_a_measured_file_says_so(
     before = read_info(nemo_file).manifest['members']
     data = {name: corpus.path(name, 'test') for name in ('speech_qa', 'text')}
     plan = Plan(('speech',), data, limit=3, max_new_tokens=3)
-    plain, _ = measure_file(nemo_file, plan, None, device='cpu')
+    plain, _ = evaluate_file(nemo_file, plan, None, device='cpu')
     assert read_info(nemo_file).manifest.get('evaluation') is None
-    result, path = measure_file(nemo_file, plan, None, device='cpu', record=True, console=Console(file=io.StringIO()))
+    result, path = evaluate_file(nemo_file, plan, None, device='cpu', record=True, console=Console(file=io.StringIO()))
     assert [r.ours for r in result.rows] == [r.ours for r in plain.rows]
     assert Evaluation.from_json(path).info['file'] == stamp_of(nemo_file) != plain.info['file']
 
@@ -68,37 +66,20 @@ def test_a_measured_file_says_so(
     assert 'Measured' in shown and 'perplexity' in shown and 'Text ability kept' in shown
 
 
-def test_numbers_that_json_does_not_know(nemo_file: Path) -> None:
-    rows = (Row('text', 'chats', 'perplexity', 4, math.inf, 10.0, 5.0, math.inf, False),)
-    record(nemo_file, Evaluation(rows))
-    manifest = read_info(nemo_file).manifest
-    assert manifest['evaluation']['rows'][0]['model'] is None and manifest['retention']['verdict'] == 'red'
-
-
-def test_suites_are_rows_and_nothing_measured_is_no_retention() -> None:
-    task = {'metric': 'acc', 'value': 0.5, 'n': 8, 'interval': [0.2, 0.8], 'base': {'value': 0.25}}
-    evaluation, retention = summary(Evaluation((), suites={'emergent': {'tasks': {'names': task}}}))
-    assert evaluation['rows'][0] | {'signature': ''} == {
-        'task': 'emergent', 'source': 'names', 'measure': 'acc', 'n': 8, 'base': 0.25, 'model': 0.5, 'low': 0.2,
-        'high': 0.8, 'signature': '',
-    }  # fmt: skip
-    assert retention is None
-
-
-def test_of_several_suites_those_that_cannot_be_asked_are_left_out(nemo_file: Path, corpus: TinyCorpus) -> None:
+def test_of_several_suites_those_that_cannot_run_are_skipped(nemo_file: Path, corpus: TinyCorpus) -> None:
     data = {'text': corpus.path('text', 'test')}
     shown = io.StringIO()
     plan = Plan(('speech', 'ladder'), data, limit=2, max_new_tokens=2)
-    result, _ = measure_file(nemo_file, plan, None, device='cpu', console=Console(file=shown, width=300))
+    result, _ = evaluate_file(nemo_file, plan, None, device='cpu', console=Console(file=shown, width=300))
     assert [row.task for row in result.rows] == ['text'] and result.info['suites'] == ['speech']
-    assert list(result.info['left_out']) == ['ladder'] and 'left out: ladder.' in shown.getvalue()
+    assert list(result.info['left_out']) == ['ladder'] and 'skipped: ladder.' in shown.getvalue()
     with pytest.raises(VtbDataError, match='no question for the modality ladder'):
-        measure_file(nemo_file, Plan(('ladder',), data), None, device='cpu')
+        evaluate_file(nemo_file, Plan(('ladder',), data), None, device='cpu')
 
 
 def test_the_ladder_is_a_suite(nemo_file: Path, corpus: TinyCorpus, tmp_path: Path) -> None:
     plan = Plan(('ladder',), {'speech_qa': corpus.path('speech_qa', 'test')}, limit=2)
-    result, path = measure_file(nemo_file, plan, tmp_path / 'l.json', device='cpu')
+    result, path = evaluate_file(nemo_file, plan, tmp_path / 'l.json', device='cpu')
     tasks = result.suites['ladder']['tasks']
     assert list(tasks) == list(RUNGS) and {task['n'] for task in tasks.values()} == {2}
     assert [bool(task['base']) for task in tasks.values()] == [True, True, False, False, False, False]

@@ -23,8 +23,7 @@ import torch
 from nemo_vtb.data.collate import Collator
 from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn
 from nemo_vtb.errors import VtbConfigError, VtbDataError
-from nemo_vtb.evaluation import evaluate
-from nemo_vtb.evaluation.tasks import _answer_rows, load_conversations, questions_of, task_of
+from nemo_vtb.evaluation.speech_suite import _answer_rows, evaluate, load_conversations, questions_of, task_of
 from nemo_vtb.testing import TinyCorpus
 
 

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""A speech LLM as a model of lm-eval: what its LLM does with typed text, with LoRA or as the untouched base LLM."""
+"""A speech LLM as a model of lm-eval: its LLM on text, with LoRA or as the unchanged base LLM."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -32,7 +32,7 @@ class BlenderLM(HFLM):
 
     Args:
         model: The speech LLM, on the Hugging Face backbone.
-        use_lora: False asks the untouched base LLM.
+        use_lora: False evaluates the unchanged base LLM.
         batch_size: Requests in one batch.
 
     Raises:
@@ -61,5 +61,5 @@ class BlenderLM(HFLM):
             return super()._model_generate(*args, **kwargs)  # (B, T)
 
     def get_model_info(self) -> dict[str, Any]:
-        """Nothing: lm-eval would ask the hub for the revision of a model that is not there."""
+        """Nothing: lm-eval would query the hub for the revision of a local model."""
         return {}

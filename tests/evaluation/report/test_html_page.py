@@ -26,7 +26,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from nemo_vtb.evaluation.report import Subject, make_report, write_report
+from nemo_vtb.evaluation.report.collect import Subject, make_report, write_report
 from nemo_vtb.evaluation.result import Evaluation, Row, Sample
 
 BROWSER = next((b for b in map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome')) if b), None)
