@@ -44,7 +44,7 @@ MAX_WER_P50, MIN_KEPT_SHARE = 0.1, 0.7
 
 def write_chats(path: Path, count: int) -> None:
     """Put reference chats together: one to three questions a turn, every sixth turn with something unspeakable."""
-    from nemo_vtb.factory.demo.chats import reference_chats
+    from nemo_vtb.factory.demo.text_only import reference_chats
 
     bank, rng = reference_chats(), random.Random(0)
     with path.open('w', encoding='utf-8') as stream:

@@ -24,8 +24,8 @@ from nemo_vtb.errors import VtbConfigError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from nemo_vtb.factory.card import Card
-    from nemo_vtb.factory.work import Stage
+    from nemo_vtb.factory.data_card import DataCard
+    from nemo_vtb.factory.stage import Stage
 
 KINDS = {
     'asr_ast': 'NeMo ASR and AST manifests to conversations',
@@ -61,8 +61,8 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace, console: 'Console') -> int:
     """Make one kind of data; returns the exit status."""
-    from nemo_vtb.factory.output import finish
-    from nemo_vtb.factory.production import parse_shard, produce
+    from nemo_vtb.factory.dataset_files import finish
+    from nemo_vtb.factory.pipeline import parse_shard, produce
     from nemo_vtb.scripts import start_script
 
     start_script()
@@ -108,12 +108,12 @@ def make_stage(kind: str, inputs: Sequence[str], *layers: Mapping[str, Any]) -> 
         from nemo_vtb.factory.speech_qa import SpeechQaStage
 
         return SpeechQaStage(read_settings(settings.SpeechQa, *layers), files)
-    from nemo_vtb.factory.chats import TextStage
+    from nemo_vtb.factory.text import TextStage
 
     return TextStage(read_settings(settings.TextChats, *layers), files)
 
 
-def show_card(card: 'Card', out: Path, console: 'Console') -> None:
+def show_card(card: 'DataCard', out: Path, console: 'Console') -> None:
     """Print the yield and where the card lies."""
     from rich.table import Table
 

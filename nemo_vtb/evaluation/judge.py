@@ -31,7 +31,7 @@ from nemo_vtb.evaluation.answers import AnswerCache
 from nemo_vtb.evaluation.metrics import bootstrap_interval
 from nemo_vtb.evaluation.result import Evaluation, Row, Sample
 from nemo_vtb.factory.endpoint import Endpoint
-from nemo_vtb.factory.writers import find_object
+from nemo_vtb.factory.text_generation import find_object
 
 if TYPE_CHECKING:
     from rich.console import Console

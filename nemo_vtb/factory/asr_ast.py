@@ -29,7 +29,7 @@ from nemo_vtb.errors import VtbDataError
 from nemo_vtb.factory.contamination import AvoidList, load_avoid_list
 from nemo_vtb.factory.prompts import BANK_LANGUAGES, Bank, draw, load_bank
 from nemo_vtb.factory.settings import AsrAst
-from nemo_vtb.factory.work import Item, Outcome, input_digests
+from nemo_vtb.factory.stage import Item, Outcome, input_digests
 
 _PUNCTUATED = re.compile(r'[.!?,;:。！？]')
 

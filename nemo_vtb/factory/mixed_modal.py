@@ -22,13 +22,13 @@ from random import Random
 from typing import Any
 
 from nemo_vtb.config import settings_dict
-from nemo_vtb.factory.chats import Chat, chat_items, chat_of_row, clean_reason
 from nemo_vtb.factory.contamination import AvoidList, load_avoid_list
 from nemo_vtb.factory.prompts import draw
 from nemo_vtb.factory.sentences import Piece, pieces_of, spoken_form
 from nemo_vtb.factory.settings import MixedModal
-from nemo_vtb.factory.speaking import Span, Speaker, Spoken
-from nemo_vtb.factory.work import KEPT, Item, Outcome, input_digests
+from nemo_vtb.factory.stage import KEPT, Item, Outcome, input_digests
+from nemo_vtb.factory.synthesis import Span, SynthesizedSpan, Synthesizer
+from nemo_vtb.factory.text import Chat, chat_items, chat_of_row, clean_reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +97,9 @@ class MixedModalStage:
         return load_avoid_list(self.settings.avoid)
 
     @cached_property
-    def _speaker(self) -> Speaker:
+    def _synthesizer(self) -> Synthesizer:
         settings = self.settings
-        return Speaker(settings.lang, settings.seed, settings.tts, settings.verify, settings.augment)
+        return Synthesizer(settings.lang, settings.seed, settings.tts, settings.verify, settings.augment)
 
     def make(self, items: Sequence[Item], out: Path) -> list[Outcome]:
         """Choose, speak and verify the spans of one chunk, all in the same batches."""
@@ -107,8 +107,8 @@ class MixedModalStage:
         spans: list[Span] = []
         for plan in plans:
             if isinstance(plan, _Plan):
-                spans += plan.spans(self._speaker.voice_of(plan.item.group), self.settings.lang)
-        spoken = {one.span.key: one for one in self._speaker.speak(spans, out)}
+                spans += plan.spans(self._synthesizer.voice_of(plan.item.group), self.settings.lang)
+        spoken = {one.span.key: one for one in self._synthesizer.synthesize(spans, out)}
         return [self._finish(plan, spoken) if isinstance(plan, _Plan) else plan for plan in plans]
 
     def _plan(self, item: Item) -> _Plan | Outcome:
@@ -136,7 +136,7 @@ class MixedModalStage:
                 turns.append((role, (Part(text, False),)))
         return _Plan(item, chat, tuple(turns), tuple(policies))
 
-    def _finish(self, plan: _Plan, spoken: dict[str, Spoken]) -> Outcome:
+    def _finish(self, plan: _Plan, spoken: dict[str, SynthesizedSpan]) -> Outcome:
         item, settings = plan.item, self.settings
         mine = [spoken[span.key] for span in plan.spans('', settings.lang)]
         facts: dict[str, Any] = {

@@ -29,8 +29,8 @@ from nemo_vtb.factory.contamination import AvoidList, load_avoid_list, ngrams
 from nemo_vtb.factory.language import is_language
 from nemo_vtb.factory.prompts import draw
 from nemo_vtb.factory.settings import SpeechQa
-from nemo_vtb.factory.work import WORK, Item, Outcome, input_digests
-from nemo_vtb.factory.writers import Ask, Reply, Writer, open_writer
+from nemo_vtb.factory.stage import WORK, Item, Outcome, input_digests
+from nemo_vtb.factory.text_generation import Reply, Request, TextGenerator, load_generator
 
 _SYSTEM = (
     'You write training data for an assistant that listens to recordings. You are given the transcript of one '
@@ -97,7 +97,7 @@ class SpeechQaStage:
         return {'settings': settings, 'inputs': input_digests(self.inputs)}
 
     def items(self) -> Iterator[Item]:
-        """One item for each question that is to be asked of a recording; types drawn without repetition."""
+        """One item for each question that is to be requested of a recording; types drawn without repetition."""
         for name, row in manifest_rows(self.inputs, self.settings.lang):
             rng = Random(f'{self.settings.seed}:{name}')
             shares = dict(self.settings.types)
@@ -113,19 +113,21 @@ class SpeechQaStage:
         return load_avoid_list(self.settings.avoid)
 
     @cached_property
-    def _writer(self) -> Writer:
+    def _generator(self) -> TextGenerator:
         assert self.memo is not None
-        return open_writer(self.settings.llm, self.memo)
+        return load_generator(self.settings.llm, self.memo)
 
     def make(self, items: Sequence[Item], out: Path) -> list[Outcome]:
-        """Ask for all pairs of a chunk at once, then judge those that the cheap filters leave."""
+        """Request all pairs of a chunk at once, then judge those that pass the cheap filters."""
         self.memo = out / WORK
         reasons = [self._unfit(item.data) for item in items]
-        asked = [item for item, reason in zip(items, reasons, strict=True) if reason is None]
-        asks = [question_ask(item.data, item.data['type'], _seed(self.settings.seed, item.id)) for item in asked]
-        replies = dict(zip((item.id for item in asked), self._writer.write(asks), strict=True))
-        found = {item.id: self._first_reason(item, replies[item.id]) for item in asked}
-        judged = self._judge([item for item in asked if found[item.id] is None], replies)
+        requested = [item for item, reason in zip(items, reasons, strict=True) if reason is None]
+        requests = [
+            question_request(item.data, item.data['type'], _seed(self.settings.seed, item.id)) for item in requested
+        ]
+        replies = dict(zip((item.id for item in requested), self._generator.generate(requests), strict=True))
+        found = {item.id: self._first_reason(item, replies[item.id]) for item in requested}
+        judged = self._judge([item for item in requested if found[item.id] is None], replies)
         outcomes = []
         for item, unfit in zip(items, reasons, strict=True):
             reason = unfit or found[item.id] or judged.get(item.id, (None, None))[0]
@@ -165,14 +167,14 @@ class SpeechQaStage:
                 if item.data['type'] == 'factual'
                 and overlap(pairs[item.id]['answer'], item.data['text']) < settings.min_overlap
             }
-        asks = [
-            Ask(
+        requests = [
+            Request(
                 _JUDGE, f'Transcript: {item.data["text"]}\n\nQuestion: {pairs[item.id]["question"]}',
                 ('answerable', 'answer'), _seed(settings.seed, f'judge-{item.id}'),
             )
             for item in items
         ]  # fmt: skip
-        verdicts = self._writer.write(asks)
+        verdicts = self._generator.generate(requests)
         return {item.id: (_verdict(item, one), one) for item, one in zip(items, verdicts, strict=True)}
 
     def _outcome(self, item: Item, reply: Reply | None, reason: str | None, usage: Sequence[Reply]) -> Outcome:
@@ -203,7 +205,7 @@ class SpeechQaStage:
         return Outcome(item.id, item.group, line, facts=facts, unique=unique)
 
 
-def question_ask(row: Mapping[str, Any], type_: str, seed: int) -> Ask:
+def question_request(row: Mapping[str, Any], type_: str, seed: int) -> Request:
     """The request for one question of a type about one transcript."""
     lang = _LANGUAGE_NAMES.get(row['lang'], row['lang'])
     user = (
@@ -211,7 +213,7 @@ def question_ask(row: Mapping[str, Any], type_: str, seed: int) -> Ask:
         f'Write both in {lang}. If the transcript has no meaning that one could ask about, the question is "none".\n'
         'The JSON object has two text fields, "question" and "answer".'
     )
-    return Ask(_SYSTEM, user, ('question', 'answer'), seed)
+    return Request(_SYSTEM, user, ('question', 'answer'), seed)
 
 
 def pair_reason(question: str, answer: str, row: Mapping[str, Any], settings: SpeechQa) -> str | None:

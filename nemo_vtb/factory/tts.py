@@ -101,7 +101,7 @@ class EndpointVoices:
         return list(self._settings.voices[:count])
 
     def say(self, utterances: Sequence[Utterance]) -> list[np.ndarray | None]:
-        """Ask for all at once."""
+        """Send all requests at once."""
         return self.endpoint.map(self._say, utterances)
 
     async def _say(self, client: Any, utterance: Utterance) -> np.ndarray | None:
@@ -160,7 +160,7 @@ class NemoVoices:
         return spoken
 
 
-def open_voices(settings: Tts) -> Voices:
+def load_voices(settings: Tts) -> Voices:
     """The engine that the settings name.
 
     Raises:

@@ -33,7 +33,7 @@ from nemo_vtb.evaluation.constraints import follows
 from nemo_vtb.evaluation.emergent_suite import EMERGENT_TASKS, emergent_items, run_emergent
 from nemo_vtb.evaluation.items import read_items
 from nemo_vtb.factory.demo.corpus import split_commands
-from nemo_vtb.factory.demo.domain import all_commands
+from nemo_vtb.factory.demo.household import all_commands
 from nemo_vtb.model.blender import VoiceTextBlender
 
 LINES = read_items('emergent')
@@ -200,13 +200,13 @@ def test_two_speakers_are_two_voices_in_one_recording(items: list) -> None:
 
 @pytest.mark.real_weights
 def test_a_recogniser_hears_the_words(items: list, assets: Any) -> None:
-    from nemo_vtb.factory.listeners import open_listener
-    from nemo_vtb.factory.speaking import span_wer
+    from nemo_vtb.factory.synthesis import span_wer
+    from nemo_vtb.factory.transcribers import load_transcriber
 
     assets('whisper-tiny.en')
     wanted = [i for i in items if i.task in ('unseen_prompts', 'formats', 'maths', 'multi_turn')]
     audios = [i.prompt.audios[0] for i in wanted]
-    heard = open_listener('asset:whisper-tiny.en').hear([read_audio(a, 16000) for a in audios], 'en')
+    heard = load_transcriber('asset:whisper-tiny.en').transcribe([read_audio(a, 16000) for a in audios], 'en')
     assert np.mean([span_wer(a.text, h.text, 'en') for a, h in zip(audios, heard, strict=True)]) < 0.2
 
 

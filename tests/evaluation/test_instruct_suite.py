@@ -93,12 +93,12 @@ def test_recordings_are_loud_and_as_long_as_speech(items: list) -> None:
 
 @pytest.mark.real_weights
 def test_a_recogniser_hears_the_instructions(items: list, assets: Any) -> None:
-    from nemo_vtb.factory.listeners import open_listener
-    from nemo_vtb.factory.speaking import span_wer
+    from nemo_vtb.factory.synthesis import span_wer
+    from nemo_vtb.factory.transcribers import load_transcriber
 
     assets('whisper-tiny.en')
     audios = [item.prompt.audios[0] for item in items[50::7]]
-    heard = open_listener('asset:whisper-tiny.en').hear([read_audio(a, 16000) for a in audios], 'en')
+    heard = load_transcriber('asset:whisper-tiny.en').transcribe([read_audio(a, 16000) for a in audios], 'en')
     errors = [span_wer(a.text, h.text, 'en') for a, h in zip(audios, heard, strict=True)]
     assert np.mean(errors) < 0.25, errors
 

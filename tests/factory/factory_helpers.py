@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from nemo_vtb.assets.recordings import write_wav
-from nemo_vtb.factory.demo.chats import reference_chats
+from nemo_vtb.factory.demo.text_only import reference_chats
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:

@@ -38,22 +38,22 @@ class Model:
 
     def __init__(self) -> None:
         from nemo_vtb.factory.settings import Llm
-        from nemo_vtb.factory.writers import LocalWriter
+        from nemo_vtb.factory.text_generation import LocalGenerator
 
-        self._writer = LocalWriter(Llm(model='asset:minimind2-small', max_tokens=24, temperature=0))
+        self._generator = LocalGenerator(Llm(model='asset:minimind2-small', max_tokens=24, temperature=0))
         self._lock = threading.Lock()
 
     def answer(self, body: dict[str, Any]) -> tuple[str, int, int]:
         # a model of this size loses its way in long instructions
         transcript = body['messages'][-1]['content'].partition('recording: ')[2].partition('\n')[0]
         turns = [{'role': 'user', 'content': f'Write a question and its answer about: {transcript}'}]
-        text = self._writer._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True) + '{'
+        text = self._generator._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True) + '{'
         values, read, written = {}, 0, 0
         with self._lock:
             for name in body['response_format']['json_schema']['schema']['required']:
                 begin, end = ('What ', '?') if name == 'question' else ('', '')
                 text += f'"{name}": "{begin}'
-                (value,), (count_in,), (count_out,) = self._writer._complete([text], body['seed'])
+                (value,), (count_in,), (count_out,) = self._generator._complete([text], body['seed'])
                 values[name] = begin + value.rstrip('?.!,') + end
                 read, written = read or count_in, written + count_out
                 text += f'{values[name][len(begin) :]}", '

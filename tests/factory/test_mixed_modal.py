@@ -22,9 +22,9 @@ from nemo_vtb.assets.recordings import read_wav
 from nemo_vtb.commands.make import make_stage
 from nemo_vtb.config import read_settings
 from nemo_vtb.data.conversation import conversation_from_dict
+from nemo_vtb.factory.dataset_files import finish
 from nemo_vtb.factory.mixed_modal import MixedModalStage, choose_spans, plan_turn
-from nemo_vtb.factory.output import finish
-from nemo_vtb.factory.production import produce
+from nemo_vtb.factory.pipeline import produce
 from nemo_vtb.factory.sentences import pieces_of
 from nemo_vtb.factory.settings import MixedModal
 

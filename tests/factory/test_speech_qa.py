@@ -25,10 +25,10 @@ from factory_helpers import digest, openai_server, read_lines, write_manifest
 
 from nemo_vtb.config import read_settings
 from nemo_vtb.data.conversation import Audio, conversation_from_dict
-from nemo_vtb.factory.output import finish
-from nemo_vtb.factory.production import produce
+from nemo_vtb.factory.dataset_files import finish
+from nemo_vtb.factory.pipeline import produce
 from nemo_vtb.factory.settings import SpeechQa
-from nemo_vtb.factory.speech_qa import QUESTION_TYPES, REFUSALS, SpeechQaStage, overlap, pair_reason, question_ask
+from nemo_vtb.factory.speech_qa import QUESTION_TYPES, REFUSALS, SpeechQaStage, overlap, pair_reason, question_request
 
 TEXT = 'The train to Berlin leaves at nine from platform four, so please be there ten minutes early.'
 ROW = {'text': TEXT, 'lang': 'en', 'type': 'factual'}
@@ -65,7 +65,7 @@ def test_overlap_counts_words_of_content():
 
 @pytest.mark.parametrize('type_', QUESTION_TYPES)
 def test_requests_hold_the_transcript_and_the_task(type_):
-    ask = question_ask({'text': TEXT, 'lang': 'de'}, type_, 5)
+    ask = question_request({'text': TEXT, 'lang': 'de'}, type_, 5)
     assert TEXT in ask.user and QUESTION_TYPES[type_] in ask.user and 'German' in ask.user
     assert ask.fields == ('question', 'answer') and ask.seed == 5
 

@@ -20,7 +20,7 @@ from factory_helpers import openai_server
 from nemo_vtb.assets.voices import VOICES, speak
 from nemo_vtb.errors import VtbConfigError
 from nemo_vtb.factory.settings import Tts
-from nemo_vtb.factory.tts import PicoVoices, Utterance, open_voices
+from nemo_vtb.factory.tts import PicoVoices, Utterance, load_voices
 
 
 @pytest.mark.parametrize('lang', VOICES)
@@ -39,7 +39,7 @@ def test_pico_says_what_it_can():
 def test_a_speech_server_at_another_rate(tmp_path):
     with openai_server(tmp_path, '429 500') as url:
         settings = Tts(engine='endpoint', url=url, voices=('en-US', 'en-GB'), concurrency=2)
-        voices = open_voices(settings)
+        voices = load_voices(settings)
         assert voices.speakers('en', 16, 0) == ['en-US', 'en-GB']
         texts = ('Turn on the lamp.', 'Open the door in the garage.', 'Close it.')
         said = voices.say([Utterance(text, 'en-GB', 1.1) for text in texts])
@@ -57,4 +57,4 @@ def test_a_speech_server_at_another_rate(tmp_path):
 )  # fmt: skip
 def test_what_an_engine_lacks_is_named(settings, named):
     with pytest.raises(VtbConfigError, match=named):
-        open_voices(settings)
+        load_voices(settings)

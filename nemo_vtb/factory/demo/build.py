@@ -32,17 +32,16 @@ from typing import TYPE_CHECKING, Any
 from nemo_vtb.assets import ensure
 from nemo_vtb.config import read_settings, settings_dict
 from nemo_vtb.factory.asr_ast import word_request
-from nemo_vtb.factory.card import Card
-from nemo_vtb.factory.demo.chats import Chat, chat_prompts, generate_text_chats, reference_chats
-from nemo_vtb.factory.demo.corpus import SPLITS, CorpusMaker, CorpusSize, best_chats, text_line
-from nemo_vtb.factory.demo.corpus_check import check_corpus
+from nemo_vtb.factory.data_card import DataCard
+from nemo_vtb.factory.dataset_files import ordered_outcomes
+from nemo_vtb.factory.demo.corpus import SPLITS, CorpusMaker, CorpusSize, best_chats, check_corpus, text_line
 from nemo_vtb.factory.demo.dialogues import Recorder
-from nemo_vtb.factory.demo.domain import PREFIXES
-from nemo_vtb.factory.output import ordered_outcomes
-from nemo_vtb.factory.production import produce
+from nemo_vtb.factory.demo.household import PREFIXES
+from nemo_vtb.factory.demo.text_only import PromptChat, chat_prompts, generate_text_chats, reference_chats
+from nemo_vtb.factory.pipeline import produce
 from nemo_vtb.factory.settings import AsrAst, Demo, Noise, Tts
-from nemo_vtb.factory.speaking import Span, Speaker
-from nemo_vtb.factory.work import KEPT, WORK, Item, Outcome, Stage
+from nemo_vtb.factory.stage import KEPT, WORK, Item, Outcome, Stage
+from nemo_vtb.factory.synthesis import Span, Synthesizer
 from nemo_vtb.io import write_atomically
 
 if TYPE_CHECKING:
@@ -83,7 +82,7 @@ class ChatStage:
         """Answer one batch."""
         assert self.settings.llm is not None
         folder = ensure(self.settings.llm, quiet=True)[self.settings.llm]
-        prompts = [Chat(tuple(item.data['prompts'])) for item in items]
+        prompts = [PromptChat(tuple(item.data['prompts'])) for item in items]
         answered = generate_text_chats(
             folder, prompts, max_new_tokens=self.settings.max_new_tokens, batch_size=len(prompts)
         )
@@ -125,12 +124,12 @@ class SpanStage:
         spans = [Span(item.id, **item.data) for item in items]
         return [
             Outcome(one.span.key, one.span.key, None, one.reason, {'seconds': one.seconds, **one.facts})
-            for one in self._speaker.speak(spans, out)
+            for one in self._synthesizer.synthesize(spans, out)
         ]
 
     @cached_property
-    def _speaker(self) -> Speaker:
-        return Speaker('en', self.settings.seed, Tts(), self.settings.verify, Noise())
+    def _synthesizer(self) -> Synthesizer:
+        return Synthesizer('en', self.settings.seed, Tts(), self.settings.verify, Noise())
 
 
 SIZES: Mapping[str, Mapping[str, Any]] = {
@@ -209,7 +208,7 @@ def make_demo(
     made = produce(stage, out, workers=workers)
     spoken = {outcome.id: outcome for outcome in ordered_outcomes(out, made.chunks)}
     say('3/3 files, checks and the card')
-    card = Card('demo', stage.describe())
+    card = DataCard('demo', stage.describe())
     counts: Counter[str] = Counter()
     for name, lines in script.lines.items():
         kept = [_worded(line, settings) for line in lines if _fill(line, spoken, card, name)]
@@ -237,20 +236,20 @@ def make_demo(
     return facts
 
 
-def _chats(settings: Demo, out: Path, workers: int) -> dict[str, list[Chat]]:
+def _chats(settings: Demo, out: Path, workers: int) -> dict[str, list[PromptChat]]:
     """Answered chats by split."""
     stage: Stage = ChatStage(settings)
     folder = out / WORK / 'chats'
     made = produce(stage, folder, workers=workers)
     prompts = {item.id: tuple(item.data['prompts']) for item in stage.items()}
-    found: dict[str, list[Chat]] = {split: [] for split in SPLITS}
+    found: dict[str, list[PromptChat]] = {split: [] for split in SPLITS}
     for outcome in ordered_outcomes(folder, made.chunks):
         answers = tuple(outcome.facts['answers'])
-        found[outcome.group].append(Chat(prompts[outcome.id], answers, outcome.facts['complete']))
+        found[outcome.group].append(PromptChat(prompts[outcome.id], answers, outcome.facts['complete']))
     return {split: best_chats(found[split], wanted) for split, wanted in zip(SPLITS, settings.text, strict=True)}
 
 
-def _fill(line: dict[str, Any], spoken: Mapping[str, Outcome], card: Card, name: str) -> bool:
+def _fill(line: dict[str, Any], spoken: Mapping[str, Outcome], card: DataCard, name: str) -> bool:
     """Put the durations into a line and count it; False if one of its spans was rejected."""
     reason = KEPT
     for entry in line['conversations']:

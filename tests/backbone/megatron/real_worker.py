@@ -25,7 +25,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from nemo_vtb.backbone.megatron import runtime
-from nemo_vtb.factory.demo.chats import chat_prompts
+from nemo_vtb.factory.demo.text_only import chat_prompts
 
 NUM_PROMPTS, NEW_TOKENS = 20, 20
 

@@ -21,7 +21,7 @@ import time
 import pytest
 from factory_helpers import digest, read_lines
 
-from nemo_vtb.factory.demo.corpus_check import check_corpus
+from nemo_vtb.factory.demo.corpus import check_corpus
 
 WORDS = (
     'commands=[6,3,3] speech_qa=[5,5,5] mixed_modal=[8,8,8] text=[4,2,2] max_new_tokens=8 chunk=4 bank_share=0.5'

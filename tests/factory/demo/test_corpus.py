@@ -25,11 +25,9 @@ from nemo_vtb.constants import KINDS
 from nemo_vtb.data.conversation import conversation_from_dict, read_jsonl
 from nemo_vtb.errors import VtbAssetError, VtbDataError, VtbModelError
 from nemo_vtb.factory.demo.build import make_demo
-from nemo_vtb.factory.demo.chats import Chat, chat_prompts, generate_text_chats, reference_chats
-from nemo_vtb.factory.demo.corpus import SPLITS, split_commands, split_prompts
-from nemo_vtb.factory.demo.corpus_check import check_corpus
-from nemo_vtb.factory.demo.dialogues import Pool, Recorder, SpokenCommand
-from nemo_vtb.factory.demo.domain import (
+from nemo_vtb.factory.demo.corpus import SPLITS, check_corpus, split_commands, split_prompts
+from nemo_vtb.factory.demo.dialogues import MIXED_TASKS, Pool, Recorder, SpokenCommand, mixed_lines
+from nemo_vtb.factory.demo.household import (
     NUMBERS,
     PREFIXES,
     Command,
@@ -38,9 +36,9 @@ from nemo_vtb.factory.demo.domain import (
     ask_command,
     ask_mention,
 )
-from nemo_vtb.factory.demo.mixed import MIXED_TASKS, mixed_lines
+from nemo_vtb.factory.demo.text_only import PromptChat, chat_prompts, generate_text_chats, reference_chats
 from nemo_vtb.factory.settings import Demo, Verify
-from nemo_vtb.factory.work import WORK
+from nemo_vtb.factory.stage import WORK
 
 LAMP = Command('turn on', 'lamp', 'kitchen', 'at noon')
 DOOR = Command('close', 'door', 'garage', 'tonight')
@@ -322,7 +320,11 @@ def test_the_check_names_the_line_that_is_not_json(built, tmp_path):
 
 
 def test_a_model_answers_every_turn_in_order(tiny_llm_dir):
-    prompts = [Chat(('One?',)), Chat(('A much longer question, is it not?', 'And why?')), Chat(('Two?',))]
+    prompts = [
+        PromptChat(('One?',)),
+        PromptChat(('A much longer question, is it not?', 'And why?')),
+        PromptChat(('Two?',)),
+    ]
     steps = []
     chats = generate_text_chats(
         tiny_llm_dir,
@@ -339,7 +341,7 @@ def test_a_model_answers_every_turn_in_order(tiny_llm_dir):
 
 def test_a_folder_without_model_is_named(tmp_path):
     with pytest.raises(VtbModelError, match='llm_dir'):
-        generate_text_chats(tmp_path, [Chat(('Hello?',))])
+        generate_text_chats(tmp_path, [PromptChat(('Hello?',))])
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nemo_vtb.factory.work import KEPT, Outcome
+from nemo_vtb.factory.stage import KEPT, Outcome
 from nemo_vtb.io import write_atomically
 
 _BINS = 20
@@ -27,7 +27,7 @@ _COUNTED = ('lang', 'target_lang', 'task', 'voice', 'question_type', 'form', 'po
 _SUMMED = ('requests', 'retries', 'invalid', 'prompt_tokens', 'completion_tokens', 'cost')
 
 
-class Card:
+class DataCard:
     """Counts outcomes one by one.
 
     Args:

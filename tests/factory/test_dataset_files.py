@@ -26,10 +26,10 @@ from nemo_vtb.data.audio import read_audio
 from nemo_vtb.data.conversation import conversation_from_dict
 from nemo_vtb.data.sources import parse_input_cfg
 from nemo_vtb.errors import VtbDataError
-from nemo_vtb.factory.output import finish, split_of
-from nemo_vtb.factory.production import produce
+from nemo_vtb.factory.dataset_files import finish, split_of
+from nemo_vtb.factory.pipeline import produce
 from nemo_vtb.factory.settings import Common
-from nemo_vtb.factory.work import Item, Journal, Outcome
+from nemo_vtb.factory.stage import Item, Journal, Outcome
 
 TEXTS = ['Turn on the lamp.', 'Open the door, please.', 'It is ten to four.', 'Close the window.', 'Say it again.']
 

@@ -21,8 +21,8 @@ from factory_helpers import write_jsonl
 from nemo_vtb.config import read_settings
 from nemo_vtb.data.conversation import conversation_from_dict
 from nemo_vtb.errors import VtbDataError
-from nemo_vtb.factory.chats import TextStage, chat_items, chat_of_row, clean_reason
 from nemo_vtb.factory.settings import TextChats
+from nemo_vtb.factory.text import TextStage, chat_items, chat_of_row, clean_reason
 
 PAIR = (('user', 'What do bees make?'), ('assistant', 'Honey.'))
 

@@ -20,9 +20,9 @@ import soundfile
 from nemo_vtb.assets.recordings import read_wav
 from nemo_vtb.assets.voices import speak
 from nemo_vtb.errors import VtbConfigError
-from nemo_vtb.factory.listeners import open_listener
 from nemo_vtb.factory.settings import Noise, Tts, Verify
-from nemo_vtb.factory.speaking import Span, Speaker, check_sound, span_wer
+from nemo_vtb.factory.synthesis import Span, Synthesizer, check_sound, span_wer
+from nemo_vtb.factory.transcribers import load_transcriber
 
 DEAF = Verify(asr=None)
 SPANS = [Span(f'span-{n}', text) for n, text in enumerate(
@@ -69,7 +69,7 @@ def test_error_rate(text, heard, lang, wer):
 
 def test_equal_calls_give_equal_files(tmp_path):
     for name in ('a', 'b'):
-        done = Speaker('en', 3, Tts(), DEAF, Noise()).speak(SPANS, tmp_path / name)
+        done = Synthesizer('en', 3, Tts(), DEAF, Noise()).synthesize(SPANS, tmp_path / name)
         assert [one.reason for one in done] == ['kept'] * 3
     for one in done:
         first, second = ((tmp_path / name / one.file).read_bytes() for name in ('a', 'b'))
@@ -80,18 +80,18 @@ def test_equal_calls_give_equal_files(tmp_path):
 
 def test_a_failed_span_is_tried_in_another_way(tmp_path):
     strict = Verify(asr=None, max_s=0.5, tries=3)
-    (done,) = Speaker('en', 0, Tts(), strict, Noise()).speak(SPANS[:1], tmp_path)
+    (done,) = Synthesizer('en', 0, Tts(), strict, Noise()).synthesize(SPANS[:1], tmp_path)
     assert (done.reason, done.file, done.facts['tries']) == ('too_long', None, 3)
     assert not list(tmp_path.rglob('*.wav'))
 
 
 def test_speed_and_loudness_vary_inside_their_ranges(tmp_path):
-    speaker = Speaker('en', 0, Tts(speed=(0.8, 1.2), gain_db=(-12.0, -6.0)), DEAF, Noise())
+    speaker = Synthesizer('en', 0, Tts(speed=(0.8, 1.2), gain_db=(-12.0, -6.0)), DEAF, Noise())
     spans = [Span(f's-{n}', 'Open the window.') for n in range(12)]
-    facts = [one.facts for one in speaker.speak(spans, tmp_path)]
+    facts = [one.facts for one in speaker.synthesize(spans, tmp_path)]
     assert len({fact['speed'] for fact in facts}) > 8 and len({fact['voice'] for fact in facts}) > 4
     assert all(0.8 <= fact['speed'] <= 1.2 and -12 <= fact['gain_db'] <= -6 for fact in facts)
-    given = speaker.speak([Span('given', 'Open the window.', 'en-GB@1.0', 1.05)], tmp_path)[0].facts
+    given = speaker.synthesize([Span('given', 'Open the window.', 'en-GB@1.0', 1.05)], tmp_path)[0].facts
     assert (given['voice'], given['speed']) == ('en-GB@1.0', 1.05)
 
 
@@ -105,8 +105,8 @@ def test_noise_and_rooms_are_mixed_in_by_lhotse(tmp_path):
     spans = [Span('s', 'Open the window.', 'en-US@1.0', 1.0)]
     sounds = {}
     for name, noise in (('clean', Noise()), ('noisy', noisy), ('room', reverberant)):
-        speaker = Speaker('en', 0, Tts(gain_db=(0.0, 0.0)), DEAF, noise)
-        (done,) = speaker.speak(spans, tmp_path / name)
+        speaker = Synthesizer('en', 0, Tts(gain_db=(0.0, 0.0)), DEAF, noise)
+        (done,) = speaker.synthesize(spans, tmp_path / name)
         sounds[name] = read_wav(tmp_path / name / done.file).astype(float) / 32768
     clean = sounds['clean']
     assert len(clean) == len(sounds['noisy']) == len(sounds['room'])
@@ -120,8 +120,8 @@ def test_noise_and_rooms_are_mixed_in_by_lhotse(tmp_path):
 @pytest.mark.real_weights
 def test_real_ears_keep_what_is_understood(tmp_path, assets):
     assets('whisper-tiny.en')
-    speaker = Speaker('en', 0, Tts(), Verify(), Noise())
-    done = speaker.speak([*SPANS, Span('nonsense', 'Brx tlk vnd grpf shtzn krrt.')], tmp_path)
+    speaker = Synthesizer('en', 0, Tts(), Verify(), Noise())
+    done = speaker.synthesize([*SPANS, Span('nonsense', 'Brx tlk vnd grpf shtzn krrt.')], tmp_path)
     assert [one.reason for one in done] == ['kept'] * 3 + ['wer']
     assert all(one.facts['wer'] == 0.0 for one in done[:3]) and done[3].facts['wer'] > 0.3
     assert (tmp_path / done[0].file).exists() and done[3].file is None
@@ -135,13 +135,13 @@ def test_real_ears_hear_recordings_in_both_windows(assets):
     rows = [json.loads(row) for row in (folder / 'manifest.jsonl').read_text().splitlines()]
     rows = [row for row in rows if 6 <= len(row['text'].split()) <= 12 and row['duration'] < 8][:8]
     clips = [read_wav(folder / row['audio_filepath']).astype(np.float32) / 32768 for row in rows]
-    listener = open_listener('asset:whisper-tiny.en')
+    transcriber = load_transcriber('asset:whisper-tiny.en')
     for careful in (False, True):
-        heard = listener.hear(clips, 'en', careful=careful)
+        heard = transcriber.transcribe(clips, 'en', careful=careful)
         wers = [span_wer(row['text'], one.text, 'en') for row, one in zip(rows, heard, strict=True)]
         assert np.mean(wers) < 0.15 and all(one.lang is None for one in heard)
-    assert listener.hear([], 'en') == []
+    assert transcriber.transcribe([], 'en') == []
     long = np.concatenate(clips)[: 40 * 16000]
-    assert len(listener.hear([long], 'en')[0].text) > 50
+    assert len(transcriber.transcribe([long], 'en')[0].text) > 50
     with pytest.raises(VtbConfigError, match='English alone'):
-        listener.hear([speak('Hallo.', 'de-DE')], 'de')
+        transcriber.transcribe([speak('Hallo.', 'de-DE')], 'de')

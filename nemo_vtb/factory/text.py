@@ -26,7 +26,7 @@ from nemo_vtb.errors import VtbDataError
 from nemo_vtb.factory.contamination import AvoidList, load_avoid_list
 from nemo_vtb.factory.language import is_language
 from nemo_vtb.factory.settings import TextChats
-from nemo_vtb.factory.work import Item, Outcome, input_digests
+from nemo_vtb.factory.stage import Item, Outcome, input_digests
 
 _ROLES = {
     'system': 'system', 'developer': 'system', 'user': 'user', 'human': 'user', 'prompter': 'user',

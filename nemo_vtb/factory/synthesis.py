@@ -24,10 +24,10 @@ import numpy as np
 
 from nemo_vtb.assets.recordings import write_wav
 from nemo_vtb.data.normalizers import get_normalizer, normalizer_for
-from nemo_vtb.factory.listeners import Heard, Listener, open_listener
 from nemo_vtb.factory.settings import Noise, Tts, Verify
-from nemo_vtb.factory.tts import Utterance, Voices, open_voices
-from nemo_vtb.factory.work import KEPT
+from nemo_vtb.factory.stage import KEPT
+from nemo_vtb.factory.transcribers import Transcriber, Transcript, load_transcriber
+from nemo_vtb.factory.tts import Utterance, Voices, load_voices
 from nemo_vtb.io import atomic_replace
 
 RATE = 16000
@@ -54,7 +54,7 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
-class Spoken:
+class SynthesizedSpan:
     """What became of a span.
 
     Args:
@@ -73,7 +73,7 @@ class Spoken:
 
 
 @dataclass
-class Speaker:
+class Synthesizer:
     """Turns spans into verified recordings. What comes out depends on the spans and the settings alone.
 
     Args:
@@ -93,30 +93,30 @@ class Speaker:
     @cached_property
     def voices(self) -> Voices:
         """The engine, loaded when it is first needed."""
-        return open_voices(self.tts)
+        return load_voices(self.tts)
 
     @cached_property
-    def listener(self) -> Listener | None:
+    def transcriber(self) -> Transcriber | None:
         """The model that transcribes back, if any."""
-        return open_listener(self.verify.asr) if self.verify.asr else None
+        return load_transcriber(self.verify.asr) if self.verify.asr else None
 
     @cached_property
-    def cast(self) -> list[str]:
+    def speakers(self) -> list[str]:
         """The speakers of the corpus."""
         return self.voices.speakers(self.lang, self.tts.speakers, self.seed)
 
     def voice_of(self, group: str) -> str:
         """The one speaker of a conversation."""
-        return self.cast[Random(f'{self.seed}:voice:{group}').randrange(len(self.cast))]
+        return self.speakers[Random(f'{self.seed}:voice:{group}').randrange(len(self.speakers))]
 
-    def speak(self, spans: Sequence[Span], out: Path) -> list[Spoken]:
+    def synthesize(self, spans: Sequence[Span], out: Path) -> list[SynthesizedSpan]:
         """Speak all spans; those that fail a check are tried again in another way.
 
         Args:
-            spans: What to say; their batches decide rounding in the listener, so equal calls give equal results.
+            spans: What to say; their batches decide rounding in the transcriber, so equal calls give equal results.
             out: The output folder; recordings go to `wav/`.
         """
-        results: dict[str, Spoken] = {}
+        results: dict[str, SynthesizedSpan] = {}
         waiting = list(spans)
         for attempt in range(self.verify.tries):
             failed = []
@@ -129,7 +129,7 @@ class Speaker:
                 break
         return [results[span.key] for span in spans]
 
-    def _attempt(self, spans: Sequence[Span], attempt: int, out: Path) -> list[Spoken]:
+    def _attempt(self, spans: Sequence[Span], attempt: int, out: Path) -> list[SynthesizedSpan]:
         drawn = [self._draw(span, attempt) for span in spans]
         sounds = self.voices.say([utterance for utterance, _ in drawn])
         clips = [
@@ -137,13 +137,13 @@ class Speaker:
             for sound, span, (_, gain) in zip(sounds, spans, drawn, strict=True)
         ]
         reasons = ['no_sound' if clip is None else check_sound(clip, self.verify) for clip in clips]
-        heard = self._hear(spans, clips, reasons)
+        heard = self._transcribe(spans, clips, reasons)
         spoken = []
         for number, (span, clip) in enumerate(zip(spans, clips, strict=True)):
             utterance, gain = drawn[number]
             facts: dict[str, Any] = {'voice': utterance.voice, 'speed': utterance.speed, 'gain_db': gain}
             reason = reasons[number]
-            if reason is None and self.listener is not None:
+            if reason is None and self.transcriber is not None:
                 wer, one = heard[number]
                 facts |= {'wer': round(wer, 4), 'heard': one.text, 'heard_lang': one.lang}
                 reason = self._judge(wer, one)
@@ -154,12 +154,12 @@ class Speaker:
                 with atomic_replace(out / file) as temporary:
                     write_wav(temporary, clip)
             seconds = 0.0 if clip is None else len(clip) / RATE
-            spoken.append(Spoken(span, reason or KEPT, file, seconds, facts))
+            spoken.append(SynthesizedSpan(span, reason or KEPT, file, seconds, facts))
         return spoken
 
     def _draw(self, span: Span, attempt: int) -> tuple[Utterance, float]:
         rng = Random(f'{self.seed}:{span.key}:{attempt}')
-        voice = span.voice or self.cast[rng.randrange(len(self.cast))]
+        voice = span.voice or self.speakers[rng.randrange(len(self.speakers))]
         speed = round(rng.uniform(*self.tts.speed), 3)
         if span.speed is not None:
             # a given speed holds for the first try; later ones stay near it
@@ -167,21 +167,21 @@ class Speaker:
         return Utterance(span.text, voice, speed), round(rng.uniform(*self.tts.gain_db), 2)
 
     def _vary(self, sound: np.ndarray, gain_db: float, key: str) -> np.ndarray:
-        """Loudness, then room and noise; stored samples are 16 bit, so the listener hears what a training will."""
+        """Loudness, then room and noise; stored samples are 16 bit, so the transcriber hears what a training will."""
         sound = sound * np.float32(10 ** (gain_db / 20))
         if self.noise.rir or self.noise.noise:
             sound = _augment(sound, self.noise, Random(f'{self.seed}:{key}:noise'))
         return np.clip(np.round(sound * 32768.0), -32768, 32767).astype(np.int16).astype(np.float32) / 32768.0
 
-    def _hear(
+    def _transcribe(
         self, spans: Sequence[Span], clips: Sequence[np.ndarray | None], reasons: Sequence[str | None]
-    ) -> dict[int, tuple[float, Heard]]:
-        if self.listener is None:
+    ) -> dict[int, tuple[float, Transcript]]:
+        if self.transcriber is None:
             return {}
         numbers = [number for number, reason in enumerate(reasons) if reason is None]
-        heard: dict[int, tuple[float, Heard]] = {}
+        heard: dict[int, tuple[float, Transcript]] = {}
         for careful in (False, True):
-            found = self.listener.hear([clips[n] for n in numbers], self.lang, careful=careful)  # type: ignore[misc]
+            found = self.transcriber.transcribe([clips[n] for n in numbers], self.lang, careful=careful)  # type: ignore[misc]
             for number, one in zip(numbers, found, strict=True):
                 wer = span_wer(spans[number].text, one.text, self.lang)
                 if number not in heard or wer < heard[number][0]:
@@ -191,7 +191,7 @@ class Speaker:
                 break
         return heard
 
-    def _judge(self, wer: float, heard: Heard) -> str | None:
+    def _judge(self, wer: float, heard: Transcript) -> str | None:
         if self.verify.check_language and heard.lang not in (None, self.lang) and wer > 0:
             return 'wrong_language'
         return 'wer' if wer > self.verify.max_wer else None

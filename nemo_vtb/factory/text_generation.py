@@ -38,7 +38,7 @@ _FENCED = re.compile(r'```(?:json)?\s*(.*?)```', re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class Request:
     """One request.
 
     Args:
@@ -77,10 +77,10 @@ class Reply:
     raw: str = ''
 
 
-class Writer(Protocol):
+class TextGenerator(Protocol):
     """A language model."""
 
-    def write(self, asks: Sequence[Ask]) -> list[Reply]:
+    def generate(self, requests: Sequence[Request]) -> list[Reply]:
         """Answer all requests, in their order."""
         ...
 
@@ -107,7 +107,7 @@ def find_object(text: str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-class EndpointWriter:
+class EndpointGenerator:
     """A server with OpenAI's `/chat/completions`.
 
     Args:
@@ -115,7 +115,7 @@ class EndpointWriter:
         memo: Remembers answers, so that none is paid for twice.
     """
 
-    def __init__(self, settings: Llm, memo: 'Memo | None' = None) -> None:
+    def __init__(self, settings: Llm, memo: 'ResponseCache | None' = None) -> None:
         assert settings.url
         self._settings, self._memo = settings, memo
         self.endpoint = Endpoint(
@@ -127,41 +127,41 @@ class EndpointWriter:
             settings.requests_per_minute,
         )
 
-    def write(self, asks: Sequence[Ask]) -> list[Reply]:
-        """Ask for all at once; an answer without the form is asked for again."""
-        return self.endpoint.map(self._write, asks)
+    def generate(self, requests: Sequence[Request]) -> list[Reply]:
+        """Send all requests at once; an answer without the form is requested again."""
+        return self.endpoint.map(self._generate, requests)
 
-    async def _write(self, client: Any, ask: Ask) -> Reply:
-        key = ask_key(ask, self._settings)
+    async def _generate(self, client: Any, request: Request) -> Reply:
+        key = request_key(request, self._settings)
         if self._memo is not None and (known := self._memo.get(key)) is not None:
             return known
         reply = Reply(None, requests=0)
         for attempt in range(self._settings.invalid_tries):
-            response, retries = await self.endpoint.post(client, 'chat/completions', self._body(ask, attempt))
-            reply = _read(response, ask, replace(reply, retries=reply.retries + retries))
+            response, retries = await self.endpoint.post(client, 'chat/completions', self._body(request, attempt))
+            reply = _read(response, request, replace(reply, retries=reply.retries + retries))
             if reply.values is not None:
                 break
         if self._memo is not None:
             self._memo.put(key, reply)
         return reply
 
-    def _body(self, ask: Ask, attempt: int) -> dict[str, Any]:
+    def _body(self, request: Request, attempt: int) -> dict[str, Any]:
         settings = self._settings
-        messages = [{'role': 'system', 'content': ask.system}, {'role': 'user', 'content': ask.user}]
+        messages = [{'role': 'system', 'content': request.system}, {'role': 'user', 'content': request.user}]
         body: dict[str, Any] = {
             'model': settings.model,
             'messages': messages,
             'temperature': settings.temperature,
             'max_tokens': settings.max_tokens,
-            'seed': ask.seed + attempt,
+            'seed': request.seed + attempt,
         }
         if settings.structured == 'json_object':
             body['response_format'] = {'type': 'json_object'}
         elif settings.structured == 'json_schema':
             schema = {
                 'type': 'object',
-                'properties': {name: {'type': 'string'} for name in ask.fields},
-                'required': list(ask.fields),
+                'properties': {name: {'type': 'string'} for name in request.fields},
+                'required': list(request.fields),
                 'additionalProperties': False,
             }
             named = {'name': 'answer', 'schema': schema, 'strict': True}
@@ -169,7 +169,7 @@ class EndpointWriter:
         return body
 
 
-def _read(response: Any, ask: Ask, before: Reply) -> Reply:
+def _read(response: Any, request: Request, before: Reply) -> Reply:
     """Add one answer of the server to what came before it."""
     try:
         body = response.json()
@@ -177,7 +177,7 @@ def _read(response: Any, ask: Ask, before: Reply) -> Reply:
     except (ValueError, KeyError, IndexError, TypeError):
         body, text = {}, response.text
     usage = body.get('usage') or {}
-    values = parse_object(text, ask.fields)
+    values = parse_object(text, request.fields)
     return Reply(
         values,
         before.prompt_tokens + int(usage.get('prompt_tokens') or 0),
@@ -189,7 +189,7 @@ def _read(response: Any, ask: Ask, before: Reply) -> Reply:
     )
 
 
-class LocalWriter:
+class LocalGenerator:
     """A causal language model of transformers, on this machine.
 
     Args:
@@ -222,30 +222,30 @@ class LocalWriter:
         if self._tokenizer.pad_token_id is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
 
-    def write(self, asks: Sequence[Ask]) -> list[Reply]:
+    def generate(self, requests: Sequence[Request]) -> list[Reply]:
         """Answer all in one batch, field by field."""
-        if not asks:
+        if not requests:
             return []
-        replies = [Reply({}) for _ in asks]
-        texts = [self._render(ask) for ask in asks]
-        for number in range(max(len(ask.fields) for ask in asks)):
-            active = [i for i, ask in enumerate(asks) if len(ask.fields) > number]
+        replies = [Reply({}) for _ in requests]
+        texts = [self._render(request) for request in requests]
+        for number in range(max(len(request.fields) for request in requests)):
+            active = [i for i, request in enumerate(requests) if len(request.fields) > number]
             for i in active:
-                texts[i] += ('{' if number == 0 else ', ') + json.dumps(asks[i].fields[number]) + ': "'
-            values, read, written = self._complete([texts[i] for i in active], asks[active[0]].seed + number)
+                texts[i] += ('{' if number == 0 else ', ') + json.dumps(requests[i].fields[number]) + ': "'
+            values, read, written = self._complete([texts[i] for i in active], requests[active[0]].seed + number)
             for i, value, count_in, count_out in zip(active, values, read, written, strict=True):
                 texts[i] += json.dumps(value, ensure_ascii=False)[1:]
                 done = replies[i]
                 replies[i] = replace(
                     done,
-                    values={**(done.values or {}), asks[i].fields[number]: value},
+                    values={**(done.values or {}), requests[i].fields[number]: value},
                     prompt_tokens=done.prompt_tokens + (count_in if number == 0 else 0),
                     completion_tokens=done.completion_tokens + count_out,
                 )
         return replies
 
-    def _render(self, ask: Ask) -> str:
-        messages = [{'role': 'system', 'content': ask.system}, {'role': 'user', 'content': ask.user}]
+    def _render(self, request: Request) -> str:
+        messages = [{'role': 'system', 'content': request.system}, {'role': 'user', 'content': request.user}]
         return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
     def _complete(self, texts: Sequence[str], seed: int) -> tuple[list[str], list[int], list[int]]:
@@ -275,7 +275,7 @@ class LocalWriter:
         return values, batch['attention_mask'].sum(1).tolist(), written
 
 
-class Memo:
+class ResponseCache:
     """Answers that were paid for, in an append-only file: a kill loses at most those on the way.
 
     Args:
@@ -306,18 +306,18 @@ class Memo:
             os.fsync(self._stream.fileno())
 
 
-def ask_key(ask: Ask, settings: Llm) -> str:
+def request_key(request: Request, settings: Llm) -> str:
     """Identity of a request: all that decides its answer."""
     parts = (settings.model, settings.temperature, settings.max_tokens, settings.structured)
-    text = json.dumps([ask.system, ask.user, ask.fields, ask.seed, parts])
+    text = json.dumps([request.system, request.user, request.fields, request.seed, parts])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def open_writer(settings: Llm, memo_folder: Path) -> Writer:
+def load_generator(settings: Llm, memo_folder: Path) -> TextGenerator:
     """The model that the settings name.
 
     Raises:
         VtbConfigError: The address is none.
         VtbModelError: The folder cannot be loaded.
     """
-    return EndpointWriter(settings, Memo(memo_folder)) if settings.url else LocalWriter(settings)
+    return EndpointGenerator(settings, ResponseCache(memo_folder)) if settings.url else LocalGenerator(settings)

@@ -11,7 +11,208 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Typed chats of the demonstration corpus, written for it: topics with templates, and answered questions."""
+"""Text-only conversations: a bank of prompts, and answers to them by the base language model."""
+
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from nemo_vtb.errors import VtbModelError
+
+Progress = Callable[[int, int], None]
+
+_SPLIT_SHARES = (('train', 0.74), ('validation', 0.1), ('test', 0.16))
+_FOLLOW_UP_SHARE = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class PromptChat:
+    """A typed chat.
+
+    Args:
+        prompts: What the user types, turn by turn.
+        answers: What is answered, turn by turn; empty until generated.
+        complete: Whether every answer ended by itself rather than at the limit of tokens.
+    """
+
+    prompts: tuple[str, ...]
+    answers: tuple[str, ...] = ()
+    complete: bool = True
+
+
+def chat_prompts(seed: int = 0) -> dict[str, list[PromptChat]]:
+    """All prompts of the bank by split, shuffled; a topic is in one split only.
+
+    Args:
+        seed: Seed of the split and of the order.
+    """
+    splits: dict[str, list[PromptChat]] = {name: [] for name, _ in _SPLIT_SHARES}
+    for number, (templates, topics) in enumerate(TOPIC_GROUPS):
+        shuffled = list(topics)
+        Random(f'{seed}:topics:{number}').shuffle(shuffled)
+        start = 0
+        for name, share in _SPLIT_SHARES:
+            end = len(shuffled) if name == 'test' else start + round(share * len(shuffled))
+            splits[name] += [PromptChat((t.format(topic),)) for topic in shuffled[start:end] for t in templates]
+            start = end
+    for name, chats in splits.items():
+        rng = Random(f'{seed}:chats:{name}')
+        rng.shuffle(chats)
+        splits[name] = [_with_follow_up(chat, rng) for chat in chats]
+    return splits
+
+
+def reference_chats() -> list[PromptChat]:
+    """Chats whose answers a person wrote."""
+    return [PromptChat(turns[0::2], turns[1::2]) for turns in REFERENCE_CHATS]
+
+
+def generate_text_chats(
+    llm_dir: Path,
+    prompts: Sequence[PromptChat],
+    *,
+    max_new_tokens: int = 64,
+    batch_size: int = 16,
+    on_progress: Progress | None = None,
+) -> list[PromptChat]:
+    """Let the untouched language model answer, by plain sampling (seeded): chats that hold it where it is.
+
+    Args:
+        llm_dir: Folder of a Hugging Face causal language model with a chat template.
+        prompts: Chats without answers; a later prompt sees the earlier answers.
+        max_new_tokens: Limit of each answer; an answer that reaches it is cut after its last sentence.
+        batch_size: Chats answered at once.
+        on_progress: Called with (answers done, answers in all).
+
+    Returns:
+        The chats with answers, in the order given.
+
+    Raises:
+        VtbModelError: The folder cannot be loaded or its tokenizer has no chat template.
+    """
+    tokenizer, model = _load(llm_dir)
+    with _one_thread():
+        return _answer_all(tokenizer, model, list(prompts), max_new_tokens, batch_size, on_progress)
+
+
+def _answer_all(
+    tokenizer: Any,
+    model: Any,
+    chats: list[PromptChat],
+    max_new_tokens: int,
+    batch_size: int,
+    on_progress: Progress | None,
+) -> list[PromptChat]:
+    total, done = sum(len(chat.prompts) for chat in chats), 0
+    for turn in range(max((len(chat.prompts) for chat in chats), default=0)):
+        waiting = [i for i, chat in enumerate(chats) if len(chat.prompts) > turn]
+        rendered = {i: _render(tokenizer, chats[i], turn) for i in waiting}
+        # equal lengths together: less padding, and the order does not depend on anything but the prompts
+        waiting.sort(key=lambda i: (len(rendered[i]), i))
+        for start in range(0, len(waiting), batch_size):
+            group = waiting[start : start + batch_size]
+            answers = _answer(tokenizer, model, [rendered[i] for i in group], max_new_tokens)
+            for i, (answer, complete) in zip(group, answers, strict=True):
+                chat = chats[i]
+                chats[i] = PromptChat(chat.prompts, (*chat.answers, answer), chat.complete and complete)
+            done += len(group)
+            if on_progress is not None:
+                on_progress(done, total)
+    return chats
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    # steps of a small model are so short that waiting threads cost five times the work on a busy machine (measured)
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _with_follow_up(chat: PromptChat, rng: Random) -> PromptChat:
+    if rng.random() >= _FOLLOW_UP_SHARE:
+        return chat
+    return PromptChat((*chat.prompts, rng.choice(FOLLOW_UPS)))
+
+
+def _load(llm_dir: Path) -> tuple[Any, Any]:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    # a bar for one second of loading would stand between the lines of the build
+    logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(llm_dir), local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(str(llm_dir), dtype=torch.float32, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise VtbModelError(
+            'The language model cannot be loaded.', field='llm_dir', got=str(error),
+            allowed='a folder with config.json, model.safetensors and tokenizer files',
+        ) from error  # fmt: skip
+    finally:
+        logging.enable_progress_bar()
+    if not tokenizer.chat_template:
+        raise VtbModelError('The tokenizer has no chat template.', field='llm_dir', got=Path(llm_dir).name)
+    tokenizer.padding_side = 'left'
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer, model.eval()
+
+
+def _render(tokenizer: Any, chat: PromptChat, turn: int) -> str:
+    pairs = zip(chat.prompts, chat.answers, strict=False)
+    history = chain.from_iterable(
+        ({'role': 'user', 'content': prompt}, {'role': 'assistant', 'content': answer})
+        for prompt, answer in list(pairs)[:turn]
+    )
+    messages = [*history, {'role': 'user', 'content': chat.prompts[turn]}]
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+
+def _answer(tokenizer: Any, model: Any, texts: list[str], max_new_tokens: int) -> list[tuple[str, bool]]:
+    import torch
+
+    batch = tokenizer(texts, return_tensors='pt', padding=True, add_special_tokens=False)
+    width = batch['input_ids'].shape[1]
+    with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(zlib.crc32('\0'.join(texts).encode()))
+        output = model.generate(
+            input_ids=batch['input_ids'],
+            attention_mask=batch['attention_mask'],
+            max_new_tokens=max_new_tokens,
+            # samples of the model's own distribution hold it where it is; greedy answers would sharpen it, which
+            # costs it every text that it has not written itself (docs/experiments.md, 3)
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    answers = []
+    for row in output[:, width:]:
+        ended = bool((row == tokenizer.eos_token_id).any())
+        text = tokenizer.decode(row, skip_special_tokens=True).strip()
+        answers.append((text if ended else _cut(text), ended))
+    return answers
+
+
+def _cut(text: str) -> str:
+    # an answer that ran into the limit is ended after its last whole sentence
+    end = max(text.rfind(stop) for stop in ('. ', '! ', '? ', '.\n', '!\n', '?\n', '。'))
+    return text[: end + 1].strip() if end > 0 else text
+
 
 # (templates, topics): every template is asked of every topic; a topic belongs to one split
 TOPIC_GROUPS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (

@@ -19,7 +19,16 @@ from dataclasses import dataclass
 import pytest
 
 from nemo_vtb.errors import VtbDataError
-from nemo_vtb.factory.work import KEPT, Item, Journal, Outcome, input_digests, open_work, read_journals, read_outcomes
+from nemo_vtb.factory.stage import (
+    KEPT,
+    Item,
+    Journal,
+    Outcome,
+    input_digests,
+    open_work_list,
+    read_journals,
+    read_outcomes,
+)
 
 
 @dataclass
@@ -44,7 +53,7 @@ def outcomes(chunk):
 
 
 def test_work_list_gives_each_item_once(tmp_path):
-    work = open_work(Counting(), tmp_path)
+    work = open_work_list(Counting(), tmp_path)
     assert (len(work), work.num_items) == (3, 10)
     items = [item for chunk in range(3) for item in work.read(chunk)]
     assert items == list(Counting().items())
@@ -52,26 +61,26 @@ def test_work_list_gives_each_item_once(tmp_path):
 
 
 def test_work_list_is_found_again_and_not_made_anew(tmp_path):
-    open_work(Counting(), tmp_path)
+    open_work_list(Counting(), tmp_path)
     before = (tmp_path / '.work' / 'work.jsonl').stat().st_mtime_ns
-    open_work(Counting(), tmp_path)
+    open_work_list(Counting(), tmp_path)
     assert (tmp_path / '.work' / 'work.jsonl').stat().st_mtime_ns == before
 
 
 def test_another_production_is_refused_by_name(tmp_path):
-    open_work(Counting(), tmp_path)
+    open_work_list(Counting(), tmp_path)
     with pytest.raises(VtbDataError, match='settings.seed') as caught:
-        open_work(Counting(seed=1), tmp_path)
+        open_work_list(Counting(seed=1), tmp_path)
     assert (caught.value.got, caught.value.allowed) == (1, 0)
     with pytest.raises(VtbDataError, match='chunk'):
-        open_work(Counting(chunk=5), tmp_path)
+        open_work_list(Counting(chunk=5), tmp_path)
 
 
 def test_a_list_that_a_kill_left_without_stamp_is_made_anew(tmp_path):
-    open_work(Counting(), tmp_path)
+    open_work_list(Counting(), tmp_path)
     (tmp_path / '.work' / 'stamp.json').unlink()
     (tmp_path / '.work' / 'work.jsonl').write_text('half')
-    assert open_work(Counting(), tmp_path).num_items == 10
+    assert open_work_list(Counting(), tmp_path).num_items == 10
 
 
 def test_identities_must_differ_and_something_must_be_there(tmp_path):
@@ -80,13 +89,13 @@ def test_identities_must_differ_and_something_must_be_there(tmp_path):
             return iter([Item('a', 'g', {}), Item('a', 'g', {})])
 
     with pytest.raises(VtbDataError, match='one identity'):
-        open_work(Twice(), tmp_path / 'a')
+        open_work_list(Twice(), tmp_path / 'a')
     with pytest.raises(VtbDataError, match='nothing to make'):
-        open_work(Counting(count=0), tmp_path / 'b')
+        open_work_list(Counting(count=0), tmp_path / 'b')
 
 
 def test_journal_gives_back_what_was_written(tmp_path):
-    open_work(Counting(), tmp_path)
+    open_work_list(Counting(), tmp_path)
     with Journal(tmp_path, '0-of-1') as journal:
         journal.add(2, outcomes(2))
         journal.add(0, outcomes(0))
@@ -97,7 +106,7 @@ def test_journal_gives_back_what_was_written(tmp_path):
 
 
 def test_a_line_that_is_cut_anywhere_is_made_again(tmp_path):
-    open_work(Counting(), tmp_path)
+    open_work_list(Counting(), tmp_path)
     with Journal(tmp_path, '0-of-1') as journal:
         journal.add(0, outcomes(0))
         whole = journal.path.stat().st_size
@@ -112,7 +121,7 @@ def test_a_line_that_is_cut_anywhere_is_made_again(tmp_path):
 
 
 def test_a_damaged_line_and_what_follows_do_not_count(tmp_path):
-    open_work(Counting(), tmp_path)
+    open_work_list(Counting(), tmp_path)
     with Journal(tmp_path, '0-of-1') as journal:
         for chunk in range(3):
             journal.add(chunk, outcomes(chunk))
@@ -123,7 +132,7 @@ def test_a_damaged_line_and_what_follows_do_not_count(tmp_path):
 
 
 def test_one_process_alone_works_on_a_shard(tmp_path):
-    open_work(Counting(), tmp_path)
+    open_work_list(Counting(), tmp_path)
     with Journal(tmp_path, '0-of-2'), Journal(tmp_path, '1-of-2'):
         with pytest.raises(VtbDataError, match='Another process'):
             Journal(tmp_path, '0-of-2')

@@ -139,7 +139,7 @@ class WorkList:
             return [Item(*json.loads(line)) for line in stream.read(end - begin).splitlines()]
 
 
-def open_work(stage: Stage, out: Path) -> WorkList:
+def open_work_list(stage: Stage, out: Path) -> WorkList:
     """Write the work list of a production, or find it again.
 
     Args:

@@ -19,7 +19,15 @@ import pytest
 
 from nemo_vtb.errors import VtbModelError
 from nemo_vtb.factory.settings import Llm
-from nemo_vtb.factory.writers import Ask, LocalWriter, Memo, Reply, ask_key, open_writer, parse_object
+from nemo_vtb.factory.text_generation import (
+    LocalGenerator,
+    Reply,
+    Request,
+    ResponseCache,
+    load_generator,
+    parse_object,
+    request_key,
+)
 
 FIELDS = ('question', 'answer')
 
@@ -44,41 +52,41 @@ def test_objects_in_answers(text, values):
 
 def test_answers_are_remembered_and_a_cut_line_is_not(tmp_path):
     reply = Reply({'question': 'Wer?', 'answer': 'Änne'}, 10, 5, 2, 1, 1, '')
-    memo = Memo(tmp_path)
+    memo = ResponseCache(tmp_path)
     memo.put('a', reply)
     memo.put('b', Reply(None, raw='junk'))
     (path,) = tmp_path.glob('answers.*.jsonl')
-    assert Memo(tmp_path).get('a') == reply and Memo(tmp_path).get('b') == Reply(None, raw='junk')
+    assert ResponseCache(tmp_path).get('a') == reply and ResponseCache(tmp_path).get('b') == Reply(None, raw='junk')
     path.write_bytes(path.read_bytes().rstrip(b'\n')[:-3])
-    again = Memo(tmp_path)
+    again = ResponseCache(tmp_path)
     assert again.get('a') == reply and again.get('b') is None
     again.put('c', reply)
-    assert Memo(tmp_path).get('c') == reply
+    assert ResponseCache(tmp_path).get('c') == reply
 
 
 def test_a_request_is_known_by_all_that_decides_its_answer():
-    ask, llm = Ask('s', 'u', FIELDS, 1), Llm()
-    others = [ask_key(Ask('s', 'u', FIELDS, 2), llm), ask_key(Ask('s', 'v', FIELDS, 1), llm)]
-    others += [ask_key(ask, Llm(temperature=0.1)), ask_key(ask, Llm(model='other'))]
-    assert ask_key(ask, llm) == ask_key(ask, Llm(url='http://localhost/v1', concurrency=3))
-    assert len({ask_key(ask, llm), *others}) == 5
+    request, llm = Request('s', 'u', FIELDS, 1), Llm()
+    others = [request_key(Request('s', 'u', FIELDS, 2), llm), request_key(Request('s', 'v', FIELDS, 1), llm)]
+    others += [request_key(request, Llm(temperature=0.1)), request_key(request, Llm(model='other'))]
+    assert request_key(request, llm) == request_key(request, Llm(url='http://localhost/v1', concurrency=3))
+    assert len({request_key(request, llm), *others}) == 5
 
 
 @pytest.mark.real_weights
 def test_a_local_model_cannot_miss_the_form(assets, tmp_path):
     assets('minimind2-small')
-    writer = open_writer(Llm(model='asset:minimind2-small', max_tokens=12), tmp_path)
-    assert isinstance(writer, LocalWriter)
-    asks = [Ask('You are helpful.', f'Talk about {topic}.', fields, 3)
+    generator = load_generator(Llm(model='asset:minimind2-small', max_tokens=12), tmp_path)
+    assert isinstance(generator, LocalGenerator)
+    requests = [Request('You are helpful.', f'Talk about {topic}.', fields, 3)
             for topic, fields in (('bees', FIELDS), ('the sea', ('question',)))]  # fmt: skip
-    first, second = writer.write(asks)
+    first, second = generator.generate(requests)
     assert set(first.values) == set(FIELDS) and set(second.values) == {'question'}
     assert first.prompt_tokens > 10 and 0 < first.completion_tokens <= 24
     assert all('"' not in value and '\n' not in value for value in first.values.values())
     json.dumps(first.values)
-    assert writer.write(asks) == [first, second] and writer.write([]) == []
+    assert generator.generate(requests) == [first, second] and generator.generate([]) == []
 
 
 def test_a_folder_that_holds_no_model(tmp_path):
     with pytest.raises(VtbModelError, match='llm.model'):
-        LocalWriter(Llm(model=str(tmp_path)))
+        LocalGenerator(Llm(model=str(tmp_path)))

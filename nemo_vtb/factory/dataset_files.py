@@ -30,8 +30,8 @@ import numpy as np
 
 from nemo_vtb.data.conversation import Audio
 from nemo_vtb.errors import VtbDataError
-from nemo_vtb.factory.card import Card
-from nemo_vtb.factory.work import KEPT, WORK, Outcome, Stage, open_work, read_journals, read_outcomes
+from nemo_vtb.factory.data_card import DataCard
+from nemo_vtb.factory.stage import KEPT, WORK, Outcome, Stage, open_work_list, read_journals, read_outcomes
 from nemo_vtb.io import atomic_replace, file_lock, write_atomically
 
 SPLITS = ('train', 'validation', 'test')
@@ -95,7 +95,7 @@ def split_of(group: str, seed: int, validation_share: float, test_share: float) 
     return 'validation' if place < test_share + validation_share else 'train'
 
 
-def finish(stage: Stage, settings: Form, out: Path) -> Card:
+def finish(stage: Stage, settings: Form, out: Path) -> DataCard:
     """Write the files of a complete production and its card.
 
     Args:
@@ -109,10 +109,10 @@ def finish(stage: Stage, settings: Form, out: Path) -> Card:
     Raises:
         VtbDataError: A chunk is not made yet.
     """
-    work = open_work(stage, out)
+    work = open_work_list(stage, out)
     with file_lock(out / WORK / 'finish.lock'):
         reader = ordered_outcomes(out, len(work))
-        card = Card(stage.kind, stage.describe())
+        card = DataCard(stage.kind, stage.describe())
         parts = {split: out / WORK / f'{stage.kind}.{split}.jsonl' for split in SPLITS}
         streams = {split: path.open('w', encoding='utf-8') for split, path in parts.items()}
         rejected: list[str] = []

@@ -33,7 +33,7 @@ _MAX_TOKENS = 220
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class Transcript:
     """What was heard.
 
     Args:
@@ -45,10 +45,10 @@ class Heard:
     lang: str | None = None
 
 
-class Listener(Protocol):
+class Transcriber(Protocol):
     """A model that transcribes."""
 
-    def hear(self, clips: Sequence[np.ndarray], lang: str, *, careful: bool = False) -> list[Heard]:
+    def transcribe(self, clips: Sequence[np.ndarray], lang: str, *, careful: bool = False) -> list[Transcript]:
         """Transcribe clips (S,) float32 at 16 kHz.
 
         Args:
@@ -59,7 +59,7 @@ class Listener(Protocol):
         ...
 
 
-class WhisperListener:
+class WhisperTranscriber:
     """Whisper, greedy, all clips of a call in one batch.
 
     Args:
@@ -77,7 +77,7 @@ class WhisperListener:
             self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError) as error:
             raise VtbModelError(
-                'The listener cannot be loaded.', field='verify.asr', got=f'{folder}: {error}',
+                'The transcriber cannot be loaded.', field='verify.asr', got=f'{folder}: {error}',
                 allowed='a Whisper folder with a tokenizer, asset:whisper-tiny.en, or a .nemo file',
             ) from error  # fmt: skip
         finally:
@@ -87,7 +87,7 @@ class WhisperListener:
         self._features = WhisperFeatureExtractor(feature_size=model.config.num_mel_bins)
         self._config = model.generation_config
 
-    def hear(self, clips: Sequence[np.ndarray], lang: str, *, careful: bool = False) -> list[Heard]:
+    def transcribe(self, clips: Sequence[np.ndarray], lang: str, *, careful: bool = False) -> list[Transcript]:
         """Transcribe; longer clips are cut at 30 s."""
         import torch
 
@@ -95,7 +95,7 @@ class WhisperListener:
             return []
         if lang != 'en' and not getattr(self._config, 'is_multilingual', False):
             raise VtbConfigError(
-                'The listener understands English alone.', field='verify.asr', got=f'lang {lang}',
+                'The transcriber understands English alone.', field='verify.asr', got=f'lang {lang}',
                 remedy='verify.asr=asset:whisper-base, another Whisper or a .nemo file of that language',
             )  # fmt: skip
         short = not careful and max(map(len, clips)) <= _SHORT_CLIP_S * RATE
@@ -106,7 +106,7 @@ class WhisperListener:
             encoded = self._encode(torch.from_numpy(np.stack(mel)).to(self._device))
             prompt, langs = self._prompt(encoded, lang)
             texts = self._decode(encoded, prompt)
-        return [Heard(text.strip(), heard) for text, heard in zip(texts, langs, strict=True)]
+        return [Transcript(text.strip(), heard) for text, heard in zip(texts, langs, strict=True)]
 
     def _encode(self, mel: Any) -> Any:
         """Whisper's encoder for any even number of mel frames: (B, M, 2T) -> (B, T, H)."""
@@ -166,7 +166,7 @@ class WhisperListener:
         return self._tokenizer.batch_decode(torch.stack(said, 1), skip_special_tokens=True)
 
 
-class NemoListener:
+class NemoTranscriber:
     """Any NeMo ASR model.
 
     Args:
@@ -180,20 +180,20 @@ class NemoListener:
         device = 'cuda' if torch.cuda.is_available() else 'cpu'
         self._model = ASRModel.restore_from(path, map_location=device).eval()
 
-    def hear(self, clips: Sequence[np.ndarray], lang: str, *, careful: bool = False) -> list[Heard]:
+    def transcribe(self, clips: Sequence[np.ndarray], lang: str, *, careful: bool = False) -> list[Transcript]:
         """Transcribe all clips in one batch."""
         found = self._model.transcribe(list(clips), batch_size=max(1, len(clips)), verbose=False)
         found = found[0] if isinstance(found, tuple) else found
-        return [Heard(getattr(one, 'text', one)) for one in found]
+        return [Transcript(getattr(one, 'text', one)) for one in found]
 
 
-def open_listener(value: str) -> Listener:
-    """The listener that a setting names: a `.nemo` file, a Whisper folder or `asset:NAME`.
+def load_transcriber(value: str) -> Transcriber:
+    """The transcriber that a setting names: a `.nemo` file, a Whisper folder or `asset:NAME`.
 
     Raises:
         VtbModelError: It cannot be loaded.
     """
     path = resolve_asset(value)
     if Path(path).suffix == '.nemo':
-        return NemoListener(path)
-    return WhisperListener(path)
+        return NemoTranscriber(path)
+    return WhisperTranscriber(path)

@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from nemo_vtb.errors import VtbConfigError, VtbDataError
-from nemo_vtb.factory.work import KEPT, Journal, Outcome, Stage, WorkList, open_work, read_journals
+from nemo_vtb.factory.stage import KEPT, Journal, Outcome, Stage, WorkList, open_work_list, read_journals
 
 _PR_SET_PDEATHSIG = 1
 _SAY_EVERY_S = 15.0
@@ -80,7 +80,7 @@ def produce(stage: Stage, out: Path, *, workers: int = 1, shard: tuple[int, int]
         VtbDataError: The folder holds another production, or another process works on the shard.
     """
     begin = time.perf_counter()
-    work = open_work(stage, out)
+    work = open_work_list(stage, out)
     number, total = shard
     with Journal(out, f'{number}-of-{total}') as journal:
         done = read_journals(out)
