@@ -29,7 +29,6 @@ import numpy as np
 
 from nemo_vtb.errors import VtbAssetError
 
-VOICE_RATE = 16000
 VOICE_LICENCE = 'Apache-2.0 (SVOX Pico voices, package py-nanotts)'
 VOICES = {
     'en': ('en-US', 'en-GB'),
@@ -67,7 +66,7 @@ def voice_for(lang: str) -> tuple[str, ...]:
 
 
 def random_style(rng: Random, lang: str = 'en') -> tuple[str, float, float]:
-    """Draw (voice, speed, pitch): a wide spread of speakers out of few voices, in the range that stays intelligible.
+    """Draw (voice, speed, pitch): many speakers out of few voices, in the intelligible range.
 
     Never gives exactly speed 1 and pitch 1, which are kept for held-out speech.
 
@@ -81,10 +80,10 @@ def random_style(rng: Random, lang: str = 'en') -> tuple[str, float, float]:
 
 
 def speak(text: str, voice: str = 'en-US', speed: float = 1.0, pitch: float = 1.0) -> np.ndarray:
-    """Say a text.
+    """Synthesise a text.
 
     Args:
-        text: What to say, in the language of the voice.
+        text: In the language of the voice.
         voice: One of ``VOICES``.
         speed: 0.2 to 5; 1 is normal.
         pitch: 0.5 to 2; 1 is normal.
@@ -106,7 +105,7 @@ def speak(text: str, voice: str = 'en-US', speed: float = 1.0, pitch: float = 1.
 def _check(text: str, voice: str, speed: float, pitch: float) -> None:
     known = [name for names in VOICES.values() for name in names]
     if not text.strip():
-        raise VtbAssetError('There is nothing to say.', field='text', got=text, allowed='at least one word')
+        raise VtbAssetError('The text is empty.', field='text', got=text, allowed='at least one word')
     if voice not in known:
         raise VtbAssetError('Unknown voice.', field='voice', got=voice, allowed=known)
     for field, value, (low, high) in (('speed', speed, SPEEDS), ('pitch', pitch, PITCHES)):

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""`vtb data make`: makes training data out of manifests and chats; may be stopped and started again at any moment."""
+"""`vtb data make`: makes training data from manifests and text-only conversations; resumes an interrupted run."""
 
 import argparse
 import os
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 KINDS = {
     'asr_ast': 'NeMo ASR and AST manifests to conversations',
     'speech_qa': 'ASR manifests to questions and answers, by a language model',
-    'mixed_modal': 'typed chats to chats in which parts of user turns are spoken',
-    'text': 'typed chats, cleaned',
+    'mixed_modal': 'text-only conversations to conversations in which parts of user turns are speech',
+    'text': 'text-only conversations, cleaned',
     'demo': 'the demonstration corpus: all four kinds, from the embedded recordings and texts',
 }
 _EXAMPLES = """\
@@ -51,9 +51,9 @@ def add_parser(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     make.add_argument('kind', choices=sorted(KINDS), help='; '.join(f'{name}: {what}' for name, what in KINDS.items()))
-    make.add_argument('out', metavar='OUT', help='folder; one that holds a part of the same production is continued')
-    make.add_argument('words', nargs='*', metavar='INPUT|KEY=VALUE', help='files to make it from; changes to settings')
-    make.add_argument('--config', metavar='FILE', help='a YAML file of settings, like those of conf/factory')
+    make.add_argument('out', metavar='OUT', help='output folder; an interrupted run in it is resumed')
+    make.add_argument('words', nargs='*', metavar='INPUT|KEY=VALUE', help='input files; overrides of settings')
+    make.add_argument('--config', metavar='FILE', help='a YAML file of settings, as in conf/factory')
     make.add_argument('--workers', type=int, default=os.cpu_count(), help='processes (default: one for each core)')
     make.add_argument('--shard', default='0/1', metavar='I/N', help='make only the I-th of N parts (Slurm arrays)')
     make.set_defaults(action=run)
@@ -94,7 +94,7 @@ def make_stage(kind: str, inputs: Sequence[str], *layers: Mapping[str, Any]) -> 
     from nemo_vtb.factory import settings
 
     if not inputs:
-        raise VtbConfigError('There is nothing to make it from.', field='INPUT', allowed='manifests or chats (.jsonl)')
+        raise VtbConfigError('No input files.', field='INPUT', allowed='manifests or conversations (.jsonl)')
     files = tuple(inputs)
     if kind == 'asr_ast':
         from nemo_vtb.factory.asr_ast import AsrAstStage

@@ -27,12 +27,12 @@ from typing import Any
 
 import numpy as np
 
+from nemo_vtb.constants import SAMPLE_RATE
 from nemo_vtb.data.audio import read_audio
 from nemo_vtb.data.conversation import Audio, read_jsonl
 from nemo_vtb.errors import VtbAudioError, VtbConfigError
 from nemo_vtb.factory.settings import Avoid
 
-_RATE = 16000
 _FRAME, _HOP = 5936, 186  # 0.371 s and 11.6 ms: frames overlap so much that a shift of half a hop hardly matters
 _BANDS = np.geomspace(300.0, 2000.0, 34)
 _MIN_FRAMES = 48
@@ -58,17 +58,17 @@ class AvoidList:
         """Why something made of these texts and recordings must not be trained on; None if it may."""
         if self.grams and any(gram in self.grams for text in texts for gram in ngrams(text, self.n)):
             return 'contaminated_text'
-        if self.prints is not None and self.prints and any(self._heard(span) for span in spans):
+        if self.prints is not None and self.prints and any(self._is_known(span) for span in spans):
             return 'contaminated_audio'
         return None
 
-    def _heard(self, span: Span) -> bool:
+    def _is_known(self, span: Span) -> bool:
         assert self.prints is not None
         path, offset, duration = span
         try:
-            samples = read_audio(Audio(path, duration, offset), _RATE)
+            samples = read_audio(Audio(path, duration, offset), SAMPLE_RATE)
         except VtbAudioError:
-            return False  # the loader of the training has its own reasons for broken recordings
+            return False  # training's loader reports broken recordings itself
         return self.prints.find(samples) is not None
 
 
@@ -89,12 +89,12 @@ def load_avoid_list(settings: Avoid) -> AvoidList:
                 for text in _texts(row):
                     grams.update(ngrams(text, settings.ngram))
                 for span in _spans(row, file.parent) if prints is not None else ():
-                    prints.add(str(span[0]), read_audio(Audio(span[0], span[2], span[1]), _RATE))  # type: ignore[union-attr]
+                    prints.add(str(span[0]), read_audio(Audio(span[0], span[2], span[1]), SAMPLE_RATE))  # type: ignore[union-attr]
         elif file.suffix == '.txt':
             for line in file.read_text(encoding='utf-8').splitlines():
                 grams.update(ngrams(line, settings.ngram))
         elif prints is not None:
-            prints.add(str(file), read_audio(Audio(str(file)), _RATE))
+            prints.add(str(file), read_audio(Audio(str(file)), SAMPLE_RATE))
     return AvoidList(settings.ngram, frozenset(grams), prints)
 
 
@@ -139,7 +139,7 @@ def fingerprint(samples: np.ndarray) -> np.ndarray:
     if len(samples) < _FRAME + 2 * _HOP:
         return np.zeros(0, np.uint32)
     window = np.hanning(_FRAME).astype(np.float32)
-    edges = np.searchsorted(np.fft.rfftfreq(_FRAME, 1 / _RATE), _BANDS)
+    edges = np.searchsorted(np.fft.rfftfreq(_FRAME, 1 / SAMPLE_RATE), _BANDS)
     starts = np.arange(0, len(samples) - _FRAME + 1, _HOP)
     energies = np.empty((len(starts), len(edges) - 1), np.float64)
     for begin in range(0, len(starts), 256):  # a block at a time: frames overlap 32 times

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The data card: what was made, what was left out and why, and how it sounds; `card.json`, `card.md`, `card.png`."""
+"""The data card: yield, reasons of rejected items, distributions; `card.json`, `card.md`, `card.png`."""
 
 import json
 from collections import Counter, defaultdict
@@ -137,7 +137,7 @@ class DataCard:
             else:
                 axes.hist(values, bins=_BINS, color='#4477aa')
             axes.tick_params(labelsize=8)
-        # no date inside, so that equal productions have equal files
+        # no date inside, so that equal runs have equal files
         figure.savefig(path, dpi=110, metadata={'Software': None})
 
 

@@ -11,10 +11,10 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Ends a production: outcomes in the order of the work list become files, split by what they were made from.
+"""Writes the data set of a finished stage: JSONL or tar shards with indexes, splits, rejected items, data card.
 
-Everything here is a function of the journals, so that it may be killed and begun again; what it writes does not depend
-on the number of workers, shards or kills.
+Everything here is a function of the journals, so that it may be interrupted and repeated; the files do not depend on
+the number of workers, shards or interruptions.
 """
 
 import hashlib
@@ -28,14 +28,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from nemo_vtb.constants import SAMPLE_RATE
 from nemo_vtb.data.conversation import Audio
 from nemo_vtb.errors import VtbDataError
 from nemo_vtb.factory.data_card import DataCard
-from nemo_vtb.factory.stage import KEPT, WORK, Outcome, Stage, open_work_list, read_journals, read_outcomes
+from nemo_vtb.factory.stage import KEPT, WORK, Outcome, Stage, file_name, open_work_list, read_journals, read_outcomes
 from nemo_vtb.io import atomic_replace, file_lock, write_atomically
 
 SPLITS = ('train', 'validation', 'test')
-_FLAC_RATE = 16000
 
 
 class Form(Protocol):
@@ -80,14 +80,14 @@ def ordered_outcomes(out: Path, chunks: int) -> _Reader:
     missing = [chunk for chunk in range(chunks) if chunk not in places]
     if missing:
         raise VtbDataError(
-            'The production is not complete.', field='chunks', got=f'{len(missing)} of {chunks} are missing',
-            remedy='run the shards that are still to be made',
+            'The stage is not complete.', field='chunks', got=f'{len(missing)} of {chunks} are missing',
+            remedy='run the missing shards',
         )  # fmt: skip
     return _Reader([places[chunk] for chunk in range(chunks)])
 
 
 def split_of(group: str, seed: int, validation_share: float, test_share: float) -> str:
-    """The split of all that is made from one recording or chat: a function of its name and the seed alone."""
+    """The split of everything made from one recording or conversation: a function of its name and the seed alone."""
     digest = hashlib.sha256(f'{seed}:{group}'.encode()).digest()
     place = int.from_bytes(digest[:8], 'big') / 2**64
     if place < test_share:
@@ -96,7 +96,7 @@ def split_of(group: str, seed: int, validation_share: float, test_share: float) 
 
 
 def finish(stage: Stage, settings: Form, out: Path) -> DataCard:
-    """Write the files of a complete production and its card.
+    """Write the data set of a complete stage and its card.
 
     Args:
         stage: What was made.
@@ -208,19 +208,15 @@ def _write_tar(lines: list[dict[str, Any]], base: Path, path: Path) -> list[dict
                 if entry['type'] != 'audio':
                     continue
                 source = Audio(str(base / entry['value']), entry.get('duration'), entry.get('offset') or 0.0)
-                samples = read_audio(source, _FLAC_RATE)
+                samples = read_audio(source, SAMPLE_RATE)
                 # a name of its own for each span: NeMo keys recordings by file stem
-                key = f'{_file_name(line["id"])}-{number}'
+                key = f'{file_name(line["id"])}-{number}'
                 source_of_shar = [AudioSource('memory', [0], '')]  # what it holds is in the archive
-                recording = Recording(key, source_of_shar, _FLAC_RATE, len(samples), len(samples) / _FLAC_RATE)
-                writer.write(key, samples, _FLAC_RATE, recording)
+                recording = Recording(key, source_of_shar, SAMPLE_RATE, len(samples), len(samples) / SAMPLE_RATE)
+                writer.write(key, samples, SAMPLE_RATE, recording)
                 entry.pop('offset', None)
-                entry |= {'value': f'{key}.flac', 'duration': len(samples) / _FLAC_RATE}
+                entry |= {'value': f'{key}.flac', 'duration': len(samples) / SAMPLE_RATE}
         if not writer.tar_writer.num_items_total:
             # text alone: the reader still wants an archive
             writer.tar_writer._next_stream()
     return lines
-
-
-def _file_name(name: str) -> str:
-    return ''.join(c if c.isalnum() or c in '-_' else '-' for c in name)

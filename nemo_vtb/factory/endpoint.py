@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""An OpenAI-compatible server: many requests at once, retries with back-off, a rate limit, and counts of all of it."""
+"""An OpenAI-compatible server: concurrent requests, retries with back-off, a rate limit, and counts."""
 
 import asyncio
 import os
@@ -40,16 +40,16 @@ class EndpointCounts:
 
 @dataclass
 class Endpoint:
-    """A server and how it may be asked.
+    """A server and the limits of its requests.
 
     Args:
         url: Its base, as in http://localhost:8000/v1.
         api_key_env: Environment variable that holds the key; none is sent if it is not set.
-        concurrency: Requests on the way at once.
+        concurrency: Requests in flight at once.
         timeout_s: Seconds to wait for an answer.
         tries: How often a request is sent before it counts as failed.
         requests_per_minute: Limit of the rate; None has none.
-        first_wait_s: Wait before the first repetition; doubled each time, half of it by chance.
+        first_wait_s: Wait before the first repetition; doubled each time, with jitter.
     """
 
     url: str
@@ -69,16 +69,16 @@ class Endpoint:
                 'Not the address of a server.', field='url', got=self.url, allowed='http://HOST:PORT/v1'
             )
 
-    def map(self, function: Callable[[Any, A], Awaitable[B]], asked: Sequence[A]) -> list[B]:
+    def map(self, function: Callable[[Any, A], Awaitable[B]], requests: Sequence[A]) -> list[B]:
         """Run `function(client, request)` for all requests at once and return the answers in their order.
 
         Args:
             function: Uses `post` for its requests.
-            asked: What to ask.
+            requests: Passed to `function` one by one.
         """
-        return asyncio.run(self._map(function, asked))
+        return asyncio.run(self._map(function, requests))
 
-    async def _map(self, function: Callable[[Any, A], Awaitable[B]], asked: Sequence[A]) -> list[B]:
+    async def _map(self, function: Callable[[Any, A], Awaitable[B]], requests: Sequence[A]) -> list[B]:
         import httpx
 
         key = os.environ.get(self.api_key_env)
@@ -92,7 +92,7 @@ class Endpoint:
                 async with slots:
                     return await function(client, request)
 
-            return list(await asyncio.gather(*(one(request) for request in asked)))
+            return list(await asyncio.gather(*(one(request) for request in requests)))
 
     async def post(self, client: Any, path: str, body: Mapping[str, Any]) -> tuple[Any, int]:
         """Send one request, again after a moment where that may help.
@@ -138,12 +138,12 @@ class Endpoint:
             last = error.last_attempt.exception()
             raise VtbDataError(
                 'The server does not answer.', field=f'{self.url}/{path}', got=f'{last} after {self.tries} tries',
-                remedy='check that it runs; start again later: what was made is kept',
+                remedy='check that it runs; start again later: finished chunks are kept',
             ) from error  # fmt: skip
         raise AssertionError('a request ends with an answer or an error')
 
     def _wait(self, state: Any) -> float:
-        """Seconds until the next try: what the server asks for, else twice as long each time, half of it by chance."""
+        """Seconds until the next try: the server's Retry-After, else exponential back-off with jitter."""
         error = state.outcome.exception()
         if error.after_s is not None:
             return min(error.after_s, _MAX_WAIT_S)
@@ -164,5 +164,5 @@ class _RetryLater(Exception):
 
     def __init__(self, text: str, after: str | None = None) -> None:
         super().__init__(text)
-        # a date instead of seconds is rare and answered with our own wait
+        # a date instead of seconds is rare: then the back-off applies
         self.after_s = float(after) if after and after.replace('.', '', 1).isdigit() else None

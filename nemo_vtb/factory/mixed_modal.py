@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Typed chats to mixed-modal conversations: chosen sentences of user turns are spoken, what cannot be stays typed."""
+"""Text-only to mixed-modal conversations: chosen sentences of user turns are synthesised, the rest stays text."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -26,17 +26,17 @@ from nemo_vtb.factory.contamination import AvoidList, load_avoid_list
 from nemo_vtb.factory.prompts import draw
 from nemo_vtb.factory.sentences import Piece, pieces_of, spoken_form
 from nemo_vtb.factory.settings import MixedModal
-from nemo_vtb.factory.stage import KEPT, Item, Outcome, input_digests
+from nemo_vtb.factory.stage import KEPT, Item, Outcome, file_name, input_digests
 from nemo_vtb.factory.synthesis import Span, SynthesizedSpan, Synthesizer
 from nemo_vtb.factory.text import Chat, chat_items, chat_of_row, clean_reason
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part of a user turn as it will stand: typed, or spoken.
+    """A part of a user turn: text or speech.
 
     Args:
-        text: What was typed in the chat.
+        text: As in the source.
         spoken: Whether it is to be spoken.
     """
 
@@ -56,7 +56,7 @@ class _Plan:
     def spans(self, voice: str, lang: str) -> list[Span]:
         """What is to be spoken, in order."""
         folder = hashlib.sha256(self.item.id.encode()).hexdigest()[:2]
-        name = ''.join(c if c.isalnum() or c in '-_' else '-' for c in self.item.id)
+        name = file_name(self.item.id)
         spoken = [part for _, parts in self.turns for part in parts if part.spoken]
         return [
             Span(f'{folder}/{name}-{number}', spoken_form(part.text, lang), voice)
@@ -177,7 +177,7 @@ def plan_turn(rng: Random, pieces: Sequence[Piece], policy: str) -> tuple[Part, 
         rng: Source of randomness.
         pieces: The turn; at least one can be spoken.
         policy: `full_turn`: all that can be; `sentences`: one run of sentences, begin and end drawn evenly, as in the
-            paper; `multi_span`: two or more runs with typed text between them, where there are sentences enough.
+            paper; `multi_span`: two or more runs with text between them, where there are enough sentences.
 
     Returns:
         The parts in their order; at least one is spoken.
@@ -201,7 +201,7 @@ def choose_spans(rng: Random, count: int, policy: str) -> set[int]:
     if policy == 'full_turn' or count == 1:
         return set(range(count))
     if policy == 'multi_span' and count >= 3:
-        # at least one typed sentence stands between two spoken ones
+        # at least one text sentence stands between two spoken ones
         runs = rng.randint(2, (count + 1) // 2)
         edges = sorted(rng.sample(range(count + 1 - runs), runs))
         starts = [edge + number for number, edge in enumerate(edges)]

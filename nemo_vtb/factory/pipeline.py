@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Runs a production: chunks to worker processes, outcomes to the journal, a bar for the person who waits."""
+"""Runs a stage: chunks to worker processes, outcomes to the journal, a progress bar."""
 
 import ctypes
 import multiprocessing
@@ -43,7 +43,7 @@ class Produced:
     """What a call of `produce` did.
 
     Args:
-        chunks: Chunks of the whole production.
+        chunks: Chunks of the work list.
         made: Chunks made by this call.
         left: Chunks that no shard has made yet.
         seconds: Duration of this call.
@@ -68,7 +68,7 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 
 def produce(stage: Stage, out: Path, *, workers: int = 1, shard: tuple[int, int] = (0, 1)) -> Produced:
-    """Make all that is still to be made of one shard.
+    """Make the missing chunks of one shard.
 
     Args:
         stage: What is made.
@@ -77,7 +77,7 @@ def produce(stage: Stage, out: Path, *, workers: int = 1, shard: tuple[int, int]
         shard: (number, total): this call makes every total-th chunk.
 
     Raises:
-        VtbDataError: The folder holds another production, or another process works on the shard.
+        VtbDataError: The folder holds another data set, or another process works on the shard.
     """
     begin = time.perf_counter()
     work = open_work_list(stage, out)
@@ -117,7 +117,7 @@ def _made(
         except BrokenProcessPool as error:
             raise VtbDataError(
                 'A worker process died.', field='--workers', got=str(error),
-                remedy='start again: what was made is kept; fewer workers need less memory',
+                remedy='start again: finished chunks are kept; fewer workers need less memory',
             ) from error  # fmt: skip
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -127,7 +127,7 @@ _worker: list[Any] = []
 
 
 def _begin_worker(stage: Stage, out: Path, parent: int) -> None:
-    # a parent that is killed cannot tell its workers: the kernel does
+    # a parent that is killed cannot stop its workers: the kernel does
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if os.getppid() != parent:
@@ -160,8 +160,8 @@ def _bar(kind: str, total: int, done: int, chunk: int) -> Iterator[Any]:
             counts.update(outcome.reason for outcome in outcomes)
             now = time.perf_counter()
             speed = made / max(now - begin, 1e-9)
-            asked = sum(counts.values())
-            rate = f'{speed * chunk:.1f} items/s, kept {counts[KEPT]} of {asked}'
+            total_items = sum(counts.values())
+            rate = f'{speed * chunk:.1f} items/s, kept {counts[KEPT]} of {total_items}'
             progress.update(task, advance=1, rate=rate)
             if not watched and now - last > _SAY_EVERY_S:
                 last = now

@@ -55,7 +55,7 @@ def load_bank(lang: str, path: str | None = None) -> Bank:
 
     Args:
         lang: Two-letter code of the language.
-        path: The user's own: a file that holds one bank, or a folder with `LANG.yaml`. What it leaves out is taken
+        path: The user's own: a file that holds one bank, or a folder with `LANG.yaml`. Missing lists are taken
             from the bank of the package.
 
     Raises:

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Turns of a chat as pieces: what can be spoken, sentence by sentence, and what must stay typed."""
+"""Splits turns into sentences that can be spoken and pieces that must stay text."""
 
 import re
 import unicodedata
@@ -62,7 +62,7 @@ class Piece:
     """A part of a turn.
 
     Args:
-        text: As it was typed.
+        text: As in the source.
         speakable: Whether it can be spoken.
     """
 
@@ -71,15 +71,15 @@ class Piece:
 
 
 def pieces_of(text: str, lang: str, max_words: int = 60) -> list[Piece]:
-    """Part a turn into sentences and what must stay typed, in their order.
+    """Split a turn into sentences and pieces that must stay text, in order.
 
     Args:
         text: The turn.
         lang: Two-letter code of its language.
-        max_words: Longer sentences stay typed.
+        max_words: Longer sentences stay text.
 
     Returns:
-        Pieces; neighbours that stay typed are one piece. Joined by spaces and line breaks they are the turn.
+        Pieces; neighbours that stay text are one piece. Joined by spaces and line breaks they are the turn.
     """
     pieces: list[Piece] = []
     place = 0
@@ -111,7 +111,7 @@ def _prose(text: str, lang: str, max_words: int) -> list[Piece]:
 
 
 def sentences_of(text: str, lang: str) -> list[str]:
-    """Part a paragraph into sentences; abbreviations, initials and decimals of the language are no ends."""
+    """Split a paragraph into sentences; abbreviations, initials and decimals of the language are no ends."""
     known = _SETS.get(lang, frozenset())
     sentences, begin = [], 0
     for boundary in _BOUNDARY.finditer(text):

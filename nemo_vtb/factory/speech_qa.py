@@ -76,13 +76,13 @@ class SpeechQaStage:
     Args:
         settings: What to make.
         inputs: NeMo ASR manifests.
-        memo: Folder of the answers that were paid for; set when the first chunk is made.
+        cache: Folder of the cached replies; set when the first chunk is made.
     """
 
     settings: SpeechQa
     inputs: tuple[str, ...]
     kind: str = 'speech_qa'
-    memo: Path | None = None
+    cache: Path | None = None
 
     @property
     def chunk(self) -> int:
@@ -114,12 +114,12 @@ class SpeechQaStage:
 
     @cached_property
     def _generator(self) -> TextGenerator:
-        assert self.memo is not None
-        return load_generator(self.settings.llm, self.memo)
+        assert self.cache is not None
+        return load_generator(self.settings.llm, self.cache)
 
     def make(self, items: Sequence[Item], out: Path) -> list[Outcome]:
         """Request all pairs of a chunk at once, then judge those that pass the cheap filters."""
-        self.memo = out / WORK
+        self.cache = out / WORK
         reasons = [self._unfit(item.data) for item in items]
         requested = [item for item, reason in zip(items, reasons, strict=True) if reason is None]
         requests = [
@@ -196,8 +196,8 @@ class SpeechQaStage:
         audio = {'type': 'audio', 'from': 'User', 'value': row['audio'], 'duration': row['duration']}
         audio |= {'offset': row['offset']} if row['offset'] else {}
         audio['text'] = row['text']
-        typed = {'type': 'text', 'from': 'User', 'value': question}
-        user = [audio, typed] if rng.choice(_POSITIONS) else [typed, audio]
+        text = {'type': 'text', 'from': 'User', 'value': question}
+        user = [audio, text] if rng.choice(_POSITIONS) else [text, audio]
         entries = [*user, {'type': 'text', 'from': 'Assistant', 'value': answer}]
         custom = {'kind': self.kind, 'lang': row['lang'], 'source': row['source'], 'task': row['type']}
         line = {'id': item.id, 'conversations': entries, 'custom': custom}
@@ -217,7 +217,7 @@ def question_request(row: Mapping[str, Any], type_: str, seed: int) -> Request:
 
 
 def pair_reason(question: str, answer: str, row: Mapping[str, Any], settings: SpeechQa) -> str | None:
-    """Why a pair is left out before anyone judges whether it is true; None if it is not."""
+    """Why a pair is rejected before its answerability is judged; None if it is not."""
     text, question, answer = row['text'], question.strip(), answer.strip()
     if not question or _NO_QUESTION.match(question):
         return 'no_question'

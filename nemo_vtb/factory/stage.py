@@ -11,11 +11,11 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The work list and the journal: what is to be made, and what has been made, exact after a kill at any moment.
+"""A stage of the factory, its work list and its journal of finished chunks, exact after a kill at any moment.
 
 The unit of work is a *chunk* of the work list: a fixed group of items. What is made of a chunk depends on nothing but
-its items and the settings, so it does not matter which process makes it, when, or after how many kills. A chunk counts
-as made when its line is whole in a journal; a line that a kill has cut is removed and the chunk made again.
+its items and the settings, so it does not matter which process makes it, when, or after how many interruptions. A
+chunk is finished when its line is complete in a journal; a line that was cut off is removed and the chunk repeated.
 """
 
 import fcntl
@@ -108,7 +108,7 @@ class Stage(Protocol):
 
 
 class WorkList:
-    """The items of a production, on disk; a chunk is read at its place.
+    """The items of a stage, on disk; chunks are read by offset.
 
     Args:
         path: The file, one item a line.
@@ -140,14 +140,14 @@ class WorkList:
 
 
 def open_work_list(stage: Stage, out: Path) -> WorkList:
-    """Write the work list of a production, or find it again.
+    """Write the work list of a stage, or open the one that is there.
 
     Args:
         stage: What is made.
         out: The output folder.
 
     Raises:
-        VtbDataError: The folder holds a production with other settings or inputs, or two items have one identity.
+        VtbDataError: The folder holds a data set of other settings or inputs, or two items have one id.
     """
     work = out / WORK
     work.mkdir(parents=True, exist_ok=True)
@@ -158,7 +158,7 @@ def open_work_list(stage: Stage, out: Path) -> WorkList:
             _check_same(json.loads(stamp.read_text(encoding='utf-8')), json.loads(json.dumps(described)), out)
         else:
             write_atomically(listed, ''.join(_item_lines(stage.items(), out)))
-            # last, so that a list without a stamp is one that a kill has left
+            # last: a list without a stamp may be incomplete
             write_atomically(stamp, json.dumps(described, indent=1, ensure_ascii=False) + '\n')
     return WorkList(listed, stage.chunk)
 
@@ -167,9 +167,7 @@ def _item_lines(items: Iterable[Item], out: Path) -> Iterator[str]:
     seen: set[str] = set()
     for item in items:
         if item.id in seen:
-            raise VtbDataError(
-                'Two items have one identity.', field='id', got=item.id, remedy='name each input file once'
-            )
+            raise VtbDataError('Two items have one id.', field='id', got=item.id, remedy='name each input file once')
         seen.add(item.id)
         yield json.dumps([item.id, item.group, dict(item.data)], ensure_ascii=False) + '\n'
     if not seen:
@@ -186,7 +184,7 @@ def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], out: Path) ->
         inner = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
         name, old, new = f'{name}.{inner[0]}', old.get(inner[0]), new.get(inner[0])
     raise VtbDataError(
-        'The folder holds another production.',
+        'The folder holds a data set that was made with other settings.',
         field=name,
         got=new,
         allowed=old,
@@ -195,7 +193,7 @@ def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], out: Path) ->
 
 
 def input_digests(paths: Sequence[str | Path]) -> dict[str, str]:
-    """SHA-256 of each input file, so that a production is never continued with changed inputs.
+    """SHA-256 of each input file, so that a run is never resumed with changed inputs.
 
     Raises:
         VtbDataError: A file does not exist.
@@ -204,6 +202,11 @@ def input_digests(paths: Sequence[str | Path]) -> dict[str, str]:
         if not Path(path).is_file():
             raise VtbDataError('The file does not exist.', field='INPUT', got=str(path), remedy='correct the path')
     return {str(Path(path).absolute()): file_digest(path) for path in paths}
+
+
+def file_name(id_: str) -> str:
+    """An item's id with only letters, digits, hyphens and underscores."""
+    return ''.join(c if c.isalnum() or c in '-_' else '-' for c in id_)
 
 
 class Journal:
@@ -237,7 +240,7 @@ class Journal:
         os.fsync(self._stream.fileno())
 
     def close(self) -> None:
-        """Let go of the shard."""
+        """Close the file and release the shard."""
         self._stream.close()
 
     def __enter__(self) -> 'Journal':

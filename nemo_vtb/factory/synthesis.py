@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Speaks spans and keeps those that are understood: synthesis, variation, noise, checks, and a second try."""
+"""Synthesises spans and keeps those that an ASR model transcribes back: variation, noise, checks, retries."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from nemo_vtb.assets.recordings import write_wav
+from nemo_vtb.constants import SAMPLE_RATE
 from nemo_vtb.data.normalizers import get_normalizer, normalizer_for
 from nemo_vtb.factory.settings import Noise, Tts, Verify
 from nemo_vtb.factory.stage import KEPT
@@ -30,7 +31,6 @@ from nemo_vtb.factory.transcribers import Transcriber, Transcript, load_transcri
 from nemo_vtb.factory.tts import Utterance, Voices, load_voices
 from nemo_vtb.io import atomic_replace
 
-RATE = 16000
 _QUIET_DB, _QUIET_S, _FRAME = -40.0, 1.0, 320
 _FULL_SCALE = 0.999
 _BATCH = 16
@@ -62,7 +62,7 @@ class SynthesizedSpan:
         reason: `KEPT`, or why it is rejected.
         file: The recording relative to the output folder; None if rejected.
         seconds: Its duration.
-        facts: Voice, speed, gain, word error rate, what was heard, tries.
+        facts: Voice, speed, gain, word error rate, transcript, tries.
     """
 
     span: Span
@@ -81,7 +81,7 @@ class Synthesizer:
         seed: Of all draws.
         tts: Engine and variation.
         verify: Checks.
-        noise: Noise and rooms.
+        noise: Noise and room impulse responses.
     """
 
     lang: str
@@ -110,10 +110,11 @@ class Synthesizer:
         return self.speakers[Random(f'{self.seed}:voice:{group}').randrange(len(self.speakers))]
 
     def synthesize(self, spans: Sequence[Span], out: Path) -> list[SynthesizedSpan]:
-        """Speak all spans; those that fail a check are tried again in another way.
+        """Synthesise all spans; those that fail a check are repeated with another variation.
 
         Args:
-            spans: What to say; their batches decide rounding in the transcriber, so equal calls give equal results.
+            spans: What to synthesise; their batches decide rounding in the transcriber, so that
+                equal calls give equal results.
             out: The output folder; recordings go to `wav/`.
         """
         results: dict[str, SynthesizedSpan] = {}
@@ -153,7 +154,7 @@ class Synthesizer:
                 file = f'wav/{span.key}.wav'
                 with atomic_replace(out / file) as temporary:
                     write_wav(temporary, clip)
-            seconds = 0.0 if clip is None else len(clip) / RATE
+            seconds = 0.0 if clip is None else len(clip) / SAMPLE_RATE
             spoken.append(SynthesizedSpan(span, reason or KEPT, file, seconds, facts))
         return spoken
 
@@ -167,7 +168,7 @@ class Synthesizer:
         return Utterance(span.text, voice, speed), round(rng.uniform(*self.tts.gain_db), 2)
 
     def _vary(self, sound: np.ndarray, gain_db: float, key: str) -> np.ndarray:
-        """Loudness, then room and noise; stored samples are 16 bit, so the transcriber hears what a training will."""
+        """Loudness, then room and noise; stored samples are 16 bit, so the transcriber gets what training will get."""
         sound = sound * np.float32(10 ** (gain_db / 20))
         if self.noise.rir or self.noise.noise:
             sound = _augment(sound, self.noise, Random(f'{self.seed}:{key}:noise'))
@@ -198,8 +199,8 @@ class Synthesizer:
 
 
 def check_sound(clip: np.ndarray, verify: Verify) -> str | None:
-    """Why a clip (S,) float32 at 16 kHz is rejected before anyone listens to it; None if it is not."""
-    seconds = len(clip) / RATE
+    """Why a clip (S,) float32 at 16 kHz is rejected before it is transcribed; None if it is not."""
+    seconds = len(clip) / SAMPLE_RATE
     if not np.isfinite(clip).all():
         return 'not_finite'
     if seconds < verify.min_s:
@@ -241,7 +242,7 @@ def _augment(sound: np.ndarray, noise: Noise, rng: Random) -> np.ndarray:
         recording = _recording(noise.noise[rng.randrange(len(noise.noise))])
         cut = _in_memory(sound)
         other = recording.to_cut()
-        length = len(sound) / RATE
+        length = len(sound) / SAMPLE_RATE
         if other.duration > length:
             other = other.truncate(offset=rng.uniform(0, other.duration - length), duration=length)
         snr = rng.uniform(*noise.snr_db)
@@ -258,7 +259,7 @@ def _in_memory(sound: np.ndarray) -> Any:
     from lhotse import Recording
 
     stream = io.BytesIO()
-    soundfile.write(stream, sound, RATE, format='WAV', subtype='FLOAT')
+    soundfile.write(stream, sound, SAMPLE_RATE, format='WAV', subtype='FLOAT')
     return Recording.from_bytes(stream.getvalue(), recording_id='span').to_cut()
 
 
@@ -267,4 +268,4 @@ def _recording(path: str) -> Any:
     from lhotse import Recording
 
     recording = Recording.from_file(path)
-    return recording if recording.sampling_rate == RATE else recording.resample(RATE)
+    return recording if recording.sampling_rate == SAMPLE_RATE else recording.resample(SAMPLE_RATE)

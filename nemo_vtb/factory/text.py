@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Typed chats: read from the layouts that people have, and cleaned with a reason for each that is left out."""
+"""Text-only conversations: read from the common chat formats, and cleaned, with a reason for each that is rejected."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,13 +38,13 @@ _LONG_ANSWER_WORDS = 30
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """A typed chat.
+    """A text-only conversation.
 
     Args:
         turns: (role, text) each; roles are system, user and assistant.
         format: Which layout it came in.
         category: The topic that its source gave, if any.
-        cut: Whether the source says that the last answer ran into a limit.
+        cut: Whether the source says that the last answer was truncated.
     """
 
     turns: tuple[tuple[str, str], ...]
@@ -167,7 +167,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 
 @dataclass
 class TextStage:
-    """Cleans typed chats into `text` conversations.
+    """Cleans chats into `text` conversations.
 
     Args:
         settings: What is kept.

@@ -11,10 +11,10 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Language models that write data, behind one protocol: an OpenAI-compatible endpoint, or a local Hugging Face model.
+"""Language models that generate data, behind one protocol: an OpenAI-compatible endpoint, or a local HF model.
 
-Answers are objects with text fields. A server is given a JSON schema; a local model cannot miss the form at all, since
-the braces and keys are written for it and it fills in the values.
+Answers are objects with text fields. A server is given a JSON schema; a local model always answers in that form, since
+the braces and keys are prefilled and it generates the values.
 """
 
 import hashlib
@@ -112,12 +112,12 @@ class EndpointGenerator:
 
     Args:
         settings: Address, model, sampling, limits.
-        memo: Remembers answers, so that none is paid for twice.
+        cache: Keeps replies, so that none is paid for twice.
     """
 
-    def __init__(self, settings: Llm, memo: 'ResponseCache | None' = None) -> None:
+    def __init__(self, settings: Llm, cache: 'ResponseCache | None' = None) -> None:
         assert settings.url
-        self._settings, self._memo = settings, memo
+        self._settings, self._cache = settings, cache
         self.endpoint = Endpoint(
             settings.url,
             settings.api_key_env,
@@ -133,7 +133,7 @@ class EndpointGenerator:
 
     async def _generate(self, client: Any, request: Request) -> Reply:
         key = request_key(request, self._settings)
-        if self._memo is not None and (known := self._memo.get(key)) is not None:
+        if self._cache is not None and (known := self._cache.get(key)) is not None:
             return known
         reply = Reply(None, requests=0)
         for attempt in range(self._settings.invalid_tries):
@@ -141,8 +141,8 @@ class EndpointGenerator:
             reply = _read(response, request, replace(reply, retries=reply.retries + retries))
             if reply.values is not None:
                 break
-        if self._memo is not None:
-            self._memo.put(key, reply)
+        if self._cache is not None:
+            self._cache.put(key, reply)
         return reply
 
     def _body(self, request: Request, attempt: int) -> dict[str, Any]:
@@ -189,6 +189,40 @@ def _read(response: Any, request: Request, before: Reply) -> Reply:
     )
 
 
+def load_causal_lm(folder: str | Path, field: str, dtype: Any) -> tuple[Any, Any]:
+    """Tokenizer, padding on the left, and model in evaluation mode, of a Hugging Face folder.
+
+    Args:
+        folder: Nothing is downloaded.
+        field: The setting that an error names.
+        dtype: Of the weights, or `auto`.
+
+    Raises:
+        VtbModelError: It cannot be loaded.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    # a bar for one second of loading would interrupt the progress lines
+    logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise VtbModelError(
+            'The language model cannot be loaded.',
+            field=field,
+            got=f'{folder}: {error}',
+            allowed='a Hugging Face folder or asset:NAME; with llm.url, the name of a model of that server',
+        ) from error
+    finally:
+        logging.enable_progress_bar()
+    tokenizer.padding_side = 'left'
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer, model.eval()
+
+
 class LocalGenerator:
     """A causal language model of transformers, on this machine.
 
@@ -198,29 +232,11 @@ class LocalGenerator:
 
     def __init__(self, settings: Llm) -> None:
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-        from transformers.utils import logging
 
-        self._settings, folder = settings, resolve_asset(settings.model)
-        logging.disable_progress_bar()
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype='auto', local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise VtbModelError(
-                'The language model cannot be loaded.',
-                field='llm.model',
-                got=f'{folder}: {error}',
-                allowed='a Hugging Face folder or asset:NAME; with llm.url, the name of a model of that server',
-            ) from error
-        finally:
-            logging.enable_progress_bar()
-        cuda = torch.cuda.is_available()
+        self._settings = settings
+        self._tokenizer, model = load_causal_lm(resolve_asset(settings.model), 'llm.model', 'auto')
         # bf16 is many times slower than fp32 on processors without it
-        self._model = (model.cuda() if cuda else model.float()).eval()
-        self._tokenizer.padding_side = 'left'
-        if self._tokenizer.pad_token_id is None:
-            self._tokenizer.pad_token = self._tokenizer.eos_token
+        self._model = model.cuda() if torch.cuda.is_available() else model.float()
 
     def generate(self, requests: Sequence[Request]) -> list[Reply]:
         """Answer all in one batch, field by field."""
@@ -276,7 +292,7 @@ class LocalGenerator:
 
 
 class ResponseCache:
-    """Answers that were paid for, in an append-only file: a kill loses at most those on the way.
+    """Replies in an append-only file: an interruption loses at most those in flight.
 
     Args:
         folder: Where the files lie; each process writes one of its own and reads all.
@@ -296,7 +312,7 @@ class ResponseCache:
         return self._known.get(key)
 
     def put(self, key: str, reply: Reply) -> None:
-        """Remember an answer, through to the disk."""
+        """Add a reply, written through to the disk."""
         values: list[Any] = [reply.values and dict(reply.values), reply.prompt_tokens, reply.completion_tokens]
         values += [reply.requests, reply.retries, reply.invalid, reply.raw]
         with self._lock:
@@ -313,11 +329,11 @@ def request_key(request: Request, settings: Llm) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def load_generator(settings: Llm, memo_folder: Path) -> TextGenerator:
+def load_generator(settings: Llm, cache_folder: Path) -> TextGenerator:
     """The model that the settings name.
 
     Raises:
         VtbConfigError: The address is none.
         VtbModelError: The folder cannot be loaded.
     """
-    return EndpointGenerator(settings, ResponseCache(memo_folder)) if settings.url else LocalGenerator(settings)
+    return EndpointGenerator(settings, ResponseCache(cache_folder)) if settings.url else LocalGenerator(settings)

@@ -11,10 +11,10 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Listeners behind one protocol, which transcribe synthesised speech back: Whisper, or any NeMo ASR model.
+"""ASR models behind one protocol, which transcribe synthesised speech back: Whisper, or any NeMo ASR model.
 
-Whisper reads 30 s however short a clip is. Short clips are heard in a window of 15 s first, at less than half the cost
-and nearly the same error rate (docs/factory.md); a clip that would be rejected is heard again in the full window.
+Whisper reads 30 s however short a clip is. Short clips are transcribed in a window of 15 s first, at less than half
+the cost and nearly the same error rate (docs/factory.md); one that would be rejected is repeated in the full window.
 """
 
 from collections.abc import Sequence
@@ -25,20 +25,20 @@ from typing import Any, Protocol
 import numpy as np
 
 from nemo_vtb.assets.resolve import resolve_asset
+from nemo_vtb.constants import SAMPLE_RATE
 from nemo_vtb.errors import VtbConfigError, VtbModelError
 
-RATE = 16000
 _FULL_S, _SHORT_S, _SHORT_CLIP_S = 30, 15, 9.0
 _MAX_TOKENS = 220
 
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """What was heard.
+    """The transcript of a clip.
 
     Args:
         text: The transcript.
-        lang: The language that the model heard, None if it knows only one.
+        lang: The language that the model recognised, None if it knows only one.
     """
 
     text: str
@@ -52,9 +52,9 @@ class Transcriber(Protocol):
         """Transcribe clips (S,) float32 at 16 kHz.
 
         Args:
-            clips: What to hear.
-            lang: What should be spoken.
-            careful: Whether time matters less.
+            clips: What to transcribe.
+            lang: The expected language.
+            careful: Whether accuracy matters more than time.
         """
         ...
 
@@ -77,7 +77,7 @@ class WhisperTranscriber:
             self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError) as error:
             raise VtbModelError(
-                'The transcriber cannot be loaded.', field='verify.asr', got=f'{folder}: {error}',
+                'The ASR model cannot be loaded.', field='verify.asr', got=f'{folder}: {error}',
                 allowed='a Whisper folder with a tokenizer, asset:whisper-tiny.en, or a .nemo file',
             ) from error  # fmt: skip
         finally:
@@ -95,14 +95,14 @@ class WhisperTranscriber:
             return []
         if lang != 'en' and not getattr(self._config, 'is_multilingual', False):
             raise VtbConfigError(
-                'The transcriber understands English alone.', field='verify.asr', got=f'lang {lang}',
+                'The ASR model knows English only.', field='verify.asr', got=f'lang {lang}',
                 remedy='verify.asr=asset:whisper-base, another Whisper or a .nemo file of that language',
             )  # fmt: skip
-        short = not careful and max(map(len, clips)) <= _SHORT_CLIP_S * RATE
-        window = (_SHORT_S if short else _FULL_S) * RATE
+        short = not careful and max(map(len, clips)) <= _SHORT_CLIP_S * SAMPLE_RATE
+        window = (_SHORT_S if short else _FULL_S) * SAMPLE_RATE
         padded = [np.pad(clip[:window], (0, max(0, window - len(clip)))) for clip in clips]
         with torch.inference_mode():
-            mel = self._features(padded, sampling_rate=RATE, padding=False, truncation=False).input_features
+            mel = self._features(padded, sampling_rate=SAMPLE_RATE, padding=False, truncation=False).input_features
             encoded = self._encode(torch.from_numpy(np.stack(mel)).to(self._device))
             prompt, langs = self._prompt(encoded, lang)
             texts = self._decode(encoded, prompt)
@@ -121,7 +121,7 @@ class WhisperTranscriber:
         return encoder.layer_norm(hidden)
 
     def _prompt(self, encoded: Any, lang: str) -> tuple[Any, list[str | None]]:
-        """The decoder's first tokens (B, P), and the language that is heard in each clip."""
+        """The decoder's first tokens (B, P), and the language recognised in each clip."""
         import torch
 
         count, config = encoded.shape[0], self._config
@@ -188,7 +188,7 @@ class NemoTranscriber:
 
 
 def load_transcriber(value: str) -> Transcriber:
-    """The transcriber that a setting names: a `.nemo` file, a Whisper folder or `asset:NAME`.
+    """The ASR model that a setting names: a `.nemo` file, a Whisper folder or `asset:NAME`.
 
     Raises:
         VtbModelError: It cannot be loaded.

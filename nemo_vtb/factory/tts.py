@@ -22,16 +22,15 @@ from typing import Any, Protocol
 import numpy as np
 
 from nemo_vtb.assets.voices import speak, voice_for
+from nemo_vtb.constants import SAMPLE_RATE
 from nemo_vtb.errors import VtbAssetError, VtbConfigError, VtbDataError, VtbModelError
 from nemo_vtb.factory.endpoint import Endpoint
 from nemo_vtb.factory.settings import Tts
 
-RATE = 16000
-
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
-    """What to say.
+    """What to synthesise.
 
     Args:
         text: In its spoken form.
@@ -52,7 +51,7 @@ class Voices(Protocol):
         ...
 
     def say(self, utterances: Sequence[Utterance]) -> list[np.ndarray | None]:
-        """Samples (S,) float32 at 16 kHz for each; None for what the engine refuses to say."""
+        """Samples (S,) float32 at 16 kHz for each; None for what the engine refuses."""
         ...
 
 
@@ -191,11 +190,11 @@ def _decode(data: bytes) -> np.ndarray | None:
 
 
 def _resample(samples: np.ndarray, rate: int) -> np.ndarray:
-    if rate == RATE:
+    if rate == SAMPLE_RATE:
         return samples
     import soxr
 
-    return soxr.resample(samples, rate, RATE).astype(np.float32, copy=False)
+    return soxr.resample(samples, rate, SAMPLE_RATE).astype(np.float32, copy=False)
 
 
 def _device() -> str:

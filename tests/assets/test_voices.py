@@ -21,14 +21,15 @@ import numpy as np
 import pytest
 
 from nemo_vtb.assets import voices
-from nemo_vtb.assets.voices import VOICE_RATE, VOICES, random_style, speak, voice_for
+from nemo_vtb.assets.voices import VOICES, random_style, speak, voice_for
+from nemo_vtb.constants import SAMPLE_RATE
 from nemo_vtb.errors import VtbAssetError
 
 
 def test_a_sentence_sounds():
     audio = speak('Turn on the lamp in the kitchen.')
     assert audio.dtype == np.float32 and audio.ndim == 1
-    assert 1.0 < len(audio) / VOICE_RATE < 4.0
+    assert 1.0 < len(audio) / SAMPLE_RATE < 4.0
     assert 0.1 < np.abs(audio).max() < 1.0
 
 

@@ -14,7 +14,7 @@
 """The demonstration corpus: all four kinds, made by the factory from the embedded recordings, texts and voices.
 
 `vtb data make demo` makes it in any folder, and the assets `demo-corpus` and `demo-corpus-smollm2` are made here too:
-each synthesised span is transcribed back and checked, it may be killed and continued, and it has a data card.
+each synthesised span is transcribed back and checked, an interrupted build is resumed, and there is a data card.
 """
 
 import json
@@ -52,7 +52,7 @@ _WORDING = AsrAst(forms={'plain': 1.0}, punctuation_share=0.0)
 
 @dataclass
 class ChatStage:
-    """Lets the untouched language model answer the prompts of the bank.
+    """Lets the base language model answer the prompts of the bank.
 
     Args:
         settings: Which model, how many chats.
@@ -107,7 +107,7 @@ class SpanStage:
 
     @property
     def chunk(self) -> int:
-        """Spans that are heard in one batch."""
+        """Spans that are transcribed in one batch."""
         return self.settings.chunk
 
     def describe(self) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def build_demo_corpus(job: 'Job') -> None:
 
     Args:
         job: Needed assets `asterisk-<lang>`; parameters `size` (key of `SIZES`) and `llm` (the asset that answers
-            typed chats).
+            prompts).
 
     Raises:
         VtbAssetError: A voice or a recording is missing.
@@ -161,7 +161,7 @@ def build_demo_corpus(job: 'Job') -> None:
     }
     settings = read_settings(Demo, {**SIZES[str(job.params['size'])], 'llm': job.params['llm']})
     make_demo(settings, job.into, recordings=recordings, workers=os.cpu_count() or 1, say=job.say)
-    # an asset is whole or not there: there is nothing to go on with
+    # an asset is complete or absent: there is nothing to resume
     shutil.rmtree(job.into / WORK, ignore_errors=True)
 
 
@@ -173,7 +173,7 @@ def make_demo(
     say: Callable[[str], None],
     recordings: Mapping[str, Path] | None = None,
 ) -> dict[str, Any]:
-    """Make the demonstration corpus, or go on with it.
+    """Make the demonstration corpus; an interrupted build in the same folder is resumed.
 
     Args:
         settings: Sizes, models, checks.
@@ -186,13 +186,13 @@ def make_demo(
         The card.
 
     Raises:
-        VtbAssetError: A recording, a voice or a model cannot be had.
-        VtbDataError: The folder holds another production, or the corpus does not pass its own check.
+        VtbAssetError: A recording, a voice or a model is not available.
+        VtbDataError: The folder holds another data set, or the corpus does not pass its check.
     """
     begin = time.perf_counter()
     if recordings is None:
         recordings = {'en': ensure('asterisk-en', quiet=True)['asterisk-en']}
-    say('1/3 typed chats: the untouched language model answers')
+    say('1/3 text-only conversations: the base language model answers')
     planner = Recorder(out)
     counted = {kind: tuple(getattr(settings, kind)) for kind in ('commands', 'speech_qa', 'mixed_modal', 'text')}
     size = CorpusSize(**counted, prefixes=tuple(settings.prefixes))

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What is said in the demonstration corpus: conversations of all four kinds, split by recording; and their check."""
+"""Contents of the demonstration corpus: conversations of all four kinds, split by recording; and the check of it."""
 
 import hashlib
 import json
@@ -55,8 +55,8 @@ class CorpusSize:
     Args:
         commands: Recordings of spoken commands.
         speech_qa: Conversations with questions about recordings.
-        mixed_modal: Conversations with typed and spoken parts.
-        text: Typed chats.
+        mixed_modal: Conversations with text and speech in one user turn.
+        text: Text-only conversations.
         prefixes: Polite openings that commands may have.
     """
 
@@ -118,7 +118,7 @@ def split_prompts(rows: Sequence[Mapping], seed: int) -> dict[str, str]:
 
 
 class CorpusMaker:
-    """Thinks up the conversations of the corpus, before anything is spoken (`nemo_vtb.factory.demo.build` speaks).
+    """Writes the conversations of the corpus before anything is synthesised (`demo/build.py` does that).
 
     Args:
         size: How many lines of each kind.
@@ -140,7 +140,7 @@ class CorpusMaker:
         self._sentences = split_commands(size.prefixes, seed)
 
     def reference_chats(self) -> dict[str, list[PromptChat]]:
-        """The chats that a person has answered, by split."""
+        """The conversations with human-written answers, by split."""
         chats = reference_chats()
         Random(f'{self._seed}:reference').shuffle(chats)
         held = len(chats) // 5
@@ -228,7 +228,7 @@ def best_chats(answered: Sequence[PromptChat], wanted: int) -> list[PromptChat]:
 
 
 def text_line(name: str, chat: PromptChat, source: str) -> dict:
-    """One line of a typed chat.
+    """One line of a text-only conversation.
 
     Args:
         name: Identity of the line.

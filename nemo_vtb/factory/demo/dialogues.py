@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Lines of the demonstration corpus with recordings: NeMo multimodal_conversation lines of ASR, AST, QA, mixed-modal."""
+"""Conversations of the demonstration corpus as NeMo multimodal_conversation lines: ASR, AST, QA, mixed-modal."""
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -150,7 +150,7 @@ def conversation(name: str, kind: str, turns: Turns, **custom: object) -> dict:
     Args:
         name: Identity of the conversation.
         kind: One of the four kinds.
-        turns: (role, parts) each; a part is typed text or a recording.
+        turns: (role, parts) each; a part is text or a recording.
         custom: Further facts, such as source, lang and task.
     """
     entries: list[dict] = []
@@ -237,7 +237,7 @@ def _key(clip: Clip) -> dict[str, str]:
     return {'key': clip.key} if clip.key else {}
 
 
-# ---- mixed-modal conversations: user turns partly typed and partly spoken, whose answer needs both parts
+# ---- mixed-modal: user turns of text and speech, whose answer needs both
 
 _PEOPLE = ('Anna', 'Ben', 'Clara', 'David', 'Emma')
 _THINGS = ('bread', 'milk', 'eggs', 'rice', 'apples', 'soap', 'tea', 'butter', 'paper', 'honey')
@@ -255,7 +255,7 @@ def mixed_lines(
         pool: Recordings of the split.
         recorder: Speaks what is not in the pool.
         count: How many conversations.
-        chats: Answered typed chats; one conversation in four is such a chat with a part of its question spoken.
+        chats: Answered text-only conversations; one line in four is such a one with a part of its question spoken.
     """
     tasks = list(MIXED_TASKS.items())
     lines: list[dict] = []

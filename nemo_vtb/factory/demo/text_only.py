@@ -14,7 +14,7 @@
 """Text-only conversations: a bank of prompts, and answers to them by the base language model."""
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -23,8 +23,7 @@ from random import Random
 from typing import Any
 
 from nemo_vtb.errors import VtbModelError
-
-Progress = Callable[[int, int], None]
+from nemo_vtb.factory.text_generation import load_causal_lm
 
 _SPLIT_SHARES = (('train', 0.74), ('validation', 0.1), ('test', 0.16))
 _FOLLOW_UP_SHARE = 0.3
@@ -32,7 +31,7 @@ _FOLLOW_UP_SHARE = 0.3
 
 @dataclass(frozen=True, slots=True)
 class PromptChat:
-    """A typed chat.
+    """A text-only conversation.
 
     Args:
         prompts: What the user types, turn by turn.
@@ -78,16 +77,14 @@ def generate_text_chats(
     *,
     max_new_tokens: int = 64,
     batch_size: int = 16,
-    on_progress: Progress | None = None,
 ) -> list[PromptChat]:
-    """Let the untouched language model answer, by plain sampling (seeded): chats that hold it where it is.
+    """Let the base language model answer by plain sampling (seeded): its own distribution, so that training keeps it.
 
     Args:
         llm_dir: Folder of a Hugging Face causal language model with a chat template.
         prompts: Chats without answers; a later prompt sees the earlier answers.
         max_new_tokens: Limit of each answer; an answer that reaches it is cut after its last sentence.
         batch_size: Chats answered at once.
-        on_progress: Called with (answers done, answers in all).
 
     Returns:
         The chats with answers, in the order given.
@@ -95,34 +92,24 @@ def generate_text_chats(
     Raises:
         VtbModelError: The folder cannot be loaded or its tokenizer has no chat template.
     """
-    tokenizer, model = _load(llm_dir)
+    import torch
+
+    tokenizer, model = load_causal_lm(llm_dir, 'llm', torch.float32)
+    if not tokenizer.chat_template:
+        raise VtbModelError('The tokenizer has no chat template.', field='llm', got=Path(llm_dir).name)
+    chats = list(prompts)
     with _one_thread():
-        return _answer_all(tokenizer, model, list(prompts), max_new_tokens, batch_size, on_progress)
-
-
-def _answer_all(
-    tokenizer: Any,
-    model: Any,
-    chats: list[PromptChat],
-    max_new_tokens: int,
-    batch_size: int,
-    on_progress: Progress | None,
-) -> list[PromptChat]:
-    total, done = sum(len(chat.prompts) for chat in chats), 0
-    for turn in range(max((len(chat.prompts) for chat in chats), default=0)):
-        waiting = [i for i, chat in enumerate(chats) if len(chat.prompts) > turn]
-        rendered = {i: _render(tokenizer, chats[i], turn) for i in waiting}
-        # equal lengths together: less padding, and the order does not depend on anything but the prompts
-        waiting.sort(key=lambda i: (len(rendered[i]), i))
-        for start in range(0, len(waiting), batch_size):
-            group = waiting[start : start + batch_size]
-            answers = _answer(tokenizer, model, [rendered[i] for i in group], max_new_tokens)
-            for i, (answer, complete) in zip(group, answers, strict=True):
-                chat = chats[i]
-                chats[i] = PromptChat(chat.prompts, (*chat.answers, answer), chat.complete and complete)
-            done += len(group)
-            if on_progress is not None:
-                on_progress(done, total)
+        for turn in range(max((len(chat.prompts) for chat in chats), default=0)):
+            waiting = [i for i, chat in enumerate(chats) if len(chat.prompts) > turn]
+            rendered = {i: _render(tokenizer, chats[i], turn) for i in waiting}
+            # equal lengths together: less padding, and the order does not depend on anything but the prompts
+            waiting.sort(key=lambda i: (len(rendered[i]), i))
+            for start in range(0, len(waiting), batch_size):
+                group = waiting[start : start + batch_size]
+                answers = _answer(tokenizer, model, [rendered[i] for i in group], max_new_tokens)
+                for i, (answer, complete) in zip(group, answers, strict=True):
+                    chat = chats[i]
+                    chats[i] = PromptChat(chat.prompts, (*chat.answers, answer), chat.complete and complete)
     return chats
 
 
@@ -143,31 +130,6 @@ def _with_follow_up(chat: PromptChat, rng: Random) -> PromptChat:
     if rng.random() >= _FOLLOW_UP_SHARE:
         return chat
     return PromptChat((*chat.prompts, rng.choice(FOLLOW_UPS)))
-
-
-def _load(llm_dir: Path) -> tuple[Any, Any]:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    # a bar for one second of loading would stand between the lines of the build
-    logging.disable_progress_bar()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(llm_dir), local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(str(llm_dir), dtype=torch.float32, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise VtbModelError(
-            'The language model cannot be loaded.', field='llm_dir', got=str(error),
-            allowed='a folder with config.json, model.safetensors and tokenizer files',
-        ) from error  # fmt: skip
-    finally:
-        logging.enable_progress_bar()
-    if not tokenizer.chat_template:
-        raise VtbModelError('The tokenizer has no chat template.', field='llm_dir', got=Path(llm_dir).name)
-    tokenizer.padding_side = 'left'
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer, model.eval()
 
 
 def _render(tokenizer: Any, chat: PromptChat, turn: int) -> str:
