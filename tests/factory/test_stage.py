@@ -88,7 +88,7 @@ def test_identities_must_differ_and_something_must_be_there(tmp_path):
         def items(self):
             return iter([Item('a', 'g', {}), Item('a', 'g', {})])
 
-    with pytest.raises(VtbDataError, match='one identity'):
+    with pytest.raises(VtbDataError, match='one id'):
         open_work_list(Twice(), tmp_path / 'a')
     with pytest.raises(VtbDataError, match='nothing to make'):
         open_work_list(Counting(count=0), tmp_path / 'b')

@@ -143,5 +143,5 @@ def test_real_ears_hear_recordings_in_both_windows(assets):
     assert transcriber.transcribe([], 'en') == []
     long = np.concatenate(clips)[: 40 * 16000]
     assert len(transcriber.transcribe([long], 'en')[0].text) > 50
-    with pytest.raises(VtbConfigError, match='English alone'):
+    with pytest.raises(VtbConfigError, match='English only'):
         transcriber.transcribe([speak('Hallo.', 'de-DE')], 'de')
