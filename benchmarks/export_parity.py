@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Every export of one trained model, its sources deleted, asked the same questions as the model itself.
+"""Every export of one trained model, its sources deleted, on the same questions as the model itself.
 
 python benchmarks/export_parity.py --quick    # a tiny model, 20 steps, one rank
 python benchmarks/export_parity.py            # and Megatron on 1 and 2 ranks, and our own encoder in SALM
@@ -47,7 +47,7 @@ from nemo_vtb.assets.resolve import register_resolvers
 from nemo_vtb.commands.parity import make_forms
 from nemo_vtb.export.parity import TOLERANCES, Answered, Parity, compare
 from nemo_vtb.export.questions import default_questions
-from nemo_vtb.model.pretrained import load
+from nemo_vtb.model.pretrained import restore
 from nemo_vtb.testing import tiny_corpus, tiny_model_cfg
 
 STEPS = 20
@@ -99,7 +99,7 @@ def check(title: str, folder: Path, model: dict[str, Any], sources: Sequence[Pat
     corpus = tiny_corpus(folder / 'corpus', 8)
     file = train(folder, model, corpus)
     questions = default_questions(folder / 'clips')
-    live = load(file, 'cpu')
+    live = restore(file, 'cpu')
     forms = {'nemo': file, **make_forms(live, folder, FORMS, console)}
     for source in sources:
         shutil.rmtree(source)

@@ -43,11 +43,10 @@ if TYPE_CHECKING:
     )
     from nemo_vtb.evaluation.runner import evaluate_file
     from nemo_vtb.evaluation.speech_suite import evaluate
-    from nemo_vtb.export.export import default_output as default_export_path
-    from nemo_vtb.export.export import export as export_model
-    from nemo_vtb.export.questions import questions_from as export_questions
+    from nemo_vtb.export.export import default_export_path, export_model
+    from nemo_vtb.export.questions import export_questions
     from nemo_vtb.model.blender import VoiceTextBlender
-    from nemo_vtb.model.pretrained import load as restore
+    from nemo_vtb.model.pretrained import restore
     from nemo_vtb.scripts import quiet_logs, start_script
     from nemo_vtb.training.history import History
     from nemo_vtb.training.progress_bar import ProgressLine
@@ -113,18 +112,18 @@ _LAZY = {
     'check_config': 'nemo_vtb.config.check:check_config',
     'conversations_from_audio': 'nemo_vtb.evaluation.inputs:conversations_from_audio',
     'conversations_from_manifest': 'nemo_vtb.evaluation.inputs:conversations_from_manifest',
-    'default_export_path': 'nemo_vtb.export.export:default_output',
+    'default_export_path': 'nemo_vtb.export.export:default_export_path',
     'evaluate': 'nemo_vtb.evaluation.speech_suite:evaluate',
     'evaluate_file': 'nemo_vtb.evaluation.runner:evaluate_file',
     'evaluation_plan': 'nemo_vtb.evaluation.inputs:evaluation_plan',
-    'export_model': 'nemo_vtb.export.export:export',
-    'export_questions': 'nemo_vtb.export.questions:questions_from',
+    'export_model': 'nemo_vtb.export.export:export_model',
+    'export_questions': 'nemo_vtb.export.questions:export_questions',
     'print_answers': 'nemo_vtb.evaluation.inputs:print_answers',
     'print_summary': 'nemo_vtb.training.summary:print_summary',
     'quiet_logs': 'nemo_vtb.scripts:quiet_logs',
     'report_errors': 'nemo_vtb.errors:report_errors',
     'resolve_assets': 'nemo_vtb.assets.resolve:resolve_assets',
-    'restore': 'nemo_vtb.model.pretrained:load',
+    'restore': 'nemo_vtb.model.pretrained:restore',
     'start_script': 'nemo_vtb.scripts:start_script',
 }
 

@@ -27,8 +27,8 @@ forms:
   peft       LoRA as a PEFT adapter for the untouched LLM (text)
   asr        the speech encoder in a stock ASR .nemo, for ASRModel.restore_from and SALM's pretrained_asr
 
-Each is asked twelve questions in a process of its own, which may not open the sources of the model; one that answers
-otherwise than the model itself is not left behind.
+Each answers twelve questions in a process of its own, which may not open the sources of the model; one whose answers
+differ from those of the model itself is removed.
 """
 
 
@@ -37,15 +37,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     from rich.console import Console
 
-    from nemo_vtb.export.export import TARGETS, default_output, export
-    from nemo_vtb.model.pretrained import load
+    from nemo_vtb.export.export import TARGETS, default_export_path, export_model
+    from nemo_vtb.model.pretrained import restore
     from nemo_vtb.scripts import quiet_logs
 
     console = Console()
     quiet_logs()
-    output = arguments.output or default_output(arguments.file, arguments.to)
-    model = load(arguments.file, 'cpu', base_llm=arguments.base_llm)
-    parity = export(
+    output = arguments.output or default_export_path(arguments.file, arguments.to)
+    model = restore(arguments.file, 'cpu', base_llm=arguments.base_llm)
+    parity = export_model(
         model,
         arguments.to,
         output,

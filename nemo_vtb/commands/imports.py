@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rich.console import Console
 
     from nemo_vtb.errors import VtbCheckpointError
-    from nemo_vtb.export.salm import is_salm_folder, read_salm
+    from nemo_vtb.model.pretrained import is_salm_folder, read_salm
     from nemo_vtb.scripts import quiet_logs
 
     quiet_logs()

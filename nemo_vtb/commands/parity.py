@@ -35,12 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from nemo_vtb.checkpoint.archive import change_sections
     from nemo_vtb.export.parity import compare
-    from nemo_vtb.model.pretrained import load
+    from nemo_vtb.model.pretrained import restore
     from nemo_vtb.scripts import quiet_logs
 
     console = Console()
     quiet_logs()
-    model = load(arguments.file, 'cpu', base_llm=arguments.base_llm)
+    model = restore(arguments.file, 'cpu', base_llm=arguments.base_llm)
     ranks = [] if arguments.forms else [1, 2]
     with tempfile.TemporaryDirectory(prefix='nemo_vtb_forms_') as folder:
         wanted = arguments.forms or _FORMS
@@ -71,20 +71,20 @@ def make_forms(
     Args:
         model: The model.
         folder: An existing folder.
-        wanted: Which, of `checkpoint.export.TARGETS`.
+        wanted: Which, of `export.TARGETS`.
         console: Where to say which form the model cannot have, and why.
 
     Returns:
         Form -> its file or folder.
     """
     from nemo_vtb.errors import VtbCheckpointError
-    from nemo_vtb.export.export import TARGETS, export
+    from nemo_vtb.export.export import TARGETS, export_model
 
     forms = {}
     for target in wanted:
         path = folder / f'model{TARGETS[target].suffix}'
         try:
-            export(model, target, path, check=False)
+            export_model(model, target, path, check=False)
         except VtbCheckpointError as error:
             if target not in ('peft', 'asr'):
                 raise
@@ -100,7 +100,7 @@ def make_forms(
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='vtb parity',
-        description='Ask a model and every form of it the same twelve questions, each form in a process of its own.',
+        description='Compare the answers of a model and of its forms to twelve questions, each in its own process.',
         epilog='Exit status: 0 all answer the same, 1 one does not, 2 wrong use or a form that cannot be made.',
     )
     parser.add_argument('file', metavar='FILE.nemo', help='the model')

@@ -107,11 +107,11 @@ def evaluate_file(
     Raises:
         VtbCheckpointError: The file is not a model, or the result cannot be written.
     """
-    from nemo_vtb.model.pretrained import load
+    from nemo_vtb.model.pretrained import restore
 
     output = Path(output or Path(file).with_suffix('.eval.json'))
     plan = replace(plan, folder=plan.folder or output.with_suffix('.audio'))
-    model = load(str(file), device)
+    model = restore(str(file), device)
     cache = AnswerCache(output.with_suffix('.answers.jsonl'), stamp_of(file))
     result = run_suites(model, plan, cache=cache, console=console)
     if record:

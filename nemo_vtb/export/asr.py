@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemo_vtb.errors import VtbCheckpointError
+from nemo_vtb.model.perception import restore_asr
+from nemo_vtb.model.pretrained import ASR_PARTS
 
 if TYPE_CHECKING:
     from nemo_vtb.model.blender import VoiceTextBlender
 
 _OURS = 'nemo_vtb.'
-_PARTS = ('encoder', 'preprocessor')
 
 
 def write_asr(model: 'VoiceTextBlender', path: Path, source: str | Path | None = None) -> None:
@@ -41,19 +42,19 @@ def write_asr(model: 'VoiceTextBlender', path: Path, source: str | Path | None =
     sections = _stock_sections(model)
     weights = {
         f'{part}.{name}': value
-        for part in _PARTS
+        for part in ASR_PARTS
         for name, value in getattr(model.perception, part).state_dict().items()
     }
-    asr = _restore(source) if source is not None else _bare_ctc(sections)
-    for part in _PARTS:
+    asr = restore_asr(str(source)) if source is not None else _bare_ctc(sections)
+    for part in ASR_PARTS:
         asr.cfg[part] = sections[part]
-    own = {name for name in asr.state_dict() if name.startswith(tuple(f'{part}.' for part in _PARTS))}
+    own = {name for name in asr.state_dict() if name.startswith(tuple(f'{part}.' for part in ASR_PARTS))}
     if own != weights.keys():
         odd = sorted(own ^ weights.keys())
         raise VtbCheckpointError(
             'The encoder of the model and that of the ASR model are built differently.',
             field='--asr',
-            got=f'{source}: {odd[:4]} in one of them alone',
+            got=f'{source}: {odd[:4]} in only one of them',
             allowed='the ASR model that the encoder was taken from',
             remedy='leave --asr out: the encoder is then written without a decoder',
         )
@@ -70,33 +71,8 @@ def write_asr(model: 'VoiceTextBlender', path: Path, source: str | Path | None =
     asr.save_to(str(path))
 
 
-def load_encoder(model: 'VoiceTextBlender', source: str | Path) -> list[str]:
-    """Load encoder and preprocessor of an ASR `.nemo` into a model; what the ASR model has beyond them is left out.
-
-    Returns:
-        Names of the ASR model's weights that were not taken (decoder, joint ...).
-
-    Raises:
-        VtbCheckpointError: A weight of the encoder is missing, left over or of another shape.
-    """
-    state = _restore(source).state_dict()
-    for part in _PARTS:
-        chosen = {n.removeprefix(f'{part}.'): v for n, v in state.items() if n.startswith(f'{part}.')}
-        try:
-            getattr(model.perception, part).load_state_dict(chosen, strict=True)
-        except RuntimeError as error:
-            raise VtbCheckpointError(
-                f'The {part} of the ASR model does not fit.',
-                field='init_from_nemo',
-                got=f'{source}: {error}',
-                allowed='an ASR model with the encoder that model.perception names',
-                remedy='set model.pretrained_asr to this file instead: the encoder is then built after it',
-            ) from error
-    return sorted(n for n in state if not n.startswith(tuple(f'{part}.' for part in _PARTS)))
-
-
 def _stock_sections(model: 'VoiceTextBlender') -> dict[str, Any]:
-    sections = {part: model.cfg.perception[part] for part in _PARTS}
+    sections = {part: model.cfg.perception[part] for part in ASR_PARTS}
     ours = {part: s._target_ for part, s in sections.items() if str(s._target_).startswith(_OURS)}
     if ours or hasattr(model.perception, 'encoder_multilayer'):
         raise VtbCheckpointError(
@@ -107,12 +83,6 @@ def _stock_sections(model: 'VoiceTextBlender') -> dict[str, Any]:
             remedy='`vtb export FILE --to salm` keeps the whole model; `import nemo_vtb` makes NeMo open it',
         )
     return sections
-
-
-def _restore(source: str | Path) -> Any:
-    from nemo_vtb.model.perception import restore_asr
-
-    return restore_asr(str(source))
 
 
 def _bare_ctc(sections: dict[str, Any]) -> Any:

@@ -58,13 +58,13 @@ TARGETS: Mapping[str, Target] = {
 """Form -> what it is."""
 
 
-def default_output(source: str | Path, target: str) -> Path:
+def default_export_path(source: str | Path, target: str) -> Path:
     """Where a form goes if nothing is said: beside the file that it comes from."""
     source = Path(source)
     return source.with_name(source.name.removesuffix('.nemo') + TARGETS[target].suffix)
 
 
-def export(
+def export_model(
     model: 'VoiceTextBlender',
     target: str,
     output: str | Path,
@@ -87,7 +87,7 @@ def export(
         overwrite: Whether something that stands at `output` may be replaced.
         include_llm: For `nemo`: False leaves the LLM out.
         asr_source: For `asr`: the ASR model whose decoder is kept.
-        questions: What to ask; None: the twelve of `questions.default_questions`.
+        questions: The prompts; None: the twelve of `questions.default_questions`.
         max_new_tokens: Longest answer.
         base_llm: Folder of the LLM, where the model came from a file without it.
 

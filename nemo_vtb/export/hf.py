@@ -69,7 +69,7 @@ def description(model: 'VoiceTextBlender') -> Path:
 
 
 def write_llm_config(model: 'VoiceTextBlender', folder: Path) -> None:
-    """Write the LLM's `config.json` alone, with the one architecture that NeMo's vLLM plugin asks for."""
+    """Write the LLM's `config.json` alone, with the one architecture that NeMo's vLLM plugin expects."""
     config: dict[str, Any] = json.loads((description(model) / _CONFIGS[0]).read_text(encoding='utf-8'))
     llm = model.llm.get_base_model() if hasattr(model.llm, 'get_base_model') else model.llm
     config['architectures'] = [type(llm).__name__]

@@ -11,10 +11,10 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Answers a request from one exported thing, as the sole program of a process: `python isolated.py WAY REQUEST OUT`.
+"""Answers a request from one export, as the sole program of a process: `python isolated.py FORM REQUEST OUT`.
 
 Nothing of `nemo_vtb` is imported at the top: what is said to open in stock NeMo, transformers or PEFT must open there.
-Each way writes `answers.json` and `numbers.safetensors` (one tensor for each prompt) into OUT.
+Each form writes `answers.json` and `numbers.safetensors` (one tensor for each prompt) into OUT.
 """
 
 import json
@@ -31,15 +31,15 @@ Answers = tuple[list[str], list[Any]]
 
 
 def main() -> None:
-    """Answer, and check that a way which needs no plugin has not seen it."""
-    way, request_file, out = sys.argv[1:4]
+    """Answer, and check that a form which needs no plugin has not loaded it."""
+    form, request_file, out = sys.argv[1:4]
     request: Request = json.loads(Path(request_file).read_text(encoding='utf-8'))
     _forbid(request['forbidden'])
-    texts, numbers = WAYS[way](request)
+    texts, numbers = FORMS[form](request)
     if int(os.environ.get('RANK', '0')):
         return
     if not request['plugin'] and any(name.split('.')[0] == 'nemo_vtb' for name in sys.modules):
-        raise RuntimeError(f'{way}: nemo_vtb was imported, so this proves nothing about stock NeMo')
+        raise RuntimeError(f'{form}: nemo_vtb was imported, so this proves nothing about stock NeMo')
     from safetensors.torch import save_file
 
     (Path(out) / 'answers.json').write_text(json.dumps(texts), encoding='utf-8')
@@ -61,12 +61,16 @@ def _forbid(sources: list[str]) -> None:
 
 
 def _nemo(request: Request) -> Answers:
-    from nemo_vtb.model.pretrained import load, read_prompts
+    from nemo_vtb.data.conversation import conversation_from_dict
+    from nemo_vtb.model.pretrained import restore
 
-    model = load(request['path'], 'cpu', base_llm=request.get('base_llm'))
+    model = restore(request['path'], 'cpu', base_llm=request.get('base_llm'))
     texts, numbers = [], []
+    # a conversation ends with an answer, which `prompt` removes
+    closing = {'type': 'text', 'from': 'Assistant', 'value': '-'}
     for prompt in request['prompts']:
-        [conversation] = read_prompts([prompt['conversation']])
+        line = prompt['conversation']
+        conversation = conversation_from_dict({**line, 'conversations': [*line['conversations'], closing]}).prompt
         numbers.append(model.next_token_logits(conversation))
         texts += model.answer([conversation], max_new_tokens=request['max_new_tokens'])
     return texts, numbers
@@ -101,9 +105,9 @@ def _salm(request: Request) -> Answers:
                 ids, model.embed_tokens(ids.where(ids != tag, 0)), pad, tag, frames
             )
             numbers.append(model(embeds, attention_mask=mask)['logits'][0, -1])
-            asked = {} if audios is None else {'audios': audios, 'audio_lens': lens}
-            made = model.generate(ids, **asked, generation_config=generation, max_new_tokens=request['max_new_tokens'])
-        made = made[0] if clips else made[0, ids.shape[1] :]  # SALM gives a typed prompt back with its answer
+            given = {} if audios is None else {'audios': audios, 'audio_lens': lens}
+            made = model.generate(ids, **given, generation_config=generation, max_new_tokens=request['max_new_tokens'])
+        made = made[0] if clips else made[0, ids.shape[1] :]  # SALM returns a text-only prompt with its answer
         texts.append(model.tokenizer.tokenizer.decode(made, skip_special_tokens=True).strip())
     if request.get('messages'):
         _same_prompt(model, request)
@@ -211,7 +215,7 @@ def _samples(path: str) -> Any:
     return torch.from_numpy(samples)
 
 
-WAYS: dict[str, Callable[[Request], Answers]] = {
+FORMS: dict[str, Callable[[Request], Answers]] = {
     'nemo': _nemo,
     'salm': _salm,
     'causal_lm': _causal_lm,

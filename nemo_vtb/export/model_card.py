@@ -85,8 +85,8 @@ def _what(model: 'VoiceTextBlender', target: str) -> str:
     kinds = {
         'salm': "A speech LLM in the layout of NeMo's SALM: LLM, LoRA (not merged), speech encoder and adapter.",
         'vllm': "A speech LLM in the layout of NeMo's vLLM plugin: LLM, LoRA (not merged), encoder and adapter.",
-        'hf-merged': 'The LLM of a speech LLM, LoRA merged into its weights. It reads; it does not hear.',
-        'peft': 'The LoRA of a speech LLM for its untouched LLM. It reads; it does not hear.',
+        'hf-merged': 'The LLM of a speech LLM, LoRA merged into its weights. Text only: audio is ignored.',
+        'peft': 'The LoRA of a speech LLM for its untouched LLM. Text only: audio is ignored.',
     }
     lora = model.cfg.get('lora')
     rank = f' LoRA: r = {lora.r}, alpha = {lora.lora_alpha}.' if lora else ''
@@ -134,7 +134,7 @@ def _evaluation(evaluation: Mapping[str, Any] | None) -> str:
 def _retention(retention: Mapping[str, Any] | None) -> str:
     if not retention:
         return ''
-    note = 'Percent of the base LLM, both asked the same.'
+    note = 'Percent of the base LLM, both with the same prompts.'
     return f'## Text ability kept\n\n{retention["sentence"]} {note}\n\n{_table(retention["kept"])}'
 
 
@@ -165,4 +165,7 @@ def _proof(parity: 'Parity | None') -> str:
     lines = ['| form | questions | different answers | largest difference of logits |', '| --- | --- | --- | --- |']
     for way, form in parity.to_json()['forms'].items():
         lines.append(f'| {way} | {form["questions"]} | {form["different_answers"]} | {form["max_logit_diff"]:.1e} |')
-    return '## Proof\n\nAsked in a process of its own, beside the model that it comes from:\n\n' + '\n'.join(lines)
+    return (
+        '## Proof\n\nAnswers in a process of its own, compared with those of the model that it comes from:\n\n'
+        + '\n'.join(lines)
+    )

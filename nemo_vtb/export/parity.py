@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The same answers from every form of a model, asked in processes that have nothing but the exported form.
+"""The same answers from every form of a model, in processes that have nothing but the exported form.
 
 The live model answers first. Then each form is opened by the software that it is for (stock NeMo, transformers, PEFT,
 Megatron-core, this toolkit), which may not open the model's sources; logits and greedy answers are compared.
@@ -144,46 +144,47 @@ def compare(
     base_llm: str | Path | None = None,
     together: int = 1,
 ) -> Parity:
-    """Ask the live model and each form of it the same questions.
+    """Compare the answers of the live model and of each form of it to the same questions.
 
     Args:
         model: The live model; it is put into evaluation mode.
         forms: Form -> its file or folder, `WAYS` without megatron.
-        questions: What to ask; None: twelve questions over text, one and three recordings, several turns, length.
+        questions: The prompts; None: `default_questions`.
         tensor_parallel: Numbers of ranks on which Megatron-core answers as well.
         max_new_tokens: Longest answer.
         base_llm: Folder of the LLM for a `.nemo` without it.
-        together: How many forms are asked at once; each holds a whole model in memory.
+        together: How many forms answer at once; each holds a whole model in memory.
 
     Raises:
         VtbCheckpointError: A form cannot be opened.
     """
     model.eval()
     with tempfile.TemporaryDirectory(prefix='nemo_vtb_parity_') as name:
-        room = Path(name)
-        asked = list(questions) if questions is not None else default_questions(room / 'clips')
-        live = _live(model, asked, max_new_tokens)
-        asking = _Asked(model, asked, live, max_new_tokens)
+        workspace = Path(name)
+        chosen = list(questions) if questions is not None else default_questions(workspace / 'clips')
+        live = _live(model, chosen, max_new_tokens)
+        reference = _Reference(model, chosen, live, max_new_tokens, workspace)
         jobs: list[tuple[Any, ...]] = []
         for way, path in forms.items():
             extra = {'base_llm': str(base_llm)} if base_llm and way == 'nemo' else {}
             if way == 'peft':
-                extra = {'base': str(_base(model, room))}
-            jobs.append((way, way, Path(path), asking, room, extra))
+                extra = {'base': str(_base(model, workspace))}
+            jobs.append((way, way, Path(path), reference, extra))
         for ranks in tensor_parallel:
-            extra, adapter = _megatron_request(model, asked, room)
-            jobs.append(('megatron', f'megatron TP={ranks}', adapter, asking, room, extra, ranks))
+            extra, adapter = _megatron_request(model, chosen, workspace)
+            jobs.append(('megatron', f'megatron TP={ranks}', adapter, reference, extra, ranks))
         with ThreadPoolExecutor(max_workers=together) as pool:
-            rows = [row for answers in pool.map(lambda job: _ask(*job), jobs) for row in answers]
+            rows = [row for answers in pool.map(lambda job: _answers_of(*job), jobs) for row in answers]
     return Parity(tuple(rows))
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _Reference:
     model: 'VoiceTextBlender'
     questions: Sequence[Question]
     live: Sequence[tuple[str, 'Tensor']]
     max_new_tokens: int
+    workspace: Path
 
 
 def _live(model: 'VoiceTextBlender', questions: Sequence[Question], max_new_tokens: int) -> list[tuple[str, 'Tensor']]:
@@ -197,38 +198,38 @@ def _live(model: 'VoiceTextBlender', questions: Sequence[Question], max_new_toke
     ]
 
 
-def _ask(
-    way: str, name: str, path: Path, asked: _Asked, room: Path, extra: Mapping[str, Any], ranks: int = 0
+def _answers_of(
+    way: str, name: str, path: Path, reference: _Reference, extra: Mapping[str, Any], ranks: int = 0
 ) -> list[Answered]:
     import torch
     from safetensors.torch import load_file
 
-    chosen = [i for i, q in enumerate(asked.questions) if way not in _TEXT_ONLY or not q.conversation.audios]
-    texts_out, numbers_out = _run(way, path, asked, chosen, room, extra, ranks)
+    chosen = [i for i, q in enumerate(reference.questions) if way not in _TEXT_ONLY or not q.conversation.audios]
+    texts_out, numbers_out = _run(way, path, reference, chosen, extra, ranks)
     texts: list[str] = json.loads(texts_out.read_text(encoding='utf-8'))
     numbers = [value for _, value in sorted(load_file(numbers_out).items(), key=lambda item: int(item[0]))]
     if way == 'asr':
-        return _same_frames(asked, numbers)
+        return _same_frames(reference, numbers)
     rows = []
     for place, (text, logits) in zip(chosen, zip(texts, numbers, strict=True), strict=True):
-        answer, own = asked.live[place]
+        answer, own = reference.live[place]
         size = min(len(own), len(logits))  # a vocabulary may be padded
         scale = max(1.0, float(own.abs().max()) / 10)
         difference = float((own[:size].cpu() - logits[:size]).abs().max()) / scale
         if not bool(torch.isfinite(logits[:size]).all()):
             difference = float('nan')
-        rows.append(Answered(name, asked.questions[place].name, answer, text, difference, TOLERANCES[way]))
+        rows.append(Answered(name, reference.questions[place].name, answer, text, difference, TOLERANCES[way]))
     return rows
 
 
-def _same_frames(asked: _Asked, numbers: Sequence['Tensor']) -> list[Answered]:
+def _same_frames(reference: _Reference, numbers: Sequence['Tensor']) -> list[Answered]:
     import torch
 
-    perception = asked.model.perception
+    perception = reference.model.perception
     rows, found = [], iter(numbers)
-    for question in asked.questions:
+    for question in reference.questions:
         for number, audio in enumerate(question.conversation.audios):
-            clip = load_clip(asked.model, audio)
+            clip = load_clip(reference.model, audio)
             with torch.no_grad():
                 mel, lens = perception.preprocessor(input_signal=clip[None], length=torch.tensor([len(clip)]))
                 own = perception.encoder(audio_signal=mel, length=lens)[0][0]
@@ -238,10 +239,10 @@ def _same_frames(asked: _Asked, numbers: Sequence['Tensor']) -> list[Answered]:
 
 
 def _run(
-    way: str, path: Path, asked: _Asked, chosen: Sequence[int], room: Path, extra: Mapping[str, Any], ranks: int
+    way: str, path: Path, reference: _Reference, chosen: Sequence[int], extra: Mapping[str, Any], ranks: int
 ) -> tuple[Path, Path]:
-    model = asked.model
-    questions = [asked.questions[i] for i in chosen]
+    model, workspace = reference.model, reference.workspace
+    questions = [reference.questions[i] for i in chosen]
     request = {
         'path': str(path.resolve()),
         'plugin': way in ('nemo', 'megatron') or (way in ('salm', 'vllm') and needs_plugin(model)),
@@ -250,16 +251,16 @@ def _run(
         'prompts': [question.request(model) for question in questions],
         'messages': _messages(model, path, questions) if way in ('salm', 'vllm') else None,
         'stops': sorted(generation_defaults(model)['eos_token_id']),
-        'max_new_tokens': asked.max_new_tokens,
+        'max_new_tokens': reference.max_new_tokens,
         **extra,
     }
-    out = room / f'{way}-{ranks}'
+    out = workspace / f'{way}-{ranks}'
     out.mkdir()
     (out / 'request.json').write_text(json.dumps(request), encoding='utf-8')
     script = [isolated.__file__, _SCRIPTS.get(way, way), str(out / 'request.json'), str(out)]
     launch = ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(ranks)] if ranks else []
     # an empty cache: the embedded assets are out of reach too; a safe path: `peft` is the package, not our module
-    env = os.environ | {'NEMO_VTB_CACHE': str(room / 'cache'), 'HF_HUB_OFFLINE': '1', 'PYTHONSAFEPATH': '1'}
+    env = os.environ | {'NEMO_VTB_CACHE': str(workspace / 'cache'), 'HF_HUB_OFFLINE': '1', 'PYTHONSAFEPATH': '1'}
     done = subprocess.run([sys.executable, *launch, *script], capture_output=True, text=True, env=env, cwd=out)
     files = out / 'answers.json', out / 'numbers.safetensors'
     if done.returncode or not all(file.is_file() for file in files):
@@ -300,9 +301,9 @@ def sources_of(model: 'VoiceTextBlender') -> list[str]:
     return [str(p) for p in paths if p and Path(str(p)).exists()]
 
 
-def _base(model: 'VoiceTextBlender', room: Path) -> Path:
+def _base(model: 'VoiceTextBlender', workspace: Path) -> Path:
     """The LLM as it was before, out of the model itself: an adapter is opened upon it."""
-    folder = room / 'base'
+    folder = workspace / 'base'
     if not folder.exists():
         folder.mkdir()
         write_llm(model, folder, merge=False)
@@ -310,14 +311,14 @@ def _base(model: 'VoiceTextBlender', room: Path) -> Path:
 
 
 def _megatron_request(
-    model: 'VoiceTextBlender', questions: Sequence[Question], room: Path
+    model: 'VoiceTextBlender', questions: Sequence[Question], workspace: Path
 ) -> tuple[dict[str, Any], Path]:
     from safetensors.torch import save_file
 
     from nemo_vtb.data.template import AUDIO_SLOT
     from nemo_vtb.model.blender import plain_dict
 
-    frames, adapter, file = {}, room / 'adapter', room / 'frames.safetensors'
+    frames, adapter, file = {}, workspace / 'adapter', workspace / 'frames.safetensors'
     lora = plain_dict(model.cfg.lora) if model.cfg.get('lora') else None
     if not file.exists():
         for number, question in enumerate(questions):
@@ -330,4 +331,4 @@ def _megatron_request(
         adapter.mkdir()
         if lora:
             write_peft(model, adapter)
-    return {'base': str(_base(model, room)), 'lora': lora, 'frames': str(file)}, adapter
+    return {'base': str(_base(model, workspace)), 'lora': lora, 'frames': str(file)}, adapter

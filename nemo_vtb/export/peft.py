@@ -17,21 +17,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nemo_vtb.backbone.names import state_name
 from nemo_vtb.errors import VtbCheckpointError
 from nemo_vtb.export.hf import write_tokenizer
+from nemo_vtb.model.pretrained import PEFT_CONFIG
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from nemo_vtb.model.blender import VoiceTextBlender
-
-_CONFIG, _WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
-
-
-def is_peft_folder(path: str | Path) -> bool:
-    """Whether a folder holds a PEFT adapter."""
-    return (Path(path) / _CONFIG).is_file()
 
 
 def write_peft(model: 'VoiceTextBlender', folder: Path) -> None:
@@ -50,49 +41,7 @@ def write_peft(model: 'VoiceTextBlender', folder: Path) -> None:
         )
     # the embedding stands outside of the LLM, and is never trained by LoRA
     model.llm.save_pretrained(folder, save_embedding_layers=False)
-    config = json.loads((folder / _CONFIG).read_text(encoding='utf-8'))
+    config = json.loads((folder / PEFT_CONFIG).read_text(encoding='utf-8'))
     config['base_model_name_or_path'] = str(model.cfg.pretrained_llm)
-    (folder / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + '\n', encoding='utf-8')
+    (folder / PEFT_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + '\n', encoding='utf-8')
     write_tokenizer(model, folder)
-
-
-def load_peft(model: 'VoiceTextBlender', folder: str | Path) -> list[str]:
-    """Load a PEFT adapter into the LoRA of a model; every key must find its place.
-
-    Returns:
-        The names loaded.
-
-    Raises:
-        VtbCheckpointError: The folder has no safetensors, or rank, scale or layers differ from the model's.
-    """
-    from safetensors.torch import load_file
-
-    folder = Path(folder)
-    if not (folder / _WEIGHTS).is_file():
-        raise VtbCheckpointError(
-            'The PEFT folder has no weights that can be read safely.',
-            field='init_from_nemo',
-            got=str(folder),
-            allowed=f'a folder with {_CONFIG} and {_WEIGHTS}',
-            remedy='save the adapter again with `save_pretrained`; pickled adapter_model.bin is not read',
-        )
-    config = json.loads((folder / _CONFIG).read_text(encoding='utf-8'))
-    own = model.cfg.get('lora') or {}
-    differs = {
-        key: (config.get(key), own.get(key)) for key in ('r', 'lora_alpha') if own and config.get(key) != own.get(key)
-    }
-    if not own or differs:
-        raise VtbCheckpointError(
-            'The adapter does not fit the LoRA of the model.',
-            field='model.lora',
-            got=f'(adapter, model): {differs}' if own else 'no LoRA in the model',
-            allowed={key: config.get(key) for key in ('r', 'lora_alpha', 'target_modules')},
-            remedy='give model.lora these values',
-        )
-    state: dict[str, Tensor] = load_file(folder / _WEIGHTS)
-    if not model.is_built:  # its LLM is not there yet: LoRA travels as in a checkpoint
-        rest = {name: value for name, value in model.state_dict().items() if not name.startswith('llm.')}
-        model.load_trained_state({**{state_name(name): value for name, value in state.items()}, **rest})
-    else:
-        model.backbone.load_lora(state)
-    return sorted(state)

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What is asked when two forms of a model are compared: typed, spoken, several recordings, several turns, long."""
+"""Prompts for the comparison of two forms of a model: text, recordings, several turns, length."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,26 +44,26 @@ class Question:
 
 
 def default_questions(folder: Path, clips: Sequence[str | Path] | None = None) -> list[Question]:
-    """Twelve questions.
+    """Twelve questions: text only, one and three recordings, several turns, long ones.
 
     Args:
         folder: Where clips are made.
-        clips: Recordings to ask about, four at least, the last one long; None: made-up sounds.
+        clips: Recordings to ask about, four at least, the last one long; None: synthetic sounds.
     """
     a, b, c, long = (Audio(str(path)) for path in (clips or make_clips(folder))[:4])
     story = ' '.join(f'In the year {1900 + i} the lamp in the kitchen was moved to the office.' for i in range(40))
     turns: dict[str, list[Turn]] = {
-        'typed': [_user('Which room is it about?')],
-        'typed, system': [Turn('system', (Text('Answer with one word.'),)), _user('Is the sea blue?')],
-        'typed, three turns': [_user('Say yes.'), _model('Yes.'), _user('Say no.'), _model('No.'), _user('And now?')],
-        'typed, long': [_user(story + ' Where is the lamp?')],
-        'spoken alone': [_user(a)],
+        'text': [_user('Which room is it about?')],
+        'text, system': [Turn('system', (Text('Answer with one word.'),)), _user('Is the sea blue?')],
+        'text, three turns': [_user('Say yes.'), _model('Yes.'), _user('Say no.'), _model('No.'), _user('And now?')],
+        'text, long': [_user(story + ' Where is the lamp?')],
+        'recording only': [_user(a)],
         'recording first': [_user(b, 'Transcribe the recording.')],
         'recording last': [_user('Transcribe the recording:', c)],
         'recording within': [_user('Does the speaker say', a, 'or not?')],
         'three recordings': [_user('First', a, 'second', b, 'third', c, 'Which is the longest?')],
-        'three turns with one each': [_user(a), _model('A lamp.'), _user('And', b), _model('A fan.'), _user(c)],
-        'typed after spoken': [_user('Listen:', b), _model('I did.'), _user('What did the speaker say?')],
+        'three turns, a recording each': [_user(a), _model('A lamp.'), _user('And', b), _model('A fan.'), _user(c)],
+        'text after a recording': [_user('Listen:', b), _model('I did.'), _user('What did the speaker say?')],
         'long recording': [_user('Translate into Spanish.', long)],
     }
     return [Question(name, Conversation(name, tuple(parts))) for name, parts in turns.items()]
@@ -88,7 +88,7 @@ def make_clips(folder: Path) -> list[Path]:
     return paths
 
 
-def questions_from(files: Sequence[str | Path], folder: Path, each: int) -> list[Question]:
+def export_questions(files: Sequence[str | Path], folder: Path, each: int) -> list[Question]:
     """The first conversations of files in NeMo's multimodal_conversation format, each without its last answer.
 
     Args:

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The whole model as a folder that NeMo's SALM and its vLLM plugin read, and such folders back as our model.
+"""The whole model as a folder that NeMo's SALM and its vLLM plugin read.
 
 NeMo's own `save_pretrained` leaves tokenizer and LLM configuration out; here the folder is self-contained.
 """
@@ -26,6 +26,7 @@ from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn
 from nemo_vtb.data.template import AUDIO_SLOT, ChatRenderer
 from nemo_vtb.errors import VtbCheckpointError, VtbTemplateError
 from nemo_vtb.export.hf import write_llm_config, write_tokenizer
+from nemo_vtb.model.pretrained import SALM_CONFIG, SALM_LLM
 
 if TYPE_CHECKING:
     from nemo_vtb.model.blender import VoiceTextBlender
@@ -36,27 +37,14 @@ VLLM_TAG = '<|audio|>'
 NO_FORMAT = 'chat_template_of_the_tokenizer'
 """The `prompt_format` where none of NeMo's equals the LLM's template: NeMo refuses messages then, and takes ids."""
 
-_LLM, _CONFIG = 'llm_backbone', 'config.json'
 _LEFT_OUT = ('llm_files', 'target', 'nemo_version', 'optimizer', 'lr_scheduler', 'lr_factors', 'text_anchor')
 _FORMATS = ('qwen', 'qwen3', 'llama3', 'gemma', 'mistral', 'llama2', 'phi2_chat', 'nemotron-h', 'nemotron-nano-v3')
-
-
-def is_salm_folder(path: str | Path) -> bool:
-    """Whether a folder holds a SALM: a `config.json` with a perception, as `save_pretrained` of NeMo writes it."""
-    try:
-        config = json.loads((Path(path) / _CONFIG).read_text(encoding='utf-8'))
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and 'perception' in config and 'pretrained_llm' in config
 
 
 def needs_plugin(model: 'VoiceTextBlender') -> bool:
     """Whether NeMo needs `import nemo_vtb` to build encoder or adapter."""
     sections = (model.cfg.perception.get(part) or {} for part in ('preprocessor', 'encoder', 'modality_adapter'))
     return any(str(section.get('_target_')).startswith('nemo_vtb.') for section in sections)
-
-
-# ---- writing
 
 
 def write_salm(model: 'VoiceTextBlender', folder: Path, *, vllm_home: Path | None = None) -> None:
@@ -80,14 +68,14 @@ def write_salm(model: 'VoiceTextBlender', folder: Path, *, vllm_home: Path | Non
         'audio_locator_tag': tag,
         'prompt_format': found.name if (found := prompt_format(model, tag)) else NO_FORMAT,
         'pretrained_weights': False,
-        'pretrained_llm': str(vllm_home / _LLM) if vllm_home else str(cfg['pretrained_llm']),
+        'pretrained_llm': str(vllm_home / SALM_LLM) if vllm_home else str(cfg['pretrained_llm']),
         # the plugin wants a value; the encoder's weights and its configuration are in this folder
         'pretrained_asr': str(cfg.get('pretrained_asr') or 'none: see perception'),
     }
     config.pop('tokenizer_path', None)
     text = json.dumps(config, indent=2, sort_keys=True, default=str)
-    (folder / _CONFIG).write_text(text + '\n', encoding='utf-8')
-    write_llm_config(model, folder / _LLM)
+    (folder / SALM_CONFIG).write_text(text + '\n', encoding='utf-8')
+    write_llm_config(model, folder / SALM_LLM)
     write_tokenizer(model, folder, tag=tag, pad=_quiet_pad(model))
     save_model(model, str(folder / 'model.safetensors'), metadata={'format': 'pt'})
 
@@ -98,7 +86,7 @@ class PromptFormat:
 
     Args:
         name: For `PromptFormatter.resolve`.
-        system: The system turn to put in front of a conversation without one: the template says it by itself, NeMo's
+        system: The system turn to put in front of a conversation without one: the template adds it by itself, NeMo's
             format does not. None where there is nothing to add.
     """
 
@@ -112,14 +100,14 @@ def prompt_format(model: 'VoiceTextBlender', tag: str) -> PromptFormat | None:
 
     tokenizer = AutoTokenizer(model.tokenizer.tokenizer.name_or_path, use_fast=True)
     tokenizer.add_special_tokens({'additional_special_tokens': [tag]})
-    asked = (Turn('user', (Text('Which room is it about?'),)),)
-    heard = (Turn('user', (Text('Listen to'), Audio('a.wav'))),)
-    talk = (*asked, Turn('assistant', (Text('The kitchen.'),)), Turn('user', (Text('And when?'),)))
+    text = (Turn('user', (Text('Which room is it about?'),)),)
+    audio = (Turn('user', (Text('Listen to'), Audio('a.wav'))),)
+    several = (*text, Turn('assistant', (Text('The kitchen.'),)), Turn('user', (Text('And when?'),)))
     systems = [None, default_system(model.renderer)]
     for system in dict.fromkeys(systems):
         for name in _FORMATS:
             if all(
-                _renders_alike(model.renderer, tokenizer, tag, name, turns, system) for turns in (asked, heard, talk)
+                _renders_alike(model.renderer, tokenizer, tag, name, turns, system) for turns in (text, audio, several)
             ):
                 return PromptFormat(name, system)
     return None
@@ -132,10 +120,10 @@ def default_system(renderer: ChatRenderer) -> str | None:
         given = renderer.render_prompt(Conversation('', (Turn('system', (Text('(here)'),)), user))).text
     except VtbTemplateError:
         return None
-    alone = renderer.render_prompt(Conversation('', (user,))).text
+    without = renderer.render_prompt(Conversation('', (user,))).text
     before, mark, after = given.partition('(here)')
-    inside = alone.startswith(before) and alone.endswith(after) and len(alone) >= len(before) + len(after)
-    return alone[len(before) : len(alone) - len(after)] if mark and inside else None
+    inside = without.startswith(before) and without.endswith(after) and len(without) >= len(before) + len(after)
+    return without[len(before) : len(without) - len(after)] if mark and inside else None
 
 
 def _renders_alike(
@@ -181,79 +169,3 @@ def _quiet_pad(model: 'VoiceTextBlender') -> str | None:
             remedy='`vtb export FILE --to nemo`, which has no such limit',
         )
     return free[0].content
-
-
-# ---- reading
-
-
-def read_salm(folder: str | Path, *, base_llm: str | Path | None = None) -> tuple['VoiceTextBlender', list[str]]:
-    """A SALM folder (of NeMo, of Canary-Qwen, or ours) as a model of this toolkit.
-
-    Args:
-        folder: With `config.json` and safetensors.
-        base_llm: Folder with config and tokenizer of the LLM, where the SALM folder holds neither (Canary-Qwen).
-
-    Returns:
-        The model in evaluation mode, and what was completed: names of tied weights that the file leaves out.
-
-    Raises:
-        VtbCheckpointError: A weight is missing, left over or of another shape.
-        VtbModelError: The LLM's configuration or tokenizer is not found.
-    """
-    from nemo_vtb.model.blender import VoiceTextBlender
-
-    folder = Path(folder)
-    config = json.loads((folder / _CONFIG).read_text(encoding='utf-8'))
-    llm = Path(base_llm) if base_llm else folder / _LLM
-    if base_llm is None and not (llm / _CONFIG).is_file():
-        llm = Path(str(config['pretrained_llm']))
-    own_tokenizer = (folder / 'tokenizer_config.json').is_file()
-    config |= {
-        'pretrained_llm': str(llm),
-        'pretrained_weights': False,
-        'tokenizer_path': str(folder if own_tokenizer else llm),
-    }
-    for key in ('model_type', 'architectures', 'torch_dtype'):
-        config.pop(key, None)
-    model = VoiceTextBlender(config)
-    return model.eval(), _load_strictly(model, folder)
-
-
-def _load_strictly(model: 'VoiceTextBlender', folder: Path) -> list[str]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    files = sorted(folder.glob('*.safetensors'))
-    try:
-        state = {name: value for file in files for name, value in load_file(file).items()}
-    except (OSError, SafetensorError) as error:
-        raise _does_not_fit(folder, f'{type(error).__name__}: {error}') from error
-    own = model.state_dict(keep_vars=True)
-    twins: dict[int, list[str]] = {}
-    for name, value in own.items():
-        twins.setdefault(value.data_ptr(), []).append(name)
-    completed = []
-    for names in twins.values():  # tied weights are stored once
-        present = [name for name in names if name in state]
-        for name in set(names) - set(present) if present else ():
-            state[name] = state[present[0]]
-            completed.append(name)
-    # what a module computes for itself is in no file: buffers that NeMo keeps out of the state dict are not in `own`
-    missing, surplus = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    if missing or surplus:
-        raise _does_not_fit(folder, f'missing {missing[:4]}, left over {surplus[:4]}')
-    try:
-        model.load_state_dict({name: value.to(own[name].dtype) for name, value in state.items()}, strict=True)
-    except RuntimeError as error:
-        raise _does_not_fit(folder, str(error)) from error
-    return sorted(completed)
-
-
-def _does_not_fit(folder: Path, got: str) -> VtbCheckpointError:
-    return VtbCheckpointError(
-        'The weights of the SALM folder do not fit its configuration.',
-        field=str(folder),
-        got=got,
-        allowed='each weight of the model once, nothing else',
-        remedy='copy the folder again; for Canary-Qwen give the folder of its LLM: --base-llm FOLDER',
-    )

@@ -252,7 +252,7 @@ class ReducingStrategy(ModelParallelStrategy):
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
         """Write one file by rank 0, or a folder by all ranks."""
         if self.sharded_checkpoint:
-            self.checkpoint_io.save_together(checkpoint, self.broadcast(str(filepath)))
+            self.checkpoint_io.save_sharded(checkpoint, self.broadcast(str(filepath)))
         else:
             ParallelStrategy.save_checkpoint(self, checkpoint, filepath, storage_options)
 

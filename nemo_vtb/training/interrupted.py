@@ -19,7 +19,7 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 
-from nemo_vtb.checkpoint.sharded import shards_of
+from nemo_vtb.checkpoint.checkpoint_io import shards_of
 from nemo_vtb.data.datamodule import VtbDataModule
 from nemo_vtb.io import bring_back
 from nemo_vtb.training.history import draw_curves, read_history

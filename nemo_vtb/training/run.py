@@ -21,10 +21,10 @@ from lightning.pytorch import Callback, Trainer
 from nemo.utils.trainer_utils import resolve_trainer_cfg
 from omegaconf import DictConfig
 
-from nemo_vtb.checkpoint.sharded import ShardedCheckpointIO
+from nemo_vtb.checkpoint.checkpoint_io import AtomicCheckpointIO
 from nemo_vtb.errors import VtbConfigError
 from nemo_vtb.model.blender import VoiceTextBlender, plain_dict
-from nemo_vtb.model.warm_start import warm_start
+from nemo_vtb.model.pretrained import warm_start
 from nemo_vtb.parallel.dims import ParallelDims
 from nemo_vtb.parallel.fully_sharded import register_fully_sharded
 from nemo_vtb.parallel.megatron import register_strategy
@@ -47,7 +47,7 @@ def build_trainer(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> Traine
     interval = options.get('val_check_interval')
     counted = isinstance(interval, int)
     options['callbacks'] = [*(options.get('callbacks') or []), *callbacks, *retention_monitor_of(cfg), CompleteRun()]
-    options['plugins'] = [*(options.get('plugins') or []), ShardedCheckpointIO()]
+    options['plugins'] = [*(options.get('plugins') or []), AtomicCheckpointIO()]
     options.setdefault('use_distributed_sampler', False)
     if counted:  # the data has one long epoch: validation is counted in batches, across epochs
         options['check_val_every_n_epoch'] = None
@@ -72,7 +72,7 @@ def build_trainer(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> Traine
 
 
 def build_model(cfg: DictConfig, trainer: Trainer | None = None) -> VoiceTextBlender:
-    """Build the model of a run, from its pretrained parts; `init_from_nemo` names a warm start (`checkpoint.warm`)."""
+    """Build the model of a run, from its pretrained parts; `init_from_nemo` names a warm start (`warm_start`)."""
     model = VoiceTextBlender(plain_dict(cfg.model), trainer)
     if source := cfg.get('init_from_nemo'):
         warm_start(model, source)

@@ -33,7 +33,7 @@ from nemo_vtb.checkpoint.archive import MANIFEST, Member, read_manifest, read_me
 from nemo_vtb.data.conversation import Conversation, Text, Turn
 from nemo_vtb.errors import VtbCheckpointError, VtbModelError
 from nemo_vtb.model.blender import VoiceTextBlender
-from nemo_vtb.model.pretrained import load
+from nemo_vtb.model.pretrained import restore
 from nemo_vtb.testing import tiny_model_cfg
 from nemo_vtb.testing.tiny import tiny_llm
 
@@ -161,14 +161,14 @@ def test_a_file_without_its_llm_wants_the_same_llm(tmp_path: Path) -> None:
     (tmp_path / 'sources').rename(tmp_path / 'moved')
     moved = tmp_path / 'moved' / Path(model.cfg.pretrained_llm).name
     with pytest.raises(VtbModelError, match='no LLM in this folder'):
-        load(tmp_path / 'small.nemo', 'cpu')
-    again = load(tmp_path / 'small.nemo', 'cpu', base_llm=moved)
+        restore(tmp_path / 'small.nemo', 'cpu')
+    again = restore(tmp_path / 'small.nemo', 'cpu', base_llm=moved)
     assert same_weights(again, model)
     again.save_to(tmp_path / 'again.nemo')
     assert weights_of(tmp_path / 'again.nemo') == weights_of(tmp_path / 'whole.nemo')
     other = tiny_llm(tmp_path / 'other', seed=1)
     with pytest.raises(VtbCheckpointError, match='not the one that it was trained on'):
-        load(tmp_path / 'small.nemo', 'cpu', base_llm=other)
+        restore(tmp_path / 'small.nemo', 'cpu', base_llm=other)
 
 
 def test_an_llm_that_was_trained_itself_cannot_be_left_out(tmp_path: Path) -> None:
@@ -189,11 +189,11 @@ def test_a_hundred_bit_flips_and_a_hundred_cuts(saved: Path, tmp_path: Path) -> 
         damaged[position] ^= 1 << rng.randrange(8)
         path.write_bytes(damaged)
         with pytest.raises(VtbCheckpointError, match='no complete'):
-            load(path, 'cpu')
+            restore(path, 'cpu')
     for _ in range(100):
         path.write_bytes(raw[: rng.randrange(len(raw))])
         with pytest.raises(VtbCheckpointError, match='no complete'):
-            load(path, 'cpu')
+            restore(path, 'cpu')
 
 
 def rewrite(saved: Path, path: Path, change: Callable[[Any, Path], None]) -> Path:
@@ -298,13 +298,13 @@ def test_a_file_of_a_stranger_runs_no_code(saved: Path, tmp_path: Path, change: 
 def test_a_stranger_cannot_ask_for_trust_but_the_user_can(saved: Path, tmp_path: Path) -> None:
     path = rewrite(saved, tmp_path / 'custom.nemo', lambda cfg, folder: cfg.update(trust_remote_code=True))
     with pytest.raises(VtbCheckpointError, match='trust_remote_code=True'):
-        load(path, 'cpu')
-    assert load(path, 'cpu', trust_remote_code=True).cfg.trust_remote_code
+        restore(path, 'cpu')
+    assert restore(path, 'cpu', trust_remote_code=True).cfg.trust_remote_code
 
 
 def test_a_target_that_is_not_allowed_is_an_error_of_ours(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(VtbModelError, match='UnsafeTargetError'):
-        load(rewrite(saved, tmp_path / 'evil.nemo', target_outside), 'cpu')
+        restore(rewrite(saved, tmp_path / 'evil.nemo', target_outside), 'cpu')
 
 
 def test_a_file_with_the_older_manifest_still_opens(

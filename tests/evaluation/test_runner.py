@@ -28,7 +28,7 @@ from nemo_vtb.evaluation.result import Evaluation
 from nemo_vtb.evaluation.runner import Plan, evaluate_file, stamp_of
 from nemo_vtb.export.model_card import write_card
 from nemo_vtb.model.blender import VoiceTextBlender
-from nemo_vtb.model.pretrained import load
+from nemo_vtb.model.pretrained import restore
 from nemo_vtb.testing import TinyCorpus, tiny_model_cfg
 from nemo_vtb.training.run import build_model
 
@@ -56,7 +56,7 @@ def test_a_measured_file_says_so(
     assert [r['model'] for r in manifest['evaluation']['rows']] == pytest.approx([r.ours for r in result.rows])
     assert manifest['retention']['kept'][0]['kept'] == pytest.approx(100, abs=0.1)
     assert manifest['members'] == before
-    model = load(str(nemo_file), 'cpu')
+    model = restore(str(nemo_file), 'cpu')
     (tmp_path / 'peft').mkdir()
     write_card(model, tmp_path / 'peft', 'peft', None)
     card = (tmp_path / 'peft' / 'README.md').read_text()
@@ -103,5 +103,5 @@ def test_the_configuration_of_the_run_is_in_the_file(tmp_path: Path) -> None:
     found = read_info(tmp_path / 'a.nemo').manifest['run_config']
     assert found == {**OmegaConf.to_container(cfg, resolve=True)} and found['data']['steps'] == 7
     # whoever saves it again carries it on
-    load(str(tmp_path / 'a.nemo'), 'cpu').save_to(str(tmp_path / 'b.nemo'))
+    restore(str(tmp_path / 'a.nemo'), 'cpu').save_to(str(tmp_path / 'b.nemo'))
     assert read_info(tmp_path / 'b.nemo').manifest['run_config'] == found

@@ -26,13 +26,11 @@ from safetensors.torch import load_file, save_file
 from nemo_vtb import cli
 from nemo_vtb.commands.parity import make_forms
 from nemo_vtb.errors import VtbCheckpointError
-from nemo_vtb.export.asr import load_encoder
-from nemo_vtb.export.export import TARGETS, export
+from nemo_vtb.export.export import TARGETS, export_model
 from nemo_vtb.export.parity import Answered, Parity, compare
-from nemo_vtb.export.peft import load_peft
-from nemo_vtb.export.salm import NO_FORMAT, VLLM_TAG, default_system, prompt_format, read_salm
+from nemo_vtb.export.salm import NO_FORMAT, VLLM_TAG, default_system, prompt_format
 from nemo_vtb.model.blender import VoiceTextBlender
-from nemo_vtb.model.warm_start import warm_start
+from nemo_vtb.model.pretrained import load_asr_encoder, load_peft, read_salm, warm_start
 from nemo_vtb.testing import tiny_model_cfg
 
 
@@ -72,7 +70,7 @@ def same_weights(a: torch.nn.Module, b: torch.nn.Module) -> bool:
 
 
 def test_every_form_answers_the_same(model: VoiceTextBlender, forms: dict[str, Path]) -> None:
-    """In processes of their own; stock NeMo, transformers and PEFT without nemo_vtb, which `alone` checks."""
+    """In processes of their own; stock NeMo, transformers and PEFT without nemo_vtb, which `isolated` checks."""
     parity = compare(model, forms, tensor_parallel=[2], together=2)
     assert parity.ok, parity.to_json()['failed']
     sizes = {way: form['questions'] for way, form in parity.to_json()['forms'].items()}
@@ -98,8 +96,8 @@ def test_a_changed_weight_is_found(model: VoiceTextBlender, forms: dict[str, Pat
     parity = compare(model, broken, together=2)
     assert not parity.ok
     assert all(not r.ok for r in parity.of('peft'))
-    # the projection belongs to what is heard: typed questions are answered as before
-    assert {r.ok for r in parity.of('salm') if r.question.startswith('typed')} == {True, False}
+    # the projection belongs to audio: text-only questions are answered as before
+    assert {r.ok for r in parity.of('salm') if r.question.startswith('text')} == {True, False}
     assert not any(r.ok for r in parity.of('salm') if 'recording' in r.question)
 
 
@@ -122,12 +120,12 @@ def test_a_source_is_out_of_reach(tmp_path: Path) -> None:
 
 def test_our_encoder_needs_our_package_and_only_there(tmp_path: Path) -> None:
     model = tuned(tmp_path / 'sources', encoder='whisper', family='gemma')
-    parity = export(model, 'salm', tmp_path / 'salm')
+    parity = export_model(model, 'salm', tmp_path / 'salm')
     assert parity is not None and parity.ok
     card = (tmp_path / 'salm' / 'README.md').read_text()
     assert 'import nemo_vtb  #' in card
     with pytest.raises(VtbCheckpointError, match='none of NeMo'):
-        export(model, 'asr', tmp_path / 'asr.nemo')
+        export_model(model, 'asr', tmp_path / 'asr.nemo')
     assert not (tmp_path / 'asr.nemo').exists()
 
 
@@ -142,16 +140,16 @@ def test_an_export_that_answers_differently_is_not_left(
     (tmp_path / 'there').mkdir()
     (tmp_path / 'there' / 'old').write_text('earned')
     with pytest.raises(VtbCheckpointError, match='does not answer as the model itself does'):
-        export(model, 'peft', tmp_path / 'there', overwrite=True)
+        export_model(model, 'peft', tmp_path / 'there', overwrite=True)
     assert [p.name for p in tmp_path.iterdir()] == ['there'] and (tmp_path / 'there' / 'old').exists()
     with pytest.raises(VtbCheckpointError, match='--overwrite'):
-        export(model, 'peft', tmp_path / 'there')
+        export_model(model, 'peft', tmp_path / 'there')
 
 
 def test_a_failed_write_leaves_the_old_one(
     model: VoiceTextBlender, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    export(model, 'salm', tmp_path / 'salm', check=False)
+    export_model(model, 'salm', tmp_path / 'salm', check=False)
     before = (tmp_path / 'salm' / 'config.json').read_bytes()
 
     def full(*args: Any, **kwargs: Any) -> None:
@@ -159,7 +157,7 @@ def test_a_failed_write_leaves_the_old_one(
 
     monkeypatch.setattr('safetensors.torch.save_model', full)
     with pytest.raises(VtbCheckpointError, match='No space left'):
-        export(model, 'salm', tmp_path / 'salm', check=False, overwrite=True)
+        export_model(model, 'salm', tmp_path / 'salm', check=False, overwrite=True)
     assert (tmp_path / 'salm' / 'config.json').read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ['salm']
 
@@ -197,7 +195,7 @@ def test_chat_templates_beside_the_formats_of_nemo(model: VoiceTextBlender, tmp_
     finally:
         tokenizer.chat_template = template
     gemma = VoiceTextBlender(tiny_model_cfg(tmp_path / 'gemma', family='gemma'))
-    export(gemma, 'salm', tmp_path / 'salm', check=False)
+    export_model(gemma, 'salm', tmp_path / 'salm', check=False)
     config = json.loads((tmp_path / 'salm' / 'config.json').read_text())
     assert config['prompt_format'] in ('gemma', NO_FORMAT)
 
@@ -317,7 +315,7 @@ def test_warm_starts(model: VoiceTextBlender, forms: dict[str, Path], tmp_path: 
     assert taken('nemo') == taken('salm') == changed
     assert taken('peft') == {n for n in changed if '.lora_' in n}
     assert taken('asr') == {n for n in changed if n.startswith(('perception.encoder', 'perception.preprocessor'))}
-    left = load_encoder(new, forms['asr'])
+    left = load_asr_encoder(new, forms['asr'])
     assert left and all(n.startswith('decoder') for n in left)
     with pytest.raises(VtbCheckpointError, match='nothing to start from'):
         warm_start(new, tmp_path / 'absent')

@@ -18,13 +18,13 @@ from pathlib import Path
 import pytest
 
 from nemo_vtb.errors import VtbCheckpointError, VtbModelError
-from nemo_vtb.model.pretrained import load
+from nemo_vtb.model.pretrained import restore
 
 
 def test_missing_and_broken_models_are_named(tmp_path: Path) -> None:
     with pytest.raises(VtbModelError, match='no model at this path'):
-        load(tmp_path / 'absent.nemo')
+        restore(tmp_path / 'absent.nemo')
     (tmp_path / 'cut.nemo').write_bytes(b'not an archive')
     with pytest.raises(VtbCheckpointError, match='no complete .nemo file') as caught:
-        load(tmp_path / 'cut.nemo', 'cpu')
+        restore(tmp_path / 'cut.nemo', 'cpu')
     assert 'cut.nemo' in str(caught.value)

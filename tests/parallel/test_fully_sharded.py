@@ -93,9 +93,9 @@ def test_each_goes_on_from_the_others_checkpoint(runs: Runs) -> None:
 def test_the_nemo_file_is_that_of_one_rank(runs: Runs) -> None:
     import torch
 
-    from nemo_vtb.model.pretrained import load
+    from nemo_vtb.model.pretrained import restore
 
-    whole, ours = (load(runs.folder / name / 'model.nemo', 'cpu').state_dict() for name in ('hf', 'fs2'))
+    whole, ours = (restore(runs.folder / name / 'model.nemo', 'cpu').state_dict() for name in ('hf', 'fs2'))
     assert whole.keys() == ours.keys()
     for name, value in whole.items():
         torch.testing.assert_close(ours[name], value, atol=1e-4, rtol=1e-3, msg=name)

@@ -96,9 +96,9 @@ class Runs:
 
     def checkpoint(self, name: str) -> dict[str, Any]:
         """The checkpoint at the end of a run, a file or shards."""
-        from nemo_vtb.checkpoint.sharded import ShardedCheckpointIO
+        from nemo_vtb.checkpoint.checkpoint_io import AtomicCheckpointIO
 
-        return ShardedCheckpointIO().load_checkpoint(self.folder / name / 'end.ckpt')
+        return AtomicCheckpointIO().load_checkpoint(self.folder / name / 'end.ckpt')
 
     def check_equal(self, name: str, whole: str = 'hf', atol: float = 1e-4) -> None:
         """Losses, rows, weights and moments of a run are those of another, whatever their strategies."""
@@ -149,9 +149,9 @@ def test_no_base_weight_enters_a_checkpoint(runs: Runs) -> None:
 
 
 def test_nemo_file_of_two_ranks_is_restored_by_one(runs: Runs) -> None:
-    from nemo_vtb.model.pretrained import load
+    from nemo_vtb.model.pretrained import restore
 
-    model = load(runs.folder / 'tp2' / 'model.nemo', 'cpu')
+    model = restore(runs.folder / 'tp2' / 'model.nemo', 'cpu')
     state = model.state_dict()
     for name, value in runs.checkpoint('tp2')['state_dict'].items():
         assert torch.equal(state[name], value), name

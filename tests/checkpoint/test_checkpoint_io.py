@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from nemo_vtb.checkpoint.sharded import ShardedCheckpointIO, shards_of
+from nemo_vtb.checkpoint.checkpoint_io import AtomicCheckpointIO, shards_of
 from nemo_vtb.errors import VtbCheckpointError
 
 
@@ -52,17 +52,17 @@ def same(a: object, b: object) -> bool:
 
 def ranked(rank: int, folder: str) -> None:
     dist.init_process_group('gloo', rank=rank, world_size=2, init_method=f'file://{folder}/meet')
-    io, checkpoint = ShardedCheckpointIO(), content()
+    io, checkpoint = AtomicCheckpointIO(), content()
     checkpoints = Path(folder) / 'checkpoints'
     checkpoints.mkdir(exist_ok=True)
-    io.save_together(checkpoint, checkpoints / 'one.ckpt')
+    io.save_sharded(checkpoint, checkpoints / 'one.ckpt')
     # training goes on at once: what is written is what was there when it was asked for
     checkpoint['state_dict']['a.weight'].zero_()
     checkpoint['optimizer_states'][0]['state'][0]['step'] += 1  # as AdamW counts, in place
-    io.save_together(content(), checkpoints / 'two.ckpt')
+    io.save_sharded(content(), checkpoints / 'two.ckpt')
     if rank == 0:
         io.remove_checkpoint(checkpoints / 'two.ckpt')  # not before a later one is whole
-    io.save_together(content(), checkpoints / 'three.ckpt')
+    io.save_sharded(content(), checkpoints / 'three.ckpt')
     io.teardown()
     assert same(io.load_checkpoint(checkpoints / 'one.ckpt'), content())
     dist.destroy_process_group()
@@ -77,7 +77,7 @@ def test_two_ranks_write_and_one_process_reads() -> None:
         assert sorted(os.listdir(Path(folder) / 'checkpoints_shards')) == ['one.ckpt', 'three.ckpt']
         # both ranks have written
         assert len({shard.name.split('_')[2] for shard in shards_of(checkpoints / 'one.ckpt').rglob('*.distcp')}) == 2
-        io = ShardedCheckpointIO()
+        io = AtomicCheckpointIO()
         for name in ('one', 'three'):
             assert same(io.load_checkpoint(checkpoints / f'{name}.ckpt'), content())
         for shard in shards_of(checkpoints / 'one.ckpt').rglob('*.distcp'):
@@ -93,13 +93,13 @@ def test_two_ranks_write_and_one_process_reads() -> None:
 def overwriting(rank: int, folder: str) -> None:
     """Each writing of a name, the second of which fails in the middle."""
     dist.init_process_group('gloo', rank=rank, world_size=2, init_method=f'file://{folder}/meet')
-    io, path = ShardedCheckpointIO(), Path(folder) / 'checkpoints' / 'last.ckpt'
+    io, path = AtomicCheckpointIO(), Path(folder) / 'checkpoints' / 'last.ckpt'
     path.parent.mkdir(exist_ok=True)
-    io.save_together(content(), path)
+    io.save_sharded(content(), path)
     io.wait()
     broken = content()
     broken['state_dict']['a.weight'] = torch.zeros(64, 32)
-    io.save_together(broken, path)
+    io.save_sharded(broken, path)
     with pytest.raises(VtbCheckpointError, match='the one before is untouched'):
         io.wait()
     dist.destroy_process_group()
@@ -121,7 +121,7 @@ def test_a_writing_that_fails_leaves_the_one_before(monkeypatch: pytest.MonkeyPa
     with tempfile.TemporaryDirectory() as folder:
         mp.start_processes(overwriting, (folder,), nprocs=2, start_method='fork')
         path = Path(folder) / 'checkpoints' / 'last.ckpt'
-        assert same(ShardedCheckpointIO().load_checkpoint(path), content())
+        assert same(AtomicCheckpointIO().load_checkpoint(path), content())
 
 
 @pytest.mark.integration
@@ -137,5 +137,5 @@ def test_a_list_of_shards_cannot_run_code() -> None:
 
         listed.write_bytes(pickle.dumps(Hostile()))
         with pytest.raises(VtbCheckpointError, match='does not belong'):
-            ShardedCheckpointIO().load_checkpoint(path)
+            AtomicCheckpointIO().load_checkpoint(path)
         assert not sentinel.exists()
