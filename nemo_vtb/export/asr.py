@@ -17,6 +17,7 @@ import string
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nemo_vtb.constants import SAMPLE_RATE
 from nemo_vtb.errors import VtbCheckpointError
 from nemo_vtb.model.perception import restore_asr
 from nemo_vtb.model.pretrained import ASR_PARTS
@@ -97,5 +98,5 @@ def _bare_ctc(sections: dict[str, Any]) -> Any:
         'num_classes': len(letters),
         'vocabulary': letters,
     }
-    cfg = OmegaConf.create({**sections, 'decoder': decoder, 'sample_rate': 16000, 'labels': letters})
+    cfg = OmegaConf.create({**sections, 'decoder': decoder, 'sample_rate': SAMPLE_RATE, 'labels': letters})
     return EncDecCTCModel(cfg)

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nemo_vtb.constants import SAMPLE_RATE
 from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn, conversation_from_dict, conversation_to_dict
 
 if TYPE_CHECKING:
     from nemo_vtb.model.blender import VoiceTextBlender
 
-_RATE = 16000
 _SECONDS = (0.8, 1.5, 2.3, 12.0)
 
 
@@ -77,14 +77,14 @@ def make_clips(folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for number, seconds in enumerate(_SECONDS):
-        time = np.arange(int(_RATE * seconds)) / _RATE
+        time = np.arange(int(SAMPLE_RATE * seconds)) / SAMPLE_RATE
         rng = np.random.default_rng(number)
         pitch = 120 + 40 * number + 25 * np.sin(2 * np.pi * 0.7 * time)
-        tone = sum(np.sin(2 * np.pi * k * np.cumsum(pitch) / _RATE) / k for k in (1, 2, 3, 5, 8))
+        tone = sum(np.sin(2 * np.pi * k * np.cumsum(pitch) / SAMPLE_RATE) / k for k in (1, 2, 3, 5, 8))
         syllables = np.clip(np.sin(2 * np.pi * (3 + number) * time), 0, None)
         signal = 0.15 * tone * syllables + 0.01 * rng.standard_normal(len(time))
         paths.append(folder / f'clip{number}.wav')
-        soundfile.write(paths[-1], signal.astype(np.float32), _RATE, subtype='FLOAT')
+        soundfile.write(paths[-1], signal.astype(np.float32), SAMPLE_RATE, subtype='FLOAT')
     return paths
 
 
@@ -114,7 +114,7 @@ def export_questions(files: Sequence[str | Path], folder: Path, each: int) -> li
             clips = []
             for place, audio in enumerate(conversation.audios):
                 clip = folder / f'{name.replace(" ", "-")}-{place}.wav'
-                soundfile.write(clip, read_audio(audio, sample_rate=_RATE), _RATE, subtype='FLOAT')
+                soundfile.write(clip, read_audio(audio, sample_rate=SAMPLE_RATE), SAMPLE_RATE, subtype='FLOAT')
                 clips.append(Audio(str(clip.resolve())))
             questions.append(Question(name, _with_clips(conversation, clips)))
     return questions
