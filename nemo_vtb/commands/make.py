@@ -92,25 +92,21 @@ def make_stage(kind: str, inputs: Sequence[str], *layers: Mapping[str, Any]) -> 
     """
     from nemo_vtb.config import read_settings
     from nemo_vtb.factory import settings
+    from nemo_vtb.factory.asr_ast import AsrAstStage
+    from nemo_vtb.factory.mixed_modal import MixedModalStage
+    from nemo_vtb.factory.speech_qa import SpeechQaStage
+    from nemo_vtb.factory.text import TextStage
 
     if not inputs:
         raise VtbConfigError('No input files.', field='INPUT', allowed='manifests or conversations (.jsonl)')
-    files = tuple(inputs)
-    if kind == 'asr_ast':
-        from nemo_vtb.factory.asr_ast import AsrAstStage
-
-        return AsrAstStage(read_settings(settings.AsrAst, *layers), files)
-    if kind == 'mixed_modal':
-        from nemo_vtb.factory.mixed_modal import MixedModalStage
-
-        return MixedModalStage(read_settings(settings.MixedModal, *layers), files)
-    if kind == 'speech_qa':
-        from nemo_vtb.factory.speech_qa import SpeechQaStage
-
-        return SpeechQaStage(read_settings(settings.SpeechQa, *layers), files)
-    from nemo_vtb.factory.text import TextStage
-
-    return TextStage(read_settings(settings.TextChats, *layers), files)
+    stages: dict[str, tuple[type[Any], type[settings.Common]]] = {
+        'asr_ast': (AsrAstStage, settings.AsrAst),
+        'mixed_modal': (MixedModalStage, settings.MixedModal),
+        'speech_qa': (SpeechQaStage, settings.SpeechQa),
+        'text': (TextStage, settings.TextChats),
+    }
+    stage, keys = stages[kind]
+    return stage(read_settings(keys, *layers), tuple(inputs))
 
 
 def show_card(card: 'DataCard', out: Path, console: 'Console') -> None:

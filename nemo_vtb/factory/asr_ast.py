@@ -18,24 +18,21 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from nemo_vtb.config import settings_dict
 from nemo_vtb.data.conversation import read_jsonl
 from nemo_vtb.errors import VtbDataError
-from nemo_vtb.factory.contamination import AvoidList, load_avoid_list
 from nemo_vtb.factory.prompts import BANK_LANGUAGES, Bank, draw, load_bank
 from nemo_vtb.factory.settings import AsrAst
-from nemo_vtb.factory.stage import Item, Outcome, input_digests
+from nemo_vtb.factory.stage import InputStage, Item, Outcome
 
 _PUNCTUATED = re.compile(r'[.!?,;:。！？]')
 
 
 @dataclass
-class AsrAstStage:
+class AsrAstStage(InputStage):
     """Makes `asr_ast` conversations.
 
     Args:
@@ -44,17 +41,7 @@ class AsrAstStage:
     """
 
     settings: AsrAst
-    inputs: tuple[str, ...]
     kind: str = 'asr_ast'
-
-    @property
-    def chunk(self) -> int:
-        """Recordings of a chunk."""
-        return self.settings.chunk
-
-    def describe(self) -> dict[str, Any]:
-        """Settings and digests of the inputs."""
-        return {'settings': settings_dict(self.settings), 'inputs': input_digests(self.inputs)}
 
     def items(self) -> Iterator[Item]:
         """One item for each recording and task."""
@@ -62,10 +49,6 @@ class AsrAstStage:
             for task in self.settings.tasks:
                 if task == 'asr' or row.get('translation'):
                     yield Item(f'{task}-{name}', name, {**row, 'task': task})
-
-    @cached_property
-    def _avoid(self) -> AvoidList:
-        return load_avoid_list(self.settings.avoid)
 
     def make(self, items: Sequence[Item], out: Path) -> list[Outcome]:
         """Word one chunk."""
@@ -77,7 +60,7 @@ class AsrAstStage:
         facts: dict[str, Any] = {'task': row['task'], 'lang': row['lang'], 'source': row['source']}
         reason = self._check(row)
         if reason is None:
-            reason = self._avoid.reason([row['text'], row.get('translation') or ''], [_span(row)])
+            reason = self.avoid_list.reason([row['text'], row.get('translation') or ''], [_span(row)])
         if reason is not None:
             return Outcome(item.id, item.group, None, reason, facts)
         answer, wording, worded = word_request(rng, row, settings)

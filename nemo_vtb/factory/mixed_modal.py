@@ -21,12 +21,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from nemo_vtb.config import settings_dict
-from nemo_vtb.factory.contamination import AvoidList, load_avoid_list
 from nemo_vtb.factory.prompts import draw
 from nemo_vtb.factory.sentences import Piece, pieces_of, spoken_form
 from nemo_vtb.factory.settings import MixedModal
-from nemo_vtb.factory.stage import KEPT, Item, Outcome, file_name, input_digests
+from nemo_vtb.factory.stage import KEPT, InputStage, Item, Outcome, file_name
 from nemo_vtb.factory.synthesis import Span, SynthesizedSpan, Synthesizer
 from nemo_vtb.factory.text import Chat, chat_items, chat_of_row, clean_reason
 
@@ -65,7 +63,7 @@ class _Plan:
 
 
 @dataclass
-class MixedModalStage:
+class MixedModalStage(InputStage):
     """Makes `mixed_modal` conversations.
 
     Args:
@@ -74,27 +72,13 @@ class MixedModalStage:
     """
 
     settings: MixedModal
-    inputs: tuple[str, ...]
     kind: str = 'mixed_modal'
-
-    @property
-    def chunk(self) -> int:
-        """Conversations of a chunk."""
-        return self.settings.chunk
-
-    def describe(self) -> dict[str, Any]:
-        """Settings and digests of the inputs."""
-        return {'settings': settings_dict(self.settings), 'inputs': input_digests(self.inputs)}
 
     def items(self) -> Iterator[Item]:
         """One item for each variant of each chat."""
         for item in chat_items(self.inputs):
             for variant in range(self.settings.variants):
                 yield Item(f'{item.id}-v{variant}', item.group, item.data)
-
-    @cached_property
-    def _avoid(self) -> AvoidList:
-        return load_avoid_list(self.settings.avoid)
 
     @cached_property
     def _synthesizer(self) -> Synthesizer:
@@ -115,7 +99,7 @@ class MixedModalStage:
         settings, chat = self.settings, chat_of_row(item.data)
         reason = clean_reason(chat, settings)
         if reason is None and chat is not None:
-            reason = self._avoid.reason(text for _, text in chat.turns)
+            reason = self.avoid_list.reason(text for _, text in chat.turns)
         if reason is not None or chat is None:
             return Outcome(item.id, item.group, None, reason or 'not_text')
         rng = Random(f'{settings.seed}:{item.id}')

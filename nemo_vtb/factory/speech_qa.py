@@ -22,14 +22,13 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from nemo_vtb.config import settings_dict
 from nemo_vtb.data.normalizers import normalize_answer
 from nemo_vtb.factory.asr_ast import manifest_rows
-from nemo_vtb.factory.contamination import AvoidList, load_avoid_list, ngrams
+from nemo_vtb.factory.contamination import ngrams
 from nemo_vtb.factory.language import is_language
 from nemo_vtb.factory.prompts import draw
 from nemo_vtb.factory.settings import SpeechQa
-from nemo_vtb.factory.stage import WORK, Item, Outcome, input_digests
+from nemo_vtb.factory.stage import WORK, InputStage, Item, Outcome
 from nemo_vtb.factory.text_generation import Reply, Request, TextGenerator, load_generator
 
 _SYSTEM = (
@@ -70,7 +69,7 @@ _INSTRUCTIONS = frozenset(gram for text in (_SYSTEM, *QUESTION_TYPES.values()) f
 
 
 @dataclass
-class SpeechQaStage:
+class SpeechQaStage(InputStage):
     """Makes `speech_qa` conversations.
 
     Args:
@@ -80,21 +79,15 @@ class SpeechQaStage:
     """
 
     settings: SpeechQa
-    inputs: tuple[str, ...]
     kind: str = 'speech_qa'
     cache: Path | None = None
 
-    @property
-    def chunk(self) -> int:
-        """Questions of a chunk."""
-        return self.settings.chunk
-
     def describe(self) -> dict[str, Any]:
         """Settings and digests of the inputs; how a server is reached does not matter, which model answers does."""
-        settings = settings_dict(self.settings)
+        described = super().describe()
         ways = ('url', 'api_key_env', 'concurrency', 'requests_per_minute', 'timeout_s', 'tries')
-        settings['llm'] = {name: value for name, value in settings['llm'].items() if name not in ways}
-        return {'settings': settings, 'inputs': input_digests(self.inputs)}
+        llm = {name: value for name, value in described['settings']['llm'].items() if name not in ways}
+        return {**described, 'settings': {**described['settings'], 'llm': llm}}
 
     def items(self) -> Iterator[Item]:
         """One item for each question that is to be requested of a recording; types drawn without repetition."""
@@ -107,10 +100,6 @@ class SpeechQaStage:
                 type_ = draw(rng, shares, 'types')
                 shares[type_] = 0.0
                 yield Item(f'qa-{name}-{number}', name, {**row, 'type': type_})
-
-    @cached_property
-    def _avoid(self) -> AvoidList:
-        return load_avoid_list(self.settings.avoid)
 
     @cached_property
     def _generator(self) -> TextGenerator:
@@ -143,13 +132,13 @@ class SpeechQaStage:
             return 'too_short' if row['duration'] < settings.min_s else 'too_long'
         if not settings.min_words <= words <= settings.max_words:
             return 'too_few_words' if words < settings.min_words else 'too_long'
-        return self._avoid.reason([row['text']], [(row['audio'], row['offset'], row['duration'])])
+        return self.avoid_list.reason([row['text']], [(row['audio'], row['offset'], row['duration'])])
 
     def _first_reason(self, item: Item, reply: Reply) -> str | None:
         if reply.values is None:
             return 'invalid_json'
         reason = pair_reason(reply.values['question'], reply.values['answer'], item.data, self.settings)
-        return reason or self._avoid.reason([reply.values['question']])
+        return reason or self.avoid_list.reason([reply.values['question']])
 
     def _judge(
         self, items: Sequence[Item], replies: Mapping[str, Reply]

@@ -24,12 +24,16 @@ import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from nemo_vtb.config import settings_dict
 from nemo_vtb.errors import VtbDataError
+from nemo_vtb.factory.contamination import AvoidList, load_avoid_list
+from nemo_vtb.factory.settings import Common
 from nemo_vtb.io import file_digest, file_lock, write_atomically
 
 KEPT = 'kept'
@@ -105,6 +109,35 @@ class Stage(Protocol):
     def make(self, items: Sequence[Item], out: Path) -> list[Outcome]:
         """Make one chunk; recordings go under `out`."""
         ...
+
+
+@dataclass
+class InputStage:
+    """What the stages that read input files have in common.
+
+    Args:
+        settings: What to make; each kind has its own class.
+        inputs: Files: manifests or conversations.
+        kind: Kind of data.
+    """
+
+    settings: Common
+    inputs: tuple[str, ...]
+    kind: str
+
+    @property
+    def chunk(self) -> int:
+        """Items of a chunk."""
+        return self.settings.chunk
+
+    def describe(self) -> dict[str, Any]:
+        """Settings, and digests of the inputs."""
+        return {'settings': settings_dict(self.settings), 'inputs': input_digests(self.inputs)}
+
+    @cached_property
+    def avoid_list(self) -> AvoidList:
+        """The evaluation sets that nothing may overlap with; read once in each process."""
+        return load_avoid_list(self.settings.avoid)
 
 
 class WorkList:

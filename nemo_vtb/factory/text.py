@@ -16,17 +16,14 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from nemo_vtb.config import settings_dict
 from nemo_vtb.data.conversation import parse_line, read_jsonl
 from nemo_vtb.errors import VtbDataError
-from nemo_vtb.factory.contamination import AvoidList, load_avoid_list
 from nemo_vtb.factory.language import is_language
 from nemo_vtb.factory.settings import TextChats
-from nemo_vtb.factory.stage import Item, Outcome, input_digests
+from nemo_vtb.factory.stage import InputStage, Item, Outcome
 
 _ROLES = {
     'system': 'system', 'developer': 'system', 'user': 'user', 'human': 'user', 'prompter': 'user',
@@ -166,7 +163,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 @dataclass
-class TextStage:
+class TextStage(InputStage):
     """Cleans chats into `text` conversations.
 
     Args:
@@ -175,25 +172,11 @@ class TextStage:
     """
 
     settings: TextChats
-    inputs: tuple[str, ...]
     kind: str = 'text'
-
-    @property
-    def chunk(self) -> int:
-        """Chats of a chunk."""
-        return self.settings.chunk
-
-    def describe(self) -> dict[str, Any]:
-        """Settings and digests of the inputs."""
-        return {'settings': settings_dict(self.settings), 'inputs': input_digests(self.inputs)}
 
     def items(self) -> Iterator[Item]:
         """One item for each chat."""
         return chat_items(self.inputs)
-
-    @cached_property
-    def _avoid(self) -> AvoidList:
-        return load_avoid_list(self.settings.avoid)
 
     def make(self, items: Sequence[Item], out: Path) -> list[Outcome]:
         """Clean one chunk."""
@@ -204,7 +187,7 @@ class TextStage:
         facts = {'format': chat.format} if chat else {}
         reason = clean_reason(chat, self.settings)
         if reason is None and chat is not None:
-            reason = self._avoid.reason(text for _, text in chat.turns)
+            reason = self.avoid_list.reason(text for _, text in chat.turns)
         if reason is not None or chat is None:
             return Outcome(item.id, item.group, None, reason or 'not_text', facts)
         entries = [{'type': 'text', 'from': role.capitalize(), 'value': text} for role, text in chat.turns if text]

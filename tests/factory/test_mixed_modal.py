@@ -28,7 +28,7 @@ from nemo_vtb.factory.pipeline import produce
 from nemo_vtb.factory.sentences import pieces_of
 from nemo_vtb.factory.settings import MixedModal
 
-DEAF = {'verify': {'asr': None}, 'chunk': 4}
+NO_ASR = {'verify': {'asr': None}, 'chunk': 4}
 TURN = 'Hello there. Look at this: `x = 1`. What does it do? Please explain it. Thank you very much.'
 
 
@@ -77,7 +77,7 @@ def made(tmp_path):
         chat('Hello, how are you?', 'Fine.', system='Be brief.'),
         chat('Cut?', 'word ' * 40),
     ]
-    stage = make_stage('mixed_modal', [str(write_jsonl(tmp_path / 'c.jsonl', rows))], DEAF)
+    stage = make_stage('mixed_modal', [str(write_jsonl(tmp_path / 'c.jsonl', rows))], NO_ASR)
     return {outcome.id: outcome for outcome in stage.make(list(stage.items()), tmp_path)}, rows, tmp_path
 
 
@@ -99,7 +99,7 @@ def test_outcomes(made):
 def test_every_user_turn_may_be_spoken_or_some(tmp_path):
     path = write_jsonl(tmp_path / 'c.jsonl', [chat('Who are you?', 'Me.', 'Why is that?', 'Because.')] * 1)
     for share, turns in ((1.0, 2), (0.0, 1)):
-        stage = make_stage('mixed_modal', [str(path)], {**DEAF, 'turn_share': share})
+        stage = make_stage('mixed_modal', [str(path)], {**NO_ASR, 'turn_share': share})
         (outcome,) = stage.make(list(stage.items()), tmp_path)
         spoken = [turn for turn in conversation_from_dict(outcome.line).turns if not isinstance(turn.parts[0], str)]
         assert sum(any(hasattr(part, 'path') for part in turn.parts) for turn in spoken) == turns

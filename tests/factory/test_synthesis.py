@@ -24,7 +24,7 @@ from nemo_vtb.factory.settings import Noise, Tts, Verify
 from nemo_vtb.factory.synthesis import Span, Synthesizer, check_sound, span_wer
 from nemo_vtb.factory.transcribers import load_transcriber
 
-DEAF = Verify(asr=None)
+NO_ASR = Verify(asr=None)
 SPANS = [Span(f'span-{n}', text) for n, text in enumerate(
     ('Turn on the lamp in the kitchen.', 'What do bees make?', 'The river runs slowly past the old mill.')
 )]  # fmt: skip
@@ -69,7 +69,7 @@ def test_error_rate(text, heard, lang, wer):
 
 def test_equal_calls_give_equal_files(tmp_path):
     for name in ('a', 'b'):
-        done = Synthesizer('en', 3, Tts(), DEAF, Noise()).synthesize(SPANS, tmp_path / name)
+        done = Synthesizer('en', 3, Tts(), NO_ASR, Noise()).synthesize(SPANS, tmp_path / name)
         assert [one.reason for one in done] == ['kept'] * 3
     for one in done:
         first, second = ((tmp_path / name / one.file).read_bytes() for name in ('a', 'b'))
@@ -86,7 +86,7 @@ def test_a_failed_span_is_tried_in_another_way(tmp_path):
 
 
 def test_speed_and_loudness_vary_inside_their_ranges(tmp_path):
-    speaker = Synthesizer('en', 0, Tts(speed=(0.8, 1.2), gain_db=(-12.0, -6.0)), DEAF, Noise())
+    speaker = Synthesizer('en', 0, Tts(speed=(0.8, 1.2), gain_db=(-12.0, -6.0)), NO_ASR, Noise())
     spans = [Span(f's-{n}', 'Open the window.') for n in range(12)]
     facts = [one.facts for one in speaker.synthesize(spans, tmp_path)]
     assert len({fact['speed'] for fact in facts}) > 8 and len({fact['voice'] for fact in facts}) > 4
@@ -105,7 +105,7 @@ def test_noise_and_rooms_are_mixed_in_by_lhotse(tmp_path):
     spans = [Span('s', 'Open the window.', 'en-US@1.0', 1.0)]
     sounds = {}
     for name, noise in (('clean', Noise()), ('noisy', noisy), ('room', reverberant)):
-        speaker = Synthesizer('en', 0, Tts(gain_db=(0.0, 0.0)), DEAF, noise)
+        speaker = Synthesizer('en', 0, Tts(gain_db=(0.0, 0.0)), NO_ASR, noise)
         (done,) = speaker.synthesize(spans, tmp_path / name)
         sounds[name] = read_wav(tmp_path / name / done.file).astype(float) / 32768
     clean = sounds['clean']
@@ -118,7 +118,7 @@ def test_noise_and_rooms_are_mixed_in_by_lhotse(tmp_path):
 
 
 @pytest.mark.real_weights
-def test_real_ears_keep_what_is_understood(tmp_path, assets):
+def test_a_real_asr_model_keeps_what_it_transcribes(tmp_path, assets):
     assets('whisper-tiny.en')
     speaker = Synthesizer('en', 0, Tts(), Verify(), Noise())
     done = speaker.synthesize([*SPANS, Span('nonsense', 'Brx tlk vnd grpf shtzn krrt.')], tmp_path)
@@ -128,7 +128,7 @@ def test_real_ears_keep_what_is_understood(tmp_path, assets):
 
 
 @pytest.mark.real_weights
-def test_real_ears_hear_recordings_in_both_windows(assets):
+def test_a_real_asr_model_transcribes_in_both_windows(assets):
     import json
 
     folder = assets('whisper-tiny.en', 'asterisk-en')['asterisk-en']

@@ -57,7 +57,7 @@ def test_the_corpus_is_complete_and_survives_a_kill(tmp_path, assets):
 
 
 @pytest.mark.real_weights
-def test_without_ears_and_model_it_takes_seconds(tmp_path, assets):
+def test_without_asr_and_llm_it_takes_seconds(tmp_path, assets):
     assets('asterisk-en')
     subprocess.run(make(tmp_path, 'verify.asr=null', 'llm=null'), check=True)
     first = digest(tmp_path)
