@@ -46,6 +46,7 @@ from nemo_vtb.checkpoint.trained_state import (
     load_trained_state,
     trained_state,
 )
+from nemo_vtb.config.schema import ModelConfig
 from nemo_vtb.constants import IGNORE_INDEX, KINDS
 from nemo_vtb.data.collate import PackedRow
 from nemo_vtb.data.conversation import Conversation
@@ -89,7 +90,7 @@ class VoiceTextBlender(SALM, ModelPT):
         ModelPT.__init__(self, own_cfg, trainer)
         OmegaConf.set_struct(self.cfg, False)
         restored = being_restored(self, cfg)
-        pretrained = bool(self.cfg.get('pretrained_weights', True)) and restored is None
+        pretrained = bool(self.cfg.get('pretrained_weights', ModelConfig.pretrained_weights)) and restored is None
         folder = llm_files(self, restoring=restored is not None)
         self.audio_locator_tag: str | None = self.cfg.get('audio_locator_tag')
         self.tokenizer = AutoTokenizer(str(folder), use_fast=True)
@@ -239,7 +240,9 @@ class VoiceTextBlender(SALM, ModelPT):
             hidden = self.hidden_states(batch)  # (T, H)
         else:  # every conversation of the row was broken: this rank must take part in the reduction all the same
             hidden = self._no_hidden_states()
-        nll = row_nll(hidden, batch.labels, self.backbone.nll, chunk=self.cfg.get('loss_chunk', 1024))  # (N,)
+        nll = row_nll(
+            hidden, batch.labels, self.backbone.nll, chunk=self.cfg.get('loss_chunk', ModelConfig.loss_chunk)
+        )  # (N,)
         sums, counts = kind_sums(nll, batch.labels, batch.label_kinds, len(KINDS))
         self._window_targets += float(counts.sum())
         loss = nll.sum() if base is None else self._anchored(nll, base, hidden, batch, anchor)
@@ -257,7 +260,7 @@ class VoiceTextBlender(SALM, ModelPT):
         }
 
     def _anchored(self, nll: Tensor, base: Tensor, hidden: Tensor, batch: PackedRow, weight: float) -> Tensor:
-        chunk = self.cfg.get('loss_chunk', 1024)
+        chunk = self.cfg.get('loss_chunk', ModelConfig.loss_chunk)
         divergence = text_divergence(base, hidden, batch, self.backbone, chunk=chunk)  # (K,)
         if divergence.numel():
             self.log('text_divergence', divergence.detach().mean(), batch_size=1)

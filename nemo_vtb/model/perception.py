@@ -35,6 +35,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from nemo_vtb.checkpoint.nemo_file import SafeConnector
+from nemo_vtb.config.schema import PerceptionKeys
 from nemo_vtb.errors import VtbConfigError, VtbModelError
 from nemo_vtb.model.frames import SAMPLE_RATE_HZ, FrameCounter, frame_counter
 from nemo_vtb.model.whisper import is_whisper_folder, load_whisper_encoder, whisper_sections
@@ -73,7 +74,7 @@ def setup_perception(
         VtbConfigError: `pretrained_asr` is missing though weights are wanted, or `adapter_init` is unknown.
         VtbModelError: The checkpoint is missing, corrupt or does not fit; encoder and adapter widths differ.
     """
-    init = model_cfg.perception.get('adapter_init', 'match_embeddings')
+    init = model_cfg.perception.get('adapter_init', PerceptionKeys.adapter_init)
     if init not in ADAPTER_INITS:
         raise VtbConfigError(
             'Unknown way to initialise the adapter.',

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from nemo_vtb.backbone.base import Backbone
+from nemo_vtb.config.schema import ModelConfig
 from nemo_vtb.constants import IGNORE_INDEX, KINDS
 from nemo_vtb.data.collate import PackedRow
 from nemo_vtb.model.loss import kind_sums, row_nll
@@ -56,7 +57,7 @@ def _target_nll(model: 'VoiceTextBlender', row: PackedRow, use_lora: bool) -> Te
     else:
         with model.backbone.without_lora():
             hidden = model.hidden_states(row)
-    return row_nll(hidden, row.labels, model.backbone.nll, chunk=model.cfg.get('loss_chunk', 1024))
+    return row_nll(hidden, row.labels, model.backbone.nll, chunk=model.cfg.get('loss_chunk', ModelConfig.loss_chunk))
 
 
 class ValidationSums:

@@ -27,6 +27,7 @@ from nemo.core.classes.common import safe_instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from nemo_vtb.config.schema import ModelConfig
 from nemo_vtb.errors import VtbConfigError, VtbModelError
 from nemo_vtb.training.known_models import ENCODERS, LLMS
 
@@ -280,5 +281,5 @@ def _activations(cfg: DictConfig, config: Any, tensor: int) -> float:
     else:
         kept = layers * layer
     size = 2 if '16' in str(cfg.trainer.get('precision', '32-true')) else 4
-    logits = int(cfg.model.get('loss_chunk') or 1024) * config.vocab_size / tensor * (size + 4)
+    logits = int(cfg.model.get('loss_chunk') or ModelConfig.loss_chunk) * config.vocab_size / tensor * (size + 4)
     return tokens * kept * size + logits

@@ -36,6 +36,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from nemo_vtb.config.schema import MonitorKeys
 from nemo_vtb.constants import KINDS
 from nemo_vtb.data.collate import Collator, PackedRow, PackItem, fill_rows, pack_row
 from nemo_vtb.data.conversation import Conversation, Text, Turn
@@ -66,7 +67,12 @@ class RetentionMonitor(pl.Callback):
         VtbConfigError: A number is out of range.
     """
 
-    def __init__(self, limit: float = 0.98, items: int = 200, min_hearing: float = 0.02) -> None:
+    def __init__(
+        self,
+        limit: float = MonitorKeys.limit,
+        items: int = MonitorKeys.items,
+        min_hearing: float = MonitorKeys.min_hearing,
+    ) -> None:
         if not 0 < limit <= 1:
             raise VtbConfigError('A limit is a share.', field='gate.limit', got=limit, allowed='above 0, at most 1')
         self.limit, self.min_hearing = limit, min_hearing
