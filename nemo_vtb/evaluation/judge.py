@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nemo_vtb.config.schema import JudgeKeys
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 from nemo_vtb.evaluation.answers import AnswerCache
 from nemo_vtb.evaluation.metrics import bootstrap_interval
@@ -92,36 +93,18 @@ _SECONDS = re.compile(r' \(\d+\.\d s\)')
 _NO_TRANSCRIPT = 'a recording has no transcript, so there is no context to judge by'
 
 
-@dataclass(frozen=True, slots=True)
-class Judge:
-    """A judge behind an OpenAI-compatible `/chat/completions`.
+@dataclass(frozen=True)
+class Judge(JudgeKeys):
+    """A judge behind an OpenAI-compatible `/chat/completions`; the other keys are those of the configuration.
 
     Args:
         url: Base of the server, as in http://localhost:8000/v1.
         model: Name of the model there.
-        api_key_env: Environment variable that holds the key; none is sent if it is not set.
-        structured: How the form is requested: 'json_schema', 'json_object', or 'none' for servers that know neither.
-        temperature: Of the first try; None leaves it to the server, for models that refuse a temperature.
-        max_tokens: Longest verdict; None leaves it to the server, for models that refuse this limit.
-        concurrency: Requests in flight at once.
-        requests_per_minute: Limit of the rate; None has none.
-        timeout_s: Seconds to wait for a verdict.
-        tries: How often a request is sent to a server that is busy, slow or broken.
-        invalid_tries: How often a verdict is requested until it has the form; then the answer is unjudged.
         first_wait_s: Wait before the first repetition.
     """
 
     url: str
     model: str
-    api_key_env: str = 'OPENAI_API_KEY'
-    structured: str = 'json_schema'
-    temperature: float | None = 0.0
-    max_tokens: int | None = 512
-    concurrency: int = 8
-    requests_per_minute: int | None = None
-    timeout_s: float = 60.0
-    tries: int = 6
-    invalid_tries: int = 3
     first_wait_s: float = 1.0
 
     @property
