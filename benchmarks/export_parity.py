@@ -44,7 +44,7 @@ from rich.console import Console
 
 from nemo_vtb.assets import ensure
 from nemo_vtb.assets.resolve import register_resolvers
-from nemo_vtb.commands.parity import make_forms
+from nemo_vtb.export.export import export_forms
 from nemo_vtb.export.parity import TOLERANCES, Answered, Parity, compare
 from nemo_vtb.export.questions import default_questions
 from nemo_vtb.model.pretrained import restore
@@ -100,7 +100,7 @@ def check(title: str, folder: Path, model: dict[str, Any], sources: Sequence[Pat
     file = train(folder, model, corpus)
     questions = default_questions(folder / 'clips')
     live = restore(file, 'cpu')
-    forms = {'nemo': file, **make_forms(live, folder, FORMS, console)}
+    forms = {'nemo': file, **export_forms(live, folder, FORMS, console)}
     for source in sources:
         shutil.rmtree(source)
     console.print(

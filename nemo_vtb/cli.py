@@ -30,22 +30,22 @@ _INTERRUPTED = 130
 _HELP = """\
 commands:
   assets    fetch the embedded models, recordings and the demonstration corpus
-  inspect   show how conversations are rendered: roles, recordings, supervised tokens
-  eval      measure a model on held-out data, its base LLM beside it
-  report    one page: what models hear, what they kept, where they fail
-  info      what is in a .nemo file, without loading its weights
-  doctor    check this installation and say what to do about what is wrong
-  export    write a model for NeMo's SALM, vLLM, transformers, PEFT, stock ASR; with proof that it answers the same
-  parity    ask a model and every form of it the same questions
-  import    read a SALM folder into a .nemo file
-  data      index sources, preview packed rows, show what a run was trained on
+  inspect   show rendered conversations: roles, recordings, supervised tokens
+  eval      evaluate a model and its base LLM on held-out data
+  report    one page on models: speech metrics, text ability kept, worst answers
+  info      show the contents of a .nemo file without loading its weights
+  doctor    check this installation and suggest remedies
+  export    convert a model for NeMo's SALM, vLLM, transformers, PEFT or stock ASR, and verify its answers
+  parity    compare all exports of a model with the model
+  import    convert a SALM folder to a .nemo file
+  data      index sources, preview packed rows, show the ledger of a run, make data
 
 `vtb COMMAND --help` explains one of them. Training: python examples/speechllm_joint_sft.py --help
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `vtb`; returns the exit status: 0, 1 (something is not as it should be), 2 (wrong use or bad input)."""
+    """Run `vtb`; returns the exit status: 0, 1 (a check failed), 2 (usage error or bad input)."""
     argv = list(sys.argv[1:] if argv is None else argv)
     show_traceback = '--traceback' in argv
     argv = [word for word in argv if word != '--traceback']
@@ -57,18 +57,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument('--version', action='version', version=f'vtb {__version__}')
-    parser.add_argument('--traceback', action='store_true', help='show where in the code an error arose')
+    parser.add_argument('--traceback', action='store_true', help='show the traceback of an error')
     parser.add_argument('command', choices=sorted(_COMMANDS), help=argparse.SUPPRESS, metavar='COMMAND')
     if not argv:
         parser.print_help()
         return USER_ERROR
-    # the rest belongs to the command, which has a parser of its own
+    # the other arguments belong to the command, which has its own parser
     command = parser.parse_args(argv[:1]).command
     return run_guarded(lambda: _module(command).main(argv[1:]), show_traceback)
 
 
 def run_guarded(action: Callable[[], int | None], show_traceback: bool = False) -> int:
-    """Run an action and turn its end into an exit status; an error of ours becomes a panel without a traceback."""
+    """Run an action and return its exit status; a `VtbError` becomes a panel without a traceback."""
     try:
         return action() or 0
     except VtbError as error:
@@ -80,7 +80,7 @@ def run_guarded(action: Callable[[], int | None], show_traceback: bool = False) 
         sys.stderr.write('\ninterrupted\n')
         return _INTERRUPTED
     except BrokenPipeError:
-        # the reader (head, less) has gone; closing standard output would raise once more
+        # the reader (head, less) is gone; closing standard output would raise again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
@@ -106,7 +106,7 @@ _COMMANDS: dict[str, str] = {
     'doctor': 'nemo_vtb.commands.doctor',
     'eval': 'nemo_vtb.commands.eval',
     'export': 'nemo_vtb.commands.export',
-    'import': 'nemo_vtb.commands.imports',
+    'import': 'nemo_vtb.commands.import_',
     'info': 'nemo_vtb.commands.info',
     'inspect': 'nemo_vtb.commands.inspect',
     'parity': 'nemo_vtb.commands.parity',

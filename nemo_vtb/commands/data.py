@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""`vtb data`: builds indexes ahead, shows what a run was trained on, and draws the rows of a plan."""
+"""`vtb data`: indexes sources, previews packed rows, shows the ledger of a run, makes data."""
 
 import argparse
 import json
@@ -21,7 +21,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemo_vtb.commands.make import add_parser as add_make_parser
+from nemo_vtb.commands.data_make import add_parser as add_make_parser
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     from rich.console import Console
 
-    # a pipe has no width; a table that is cut there would be useless
+    # a pipe has no width; a truncated table would be useless
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)
@@ -71,9 +71,9 @@ def _index(arguments: argparse.Namespace, console: 'Console') -> int:
     for index, _ in done:
         if index.meta['quarantined']:
             path = index.folder / 'quarantine.jsonl'
-            console.print(f'{index.name}: left out, line by line: {path}', highlight=False, soft_wrap=True)
+            console.print(f'{index.name}: skipped lines: {path}', highlight=False, soft_wrap=True)
     for index, _ in done:
-        index.check(settings.max_skip_ratio)  # after the table, so that all of it is seen
+        index.check(settings.max_skip_ratio)  # after the table, so that it is complete
     return 0
 
 
@@ -83,11 +83,11 @@ def _index_table(done: Sequence[tuple['SourceIndex', float]]) -> Any:
     table = Table(title='Indexed sources', title_justify='left')
     table.add_column('source')
     table.add_column('kind')
-    for name in ('conversations', 'tokens', 'supervised', 'audio (h)', 'longest', 'left out', 'time (s)'):
+    for name in ('conversations', 'tokens', 'supervised', 'audio (h)', 'longest', 'skipped', 'time (s)'):
         table.add_column(name, justify='right')
     for index, seconds in done:
         totals = index.meta['totals']
-        left = ', '.join(f'{count} {reason}' for reason, count in sorted(index.meta['quarantined'].items())) or '0'
+        skipped = ', '.join(f'{count} {reason}' for reason, count in sorted(index.meta['quarantined'].items())) or '0'
         table.add_row(
             index.name,
             index.kind,
@@ -96,7 +96,7 @@ def _index_table(done: Sequence[tuple['SourceIndex', float]]) -> Any:
             f'{totals["supervised"]:,.0f}',
             f'{totals["seconds"] / 3600:.2f}',
             f'{int(index.column("length").max()):,}' if len(index) else '0',
-            left,
+            skipped,
             f'{seconds:.1f}',
         )
     return table
@@ -130,10 +130,10 @@ def _ledger(arguments: argparse.Namespace, console: 'Console') -> int:
         return 0
     ledger.table(console)
     for kind, (asked, delivered) in ledger.kind_shares().items():
-        console.print(f'{kind:<12} asked {asked:7.2%}   delivered {delivered:7.2%}', highlight=False)
+        console.print(f'{kind:<12} requested {asked:7.2%}   delivered {delivered:7.2%}', highlight=False)
     if arguments.png:
         ledger.plot(arguments.png)
-        console.print(f'picture: {arguments.png}', highlight=False, soft_wrap=True)
+        console.print(f'plot: {arguments.png}', highlight=False, soft_wrap=True)
     return 0
 
 
@@ -144,7 +144,7 @@ def _preview(arguments: argparse.Namespace, console: 'Console') -> int:
 
     config, files, overrides = _targets([arguments.config, *arguments.overrides])
     if files:
-        raise VtbConfigError('Not a change to a key.', field='KEY=VALUE', got=files[0], allowed='KEY=VALUE')
+        raise VtbConfigError('Not an override.', field='KEY=VALUE', got=files[0], allowed='KEY=VALUE')
     settings, meter = _settings(config, overrides)
     sources = [
         FittedSource(open_source(spec, settings, meter), meter, settings.max_tokens, settings.overlong)
@@ -157,7 +157,7 @@ def _preview(arguments: argparse.Namespace, console: 'Console') -> int:
         asked[source.kind] = asked.get(source.kind, 0.0) + share
     print_rows(rows, asked, console)
     path = draw_rows(rows, asked, arguments.png)
-    console.print(f'picture: {path}', highlight=False, soft_wrap=True)
+    console.print(f'plot: {path}', highlight=False, soft_wrap=True)
     return 0
 
 
@@ -165,7 +165,7 @@ def _preview(arguments: argparse.Namespace, console: 'Console') -> int:
 
 
 def _targets(words: Sequence[str]) -> tuple[Path, list[str], list[str]]:
-    """Part the words of a command line: configuration, data files, changes to keys."""
+    """Split command-line words into configuration, data files and overrides."""
     configs = [word for word in words if word.endswith(_YAML) and '=' not in word]
     overrides = [word for word in words if '=' in word and not Path(word).exists()]
     files = [word for word in words if word not in configs and word not in overrides]
@@ -183,7 +183,7 @@ def _targets(words: Sequence[str]) -> tuple[Path, list[str], list[str]]:
 
 def _settings(config: Path, overrides: Sequence[str]) -> tuple['DataSettings', 'Meter']:
     from nemo_vtb.assets.resolve import resolve_assets
-    from nemo_vtb.commands.reading import compose_config, frame_counter_of, read_renderer
+    from nemo_vtb.commands.training_config import compose_config, frame_counter_of, read_renderer
     from nemo_vtb.config.schema import DataSettings
     from nemo_vtb.data.index import Meter
     from nemo_vtb.scripts import start_script
@@ -203,7 +203,7 @@ def _all_specs(settings: 'DataSettings') -> list['SourceSpec']:
 
 
 def _file_specs(files: Sequence[str]) -> list['SourceSpec']:
-    """Files without a configuration of their own: the format is that of the first line."""
+    """Files without an `input_cfg`; the first line decides the format."""
     from nemo_vtb.assets.resolve import resolve_asset
     from nemo_vtb.data.conversation import read_jsonl
     from nemo_vtb.data.sources import parse_input_cfg
@@ -233,20 +233,20 @@ def _parser() -> argparse.ArgumentParser:
         'targets',
         nargs='+',
         metavar='CONFIG|FILE|KEY=VALUE',
-        help=f'a training YAML (default: {_DEFAULT_CONFIG}), or data files to be counted as it would; changes to it',
+        help=f'a training YAML (default: {_DEFAULT_CONFIG}), or data files to be counted with its settings; overrides',
     )
     index.add_argument('--workers', type=int, help='processes (default: one for each core when files are large)')
     index.set_defaults(action=_index)
-    ledger = commands.add_parser('ledger', help='what a run was trained on: asked and delivered')
+    ledger = commands.add_parser('ledger', help='the data that a run was trained on: requested and delivered shares')
     ledger.add_argument('run', metavar='RUN', help='the folder of a run, or its ledger.json')
-    ledger.add_argument('--json', action='store_true', help='print the file as one line')
-    ledger.add_argument('--png', metavar='FILE', help='draw it as well')
+    ledger.add_argument('--json', action='store_true', help='print the file as one JSON line')
+    ledger.add_argument('--png', metavar='FILE', help='also plot it')
     ledger.set_defaults(action=_ledger)
-    preview = commands.add_parser('preview', help='draw the first packed rows of a training')
+    preview = commands.add_parser('preview', help='plot the first packed rows of a training')
     preview.add_argument('config', metavar='CONFIG', help='a training YAML')
-    preview.add_argument('overrides', nargs='*', metavar='KEY=VALUE', help='changes to it')
-    preview.add_argument('-n', '--rows', type=_positive, default=12, metavar='N', help='rows to draw (default: 12)')
-    preview.add_argument('--png', default='preview.png', metavar='FILE', help='the picture (default: preview.png)')
+    preview.add_argument('overrides', nargs='*', metavar='KEY=VALUE', help='overrides of its keys')
+    preview.add_argument('-n', '--rows', type=_positive, default=12, metavar='N', help='rows to plot (default: 12)')
+    preview.add_argument('--png', default='preview.png', metavar='FILE', help='the plot (default: preview.png)')
     preview.set_defaults(action=_preview)
     return parser
 

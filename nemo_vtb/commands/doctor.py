@@ -61,13 +61,13 @@ _STATES = {'ok': 'green', 'note': 'yellow', 'problem': 'bold red'}
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Args:
-        name: What.
+        name: What was checked.
         state: 'ok', 'note' (works, but differs or lacks something optional) or 'problem'.
-        found: What is there.
-        remedy: What to do, '' where there is nothing to do.
+        found: What was found.
+        remedy: What to do, '' if nothing.
     """
 
     name: str
@@ -79,7 +79,7 @@ class Finding:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `vtb doctor`; returns 0, or 1 where there is a problem."""
     parser = argparse.ArgumentParser(prog='vtb doctor', description='Check this installation.')
-    parser.add_argument('--json', action='store_true', help='print the findings as one JSON list')
+    parser.add_argument('--json', action='store_true', help='print the findings as a JSON list')
     parser.add_argument('--fast', action='store_true', help='do not import torch and NeMo, which takes seconds')
     parser.add_argument('--config', type=Path, help='forecast the parameters and the memory of this training instead')
     parser.add_argument('overrides', nargs='*', help='with --config: key=value, as for the training')
@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rich.text import Text
 
     table = Table(title='vtb doctor', title_justify='left')
-    for name in ('looked at', '', 'found', 'remedy'):
+    for name in ('check', '', 'found', 'remedy'):
         table.add_column(name, overflow='fold')
     for f in findings:
         table.add_row(Text(f.name), Text(f.state, _STATES[f.state]), Text(f.found), Text(f.remedy, 'cyan'))
@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _forecast(path: Path, overrides: Sequence[str], console: 'Console') -> int:
-    from nemo_vtb.commands.reading import compose_config
+    from nemo_vtb.commands.training_config import compose_config
     from nemo_vtb.scripts import quiet_logs
 
     cfg = compose_config(path, overrides)
@@ -120,15 +120,15 @@ def _forecast(path: Path, overrides: Sequence[str], console: 'Console') -> int:
 
     quiet_logs()
     console.print(forecast_table(' '.join([path.stem, *overrides]), forecast(cfg)))
-    console.print('On top: activations of the encoder, and what the allocator holds back.', highlight=False)
+    console.print('Not included: activations of the encoder, and memory that the allocator reserves.', highlight=False)
     return 0
 
 
 def examine(*, fast: bool = False) -> Iterator[Finding]:
-    """Look at Python, packages, torch and NeMo, clients of the registries, cache and disk.
+    """Check Python, packages, torch and NeMo, package clients, cache and disk.
 
     Args:
-        fast: Leave out what has to be imported.
+        fast: Skip the checks that import torch and NeMo.
     """
     yield _python()
     for name, (required, tested) in TESTED.items():
@@ -214,7 +214,7 @@ def _client(client: str, purpose: str) -> Finding:
     if path := shutil.which(client):
         return Finding(client, 'ok', path)
     remedy = {'npm': 'sudo apt-get install npm', 'apt-get': 'use Debian or Ubuntu, or do without'}[client]
-    return Finding(client, 'note', f'not there; {purpose} are left out unless they are cached', remedy)
+    return Finding(client, 'note', f'not installed; {purpose} are skipped unless they are cached', remedy)
 
 
 def _cache() -> Iterator[Finding]:

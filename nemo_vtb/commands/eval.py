@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""`vtb eval`: measures a model on held-out data."""
+"""`vtb eval`: evaluates a model and its base LLM on held-out data."""
 
 import argparse
 from collections.abc import Sequence
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog='vtb eval', description='Measure a model on held-out conversations, its base LLM beside it.'
+        prog='vtb eval', description='Evaluate a model on held-out conversations, and its base LLM where possible.'
     )
     parser.add_argument('model', metavar='MODEL.nemo', help='the model')
     parser.add_argument(
@@ -61,28 +61,28 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--suite',
         default='speech',
-        help='speech (with perplexity), text (lm-eval), instruct (typed and spoken instructions), emergent (what was '
-        'never taught), ladder (typed against spoken) or all (default: speech)',
+        help='speech (with perplexity), text (lm-eval), instruct (typed and spoken instructions), emergent (tasks '
+        'outside the training data), ladder (typed to spoken) or all (default: speech)',
     )
-    parser.add_argument('--tasks', nargs='+', default=(), metavar='NAME', help='tasks of lm-eval (default: our own)')
-    parser.add_argument('--include', nargs='+', default=(), metavar='DIR', help='folders with YAML tasks of lm-eval')
-    parser.add_argument('--no-chat-template', action='store_true', help="ask lm-eval's questions as plain text")
-    parser.add_argument('--limit', type=int, help='conversations of each source, items of each task at most')
-    parser.add_argument('--batch-size', type=int, default=8, help='prompts answered at once (default: 8)')
-    parser.add_argument('--max-new-tokens', type=int, default=64, help='longest answer (default: 64)')
+    parser.add_argument('--tasks', nargs='+', default=(), metavar='NAME', help='lm-eval tasks (default: our own)')
+    parser.add_argument('--include', nargs='+', default=(), metavar='DIR', help='folders with YAML tasks for lm-eval')
+    parser.add_argument('--no-chat-template', action='store_true', help="send lm-eval's questions as plain text")
+    parser.add_argument('--limit', type=int, help='maximum number of conversations per source and of items per task')
+    parser.add_argument('--batch-size', type=int, default=8, help='prompts in one batch (default: 8)')
+    parser.add_argument('--max-new-tokens', type=int, default=64, help='maximum answer length in tokens (default: 64)')
     parser.add_argument(
         '--judge-url',
         metavar='URL',
         help='OpenAI-compatible server that judges answers about speech (default: none)',
     )
-    parser.add_argument('--judge-model', metavar='NAME', help='model of that server')
+    parser.add_argument('--judge-model', metavar='NAME', help='model name on that server')
     parser.add_argument(
         '--judge-key-env',
         default='OPENAI_API_KEY',
         metavar='VAR',
-        help='variable of its key (default: OPENAI_API_KEY)',
+        help='environment variable with its API key (default: OPENAI_API_KEY)',
     )
     parser.add_argument('--output', help='JSON file for numbers and answers (default: beside the model)')
-    parser.add_argument('--record', action='store_true', help="write the numbers into the file's manifest, too")
+    parser.add_argument('--record', action='store_true', help="also write the numbers into the file's manifest")
     parser.add_argument('--device', default='auto', help='auto, cpu, cuda ... (default: auto)')
     return parser

@@ -11,24 +11,24 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""`vtb export`: a model in the form that another program reads, with proof."""
+"""`vtb export`: converts a model for another program, and verifies that it answers the same."""
 
 import argparse
 from collections.abc import Sequence
 
 _TARGETS = ('nemo', 'salm', 'vllm', 'hf-merged', 'peft', 'asr')
 
-_FORMS = """\
-forms:
+_TARGETS_HELP = """\
+targets:
   nemo       one self-contained .nemo file
   salm       a folder for NeMo's SALM.from_pretrained
   vllm       a folder for NeMo's vLLM plugin
   hf-merged  the LLM with LoRA merged into it, for transformers (text)
-  peft       LoRA as a PEFT adapter for the untouched LLM (text)
+  peft       LoRA as a PEFT adapter for the base LLM (text)
   asr        the speech encoder in a stock ASR .nemo, for ASRModel.restore_from and SALM's pretrained_asr
 
-Each answers twelve questions in a process of its own, which may not open the sources of the model; one whose answers
-differ from those of the model itself is removed.
+Each export answers twelve prompts in a separate process that cannot open the source files of the model; one that
+answers differently from the model is removed.
 """
 
 
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         base_llm=arguments.base_llm,
     )
     if parity is None:
-        console.print('not compared with the model (--no-check)', style='yellow')
+        console.print('not verified (--no-check)', style='yellow')
     else:
         console.print(parity.table())
     console.print(f'{TARGETS[arguments.to].meaning}: {output}', highlight=False, markup=False, soft_wrap=True)
@@ -66,16 +66,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='vtb export',
-        description='Write a model in the form that another program reads, and prove that it answers the same.',
-        epilog=_FORMS,
+        description='Convert a model for another program, and verify that it answers the same.',
+        epilog=_TARGETS_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument('file', metavar='FILE.nemo', help='the model')
-    parser.add_argument('--to', required=True, choices=_TARGETS, help='the form, see below')
+    parser.add_argument('--to', required=True, choices=_TARGETS, help='the target, see below')
     parser.add_argument('--output', metavar='PATH', help='file or folder (default: beside FILE.nemo)')
-    parser.add_argument('--overwrite', action='store_true', help='replace what stands there')
+    parser.add_argument('--overwrite', action='store_true', help='replace an existing file or folder')
     parser.add_argument('--asr', metavar='ASR.nemo', help='for asr: the ASR model whose decoder is kept')
-    parser.add_argument('--without-llm', action='store_true', help='for nemo: a small file that names its LLM')
-    parser.add_argument('--base-llm', metavar='FOLDER', help='the LLM, where FILE.nemo does not hold it')
+    parser.add_argument('--without-llm', action='store_true', help='for nemo: a small file that refers to its LLM')
+    parser.add_argument('--base-llm', metavar='FOLDER', help='the LLM, if FILE.nemo does not contain it')
     parser.add_argument('--no-check', action='store_true', help='do not compare answers')
     return parser

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""`vtb info`: what is in a `.nemo` file, read from its archive without loading a weight."""
+"""`vtb info`: shows the contents of a `.nemo` file without loading its weights."""
 
 import argparse
 import json
@@ -23,11 +23,11 @@ from nemo_vtb.checkpoint.archive import NemoInfo, in_order, read_info
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `vtb info`; returns the exit status."""
-    parser = argparse.ArgumentParser(prog='vtb info', description='Show what is in a .nemo file.')
+    parser = argparse.ArgumentParser(prog='vtb info', description='Show the contents of a .nemo file.')
     parser.add_argument('file', metavar='FILE.nemo')
     parser.add_argument('--config', action='store_true', help='print the whole configuration as YAML')
-    parser.add_argument('--check', action='store_true', help='read every byte and compare with the SHA-256 in it')
-    parser.add_argument('--json', action='store_true', help='print everything as one JSON object')
+    parser.add_argument('--check', action='store_true', help='read every byte and verify the SHA-256 checksums')
+    parser.add_argument('--json', action='store_true', help='print everything as a JSON object')
     arguments = parser.parse_args(argv)
     from rich.console import Console
 
@@ -69,9 +69,9 @@ def _table(info: NemoInfo) -> Any:
         'LoRA': f'r = {lora.get("r")}, alpha = {lora.get("lora_alpha")}' if lora else 'none',
         'files': '\n'.join(f'{name} ({_size(size)})' for name, size in sorted(info.files.items())),
     }
-    table = Table(show_header=False, title='What is in the file', title_justify='left')
+    table = Table(show_header=False, title='Contents of the file', title_justify='left')
     for name, value in rows.items():
-        # a configuration is not ours to format: brackets in it are no markup
+        # brackets in a configuration are not markup
         table.add_row(name, Text(str(value)))
     return table
 
@@ -85,9 +85,9 @@ def _manifest_tables(manifest: Mapping[str, Any]) -> list[Any]:
     base, counts = manifest['base_llm'], manifest['parameters']
     rows = {
         'saved by': ', '.join(f'{name} {number}' for name, number in manifest['versions'].items()),
-        'git revision': manifest['git_revision'] or 'not known: the package was installed',
+        'git revision': manifest['git_revision'] or 'unknown: the package was installed',
         'parameters': ', '.join(f'{part} {count:,}' for part, count in counts.items()),
-        'base LLM': ('in the file' if base['included'] else 'NOT in the file')
+        'base LLM': ('in the file' if base['included'] else 'not in the file')
         + (', trained itself' if base['trained'] else f', weights with SHA-256 {base["weights_sha256"]}'),
         'chat template': f'SHA-256 {manifest["template_sha256"]}',
         'template and tokenizer': f'SHA-256 {manifest["renderer_sha256"]}',

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""`vtb inspect`: shows a conversation as the model gets it: roles, recordings, and what it is taught to say."""
+"""`vtb inspect`: shows conversations as the model sees them: roles, recordings, supervised tokens."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemo_vtb.assets.resolve import resolve_asset, resolve_assets
-from nemo_vtb.commands.reading import compose_config, frame_counter_of, read_renderer
+from nemo_vtb.commands.training_config import compose_config, frame_counter_of, read_renderer
+from nemo_vtb.constants import SAMPLE_RATE
 from nemo_vtb.data.conversation import Conversation, conversation_from_dict, read_jsonl
 from nemo_vtb.errors import VtbDataError, VtbModelError
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 _DEFAULT_LLM = 'asset:minimind2-small'
 _FRAMES_PER_S = 12.5
-_SAMPLE_RATE_HZ = 16000
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,8 @@ class Counts:
     """Positions of one rendered conversation.
 
     Args:
-        context: Typed tokens and those of the template that are only read.
-        supervised: Tokens that must be predicted.
+        context: Tokens of text and template without a target.
+        supervised: Tokens with a target.
         frames: Frames of each recording.
     """
 
@@ -66,8 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         _inspect_file(arguments, console)
     console.print(
-        'Legend: [bold green]green[/] is what the model is taught to say, [magenta]▶[/] a recording, '
-        '[dim]dim[/] the marks of the chat template; everything else is read.'
+        'Legend: [bold green]green[/] is supervised, [magenta]▶[/] a recording, [dim]dim[/] the marks of the chat '
+        'template; everything else is context.'
     )
     return 0
 
@@ -97,7 +97,7 @@ def show(
 
     Args:
         conversation: What to show.
-        renderer: The one renderer, so that what is shown is what is trained.
+        renderer: The same renderer as in training.
         console: Where to show it.
         frames_of: Seconds of a recording -> frames.
         exact: Whether that is the encoder's own count, or an estimate (marked `~`).
@@ -111,7 +111,9 @@ def show(
     title = f'{conversation.id}  ({conversation.kind}, {conversation.source or "no source"})'
     body = _coloured(conversation, rendered, durations, counts.frames, mark)
     console.print(Panel(body, title=title, title_align='left', border_style='cyan'))
-    line = f'{counts.context} tokens read + {sum(counts.frames)} audio frames + {counts.supervised} tokens taught'
+    line = (
+        f'{counts.context} context tokens + {sum(counts.frames)} audio frames + {counts.supervised} supervised tokens'
+    )
     share = counts.supervised / max(1, counts.total)
     console.print(
         f'{mark if counts.frames else ""}{counts.total} positions: {line} ({share:.1%} supervised)\n', highlight=False
@@ -139,7 +141,7 @@ def _coloured(
         elif segment.supervised:
             text.append(segment.text, style='bold green')
         else:
-            # what looks like a mark of the template is dimmed, so that the words stand out
+            # marks of the template are dimmed, so that the words stand out
             for piece in re.split(r'(<[^<>\s]{1,40}>)', segment.text):
                 text.append(piece, style='dim' if re.fullmatch(r'<[^<>\s]{1,40}>', piece) else '')
     return text
@@ -152,10 +154,10 @@ def _duration_s(conversation: Conversation, number: int) -> float:
     from nemo_vtb.data.audio import clip_span, probe
 
     header = probe(audio.path)
-    return clip_span(audio, header, _SAMPLE_RATE_HZ).num_samples / _SAMPLE_RATE_HZ
+    return clip_span(audio, header, SAMPLE_RATE).num_samples / SAMPLE_RATE
 
 
-# ---- what is shown
+# ---- sources
 
 
 def _inspect_file(arguments: argparse.Namespace, console: 'Console') -> None:
@@ -172,7 +174,7 @@ def _inspect_file(arguments: argparse.Namespace, console: 'Console') -> None:
         show(conversation, renderer, console, frames_of=_estimate, exact=False)
     if any(line for _, _, line in lines):
         console.print(
-            f'~: at {_FRAMES_PER_S} frames/s; `vtb inspect CONFIG.yaml` counts as its encoder does', style='dim'
+            f'~: at {_FRAMES_PER_S} frames/s; `vtb inspect CONFIG.yaml` counts exactly as its encoder', style='dim'
         )
 
 
@@ -184,8 +186,9 @@ def _inspect_config(arguments: argparse.Namespace, console: 'Console') -> None:
     frames_of, exact = _frames(cfg)
     budget = cfg.data.get('budget') or {}
     for source in parse_input_cfg(resolve_assets(cfg.data.train_ds).input_cfg):
-        share = f', asked share of {source.kind}: {float(budget[source.kind]):.1%}' if source.kind in budget else ''
-        console.rule(f'{source.name}: {source.kind}{share}', align='left')
+        share = budget.get(source.kind)
+        shown = '' if share is None else f', requested share of {source.kind}: {float(share):.1%}'
+        console.rule(f'{source.name}: {source.kind}{shown}', align='left')
         for number, _, line in islice(
             read_jsonl(source.files[0]), arguments.line - 1, arguments.line - 1 + arguments.count
         ):
@@ -195,12 +198,12 @@ def _inspect_config(arguments: argparse.Namespace, console: 'Console') -> None:
 
 
 def _frames(cfg: Any) -> tuple[Callable[[float], int], bool]:
-    """The encoder's own count where its sections are known without loading it, else an estimate."""
+    """The exact count if the encoder's configuration is known without loading it, else an estimate."""
     try:
         counter = frame_counter_of(cfg)
     except VtbModelError:
         return _estimate, False
-    return lambda seconds: counter(round(seconds * _SAMPLE_RATE_HZ)), True
+    return lambda seconds: counter(round(seconds * SAMPLE_RATE)), True
 
 
 def _estimate(seconds: float) -> int:
@@ -210,11 +213,11 @@ def _estimate(seconds: float) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='vtb inspect',
-        description='Show conversations as the model gets them, through the renderer that training uses.',
+        description='Show conversations as the model sees them, rendered as in training.',
     )
     parser.add_argument('source', metavar='FILE|CONFIG', help='a JSONL file (or asset:NAME/FILE), or a training YAML')
-    parser.add_argument('overrides', nargs='*', metavar='KEY=VALUE', help='changes to a training YAML')
-    parser.add_argument('--line', type=_positive, default=1, help='line to begin at (default: 1)')
+    parser.add_argument('overrides', nargs='*', metavar='KEY=VALUE', help='overrides of a training YAML')
+    parser.add_argument('--line', type=_positive, default=1, help='first line (default: 1)')
     parser.add_argument('--count', type=_positive, default=1, help='lines to show (default: 1)')
     parser.add_argument(
         '--llm', metavar='FOLDER', help=f'folder or asset:NAME (default: {_DEFAULT_LLM}, or the YAML\'s)'

@@ -11,19 +11,13 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""`vtb parity`: every form of a model beside the model itself."""
+"""`vtb parity`: compares all exports of a model with the model."""
 
 import argparse
 import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from nemo_vtb.model.blender import VoiceTextBlender
 
 _FORMS = ('nemo', 'salm', 'vllm', 'hf-merged', 'peft', 'asr')
 
@@ -34,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rich.console import Console
 
     from nemo_vtb.checkpoint.archive import change_sections
+    from nemo_vtb.export.export import export_forms
     from nemo_vtb.export.parity import compare
     from nemo_vtb.model.pretrained import restore
     from nemo_vtb.scripts import quiet_logs
@@ -45,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix='nemo_vtb_forms_') as folder:
         wanted = arguments.forms or _FORMS
         forms = {'nemo': Path(arguments.file)} if 'nemo' in wanted else {}
-        forms |= make_forms(model, Path(folder), [form for form in wanted if form != 'nemo'], console)
+        forms |= export_forms(model, Path(folder), [form for form in wanted if form != 'nemo'], console)
         parity = compare(
             model,
             forms,
@@ -63,53 +58,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if parity.ok else 1
 
 
-def make_forms(
-    model: 'VoiceTextBlender', folder: Path, wanted: Sequence[str], console: 'Console | None' = None
-) -> dict[str, Path]:
-    """Write the forms that a model can have into a folder.
-
-    Args:
-        model: The model.
-        folder: An existing folder.
-        wanted: Which, of `export.TARGETS`.
-        console: Where to say which form the model cannot have, and why.
-
-    Returns:
-        Form -> its file or folder.
-    """
-    from nemo_vtb.errors import VtbCheckpointError
-    from nemo_vtb.export.export import TARGETS, export_model
-
-    forms = {}
-    for target in wanted:
-        path = folder / f'model{TARGETS[target].suffix}'
-        try:
-            export_model(model, target, path, check=False)
-        except VtbCheckpointError as error:
-            if target not in ('peft', 'asr'):
-                raise
-            if console:
-                console.print(
-                    f'{target}: not possible for this model. {str(error).splitlines()[0]}', style='dim', markup=False
-                )
-            continue
-        forms[target] = path
-    return forms
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='vtb parity',
-        description='Compare the answers of a model and of its forms to twelve questions, each in its own process.',
-        epilog='Exit status: 0 all answer the same, 1 one does not, 2 wrong use or a form that cannot be made.',
+        description='Compare the answers of a model and its exports to twelve prompts, each in its own process.',
+        epilog='Exit status: 0 all answer the same, 1 one does not, 2 usage error or failed export.',
     )
     parser.add_argument('file', metavar='FILE.nemo', help='the model')
-    parser.add_argument('--forms', nargs='+', choices=_FORMS, help='which (default: all, and Megatron)')
+    parser.add_argument('--forms', nargs='+', choices=_FORMS, help='targets (default: all, and Megatron)')
     parser.add_argument(
-        '--tensor-parallel', nargs='*', type=int, metavar='N', help='Megatron on N ranks as well (default: 1 2)'
+        '--tensor-parallel', nargs='*', type=int, metavar='N', help='also Megatron on N ranks (default: 1 2)'
     )
     parser.add_argument('--answers', action='store_true', help='print each answer')
     parser.add_argument('--json', metavar='OUT.json', help='write the comparison')
     parser.add_argument('--record', action='store_true', help='write the comparison into the manifest of FILE.nemo')
-    parser.add_argument('--base-llm', metavar='FOLDER', help='the LLM, where FILE.nemo does not hold it')
+    parser.add_argument('--base-llm', metavar='FOLDER', help='the LLM, if FILE.nemo does not contain it')
     return parser

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""`vtb report`: one page about what models hear, what they kept of their text ability, and where they fail."""
+"""`vtb report`: one page on models: speech metrics, text ability kept, worst answers."""
 
 import argparse
 from collections.abc import Sequence
@@ -54,17 +54,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _folder(value: str) -> Path:
-    """The folder of the report, made before anything is measured.
+    """The folder of the report, created before anything is measured.
 
     Raises:
-        VtbConfigError: It cannot be made.
+        VtbConfigError: It cannot be created.
     """
     folder = Path(value)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise VtbConfigError(
-            'The folder of the report cannot be made.',
+            'The folder of the report cannot be created.',
             field='output',
             got=f'{value}: {error.strerror}',
             allowed='a folder that can be written',
@@ -74,7 +74,7 @@ def _folder(value: str) -> Path:
 
 
 def _subject(value: str, output: Path, arguments: argparse.Namespace, console: 'Console') -> 'Subject':
-    """A result as it is, or a `.nemo` file measured now.
+    """A result, or a `.nemo` file that is measured now.
 
     Raises:
         VtbDataError: There is no such file.
@@ -98,7 +98,7 @@ def _subject(value: str, output: Path, arguments: argparse.Namespace, console: '
 
 
 def _measure(path: Path, result: Path, arguments: argparse.Namespace, console: 'Console') -> Path:
-    """Measure everything, unless the result of this very file and these settings is there already."""
+    """Measure everything, unless there is a result of this file with these settings."""
     import json
     from dataclasses import asdict
 
@@ -114,11 +114,11 @@ def _measure(path: Path, result: Path, arguments: argparse.Namespace, console: '
         batch_size=arguments.batch_size,
         max_new_tokens=arguments.max_new_tokens,
     )
-    # a report is made again for its looks, or with one model more: what was measured stays measured
+    # a report is often made again, for instance with one more model: results are reused
     settings = result.with_suffix('.settings')
     wanted = json.dumps([stamp_of(path), asdict(plan)], default=str, sort_keys=True)
     if result.is_file() and settings.is_file() and settings.read_text(encoding='utf-8') == wanted:
-        console.print(f'measured before: {result}', highlight=False, markup=False, soft_wrap=True)
+        console.print(f'reusing {result}', highlight=False, markup=False, soft_wrap=True)
         return result
     console.print(f'measuring {path}', highlight=False, markup=False, soft_wrap=True)
     evaluate_file(path, plan, result, device=arguments.device, console=console)
@@ -129,21 +129,21 @@ def _measure(path: Path, result: Path, arguments: argparse.Namespace, console: '
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='vtb report',
-        description='One page (HTML, markdown, JSON) about what models hear and what they kept of their text ability.',
+        description='Write one page (HTML, markdown, JSON) on models: speech metrics and text ability kept.',
     )
-    parser.add_argument('base', metavar='BASE', help='what to compare with: llm (the base LLM of each), or as MODEL')
+    parser.add_argument('base', metavar='BASE', help='reference: llm (the base LLM of each model), or as MODEL')
     parser.add_argument(
         'models',
         metavar='MODEL',
         nargs='+',
-        help='an .eval.json file of `vtb eval`, or a .nemo file, measured now (all suites); NAME=FILE names it',
+        help='an .eval.json file of `vtb eval`, or a .nemo file, evaluated now (all suites); NAME=FILE names it',
     )
     parser.add_argument('--output', default='report', help='folder (default: report)')
     parser.add_argument(
         '--data', nargs='+', metavar='PATH', help='held-out data for .nemo files (default: the demo corpus)'
     )
-    parser.add_argument('--limit', type=int, help='conversations of each source at most (default: all)')
-    parser.add_argument('--batch-size', type=int, default=8, help='prompts answered at once (default: 8)')
-    parser.add_argument('--max-new-tokens', type=int, default=64, help='longest answer (default: 64)')
+    parser.add_argument('--limit', type=int, help='maximum number of conversations per source (default: all)')
+    parser.add_argument('--batch-size', type=int, default=8, help='prompts in one batch (default: 8)')
+    parser.add_argument('--max-new-tokens', type=int, default=64, help='maximum answer length in tokens (default: 64)')
     parser.add_argument('--device', default='auto', help='auto, cpu, cuda ... (default: auto)')
     return parser

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemo_vtb.checkpoint.archive import change_sections
-from nemo_vtb.errors import VtbCheckpointError
+from nemo_vtb.errors import VtbCheckpointError, first_line
 from nemo_vtb.export.asr import write_asr
 from nemo_vtb.export.hf import write_llm
 from nemo_vtb.export.model_card import write_card
@@ -31,6 +31,8 @@ from nemo_vtb.export.salm import write_salm
 from nemo_vtb.io import atomic_replace
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from nemo_vtb.model.blender import VoiceTextBlender
 
 
@@ -122,6 +124,35 @@ def export_model(
         if path.is_dir():
             write_card(model, path, target, parity)
     return parity
+
+
+def export_forms(
+    model: 'VoiceTextBlender', folder: Path, targets: Sequence[str], console: 'Console | None' = None
+) -> dict[str, Path]:
+    """Write several exports into a folder, unverified; `peft` and `asr` are skipped where a model has none.
+
+    Args:
+        model: The model.
+        folder: An existing folder.
+        targets: Out of `TARGETS`.
+        console: Where skipped ones are reported.
+
+    Returns:
+        Target -> its file or folder.
+    """
+    forms = {}
+    for target in targets:
+        path = folder / f'model{TARGETS[target].suffix}'
+        try:
+            export_model(model, target, path, check=False)
+        except VtbCheckpointError as error:
+            if target not in ('peft', 'asr'):
+                raise
+            if console:
+                console.print(f'{target}: not possible for this model. {first_line(error)}', style='dim', markup=False)
+            continue
+        forms[target] = path
+    return forms
 
 
 @contextmanager

@@ -110,7 +110,7 @@ def test_what_cannot_be_read_is_named(
         main(['index', str(config), 'some.jsonl'])
     with pytest.raises(VtbConfigError, match='Only one configuration'):
         main(['index', str(config), 'other.yaml'])
-    with pytest.raises(VtbConfigError, match='Not a change'):
+    with pytest.raises(VtbConfigError, match='Not an override'):
         main(['preview', str(config), 'other.jsonl'])
     with pytest.raises(SystemExit):
         main(['preview', str(config), '-n', '0'])

@@ -71,7 +71,7 @@ def test_configuration(
     )
     assert main([str(tmp_path / 'mine.yaml'), '++data.budget.text=0.5']) == 0
     out = capsys.readouterr().out
-    assert 'mine: text, asked share of text: 50.0%' in out and 'train-text-0' in out
+    assert 'mine: text, requested share of text: 50.0%' in out and 'train-text-0' in out
 
 
 def test_bad_input(tmp_path: Path, tiny_llm_dir: Path, corpus: TinyCorpus) -> None:

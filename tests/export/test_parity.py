@@ -24,9 +24,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nemo_vtb import cli
-from nemo_vtb.commands.parity import make_forms
 from nemo_vtb.errors import VtbCheckpointError
-from nemo_vtb.export.export import TARGETS, export_model
+from nemo_vtb.export.export import TARGETS, export_forms, export_model
 from nemo_vtb.export.parity import Answered, Parity, compare
 from nemo_vtb.export.salm import NO_FORMAT, VLLM_TAG, default_system, prompt_format
 from nemo_vtb.model.blender import VoiceTextBlender
@@ -61,7 +60,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> VoiceTextBlender:
 @pytest.fixture(scope='module')
 def forms(model: VoiceTextBlender, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Every form of it; read only."""
-    return make_forms(model, tmp_path_factory.mktemp('forms'), list(TARGETS))
+    return export_forms(model, tmp_path_factory.mktemp('forms'), list(TARGETS))
 
 
 def same_weights(a: torch.nn.Module, b: torch.nn.Module) -> bool:
@@ -292,7 +291,7 @@ def test_what_stock_salm_saves_comes_in(tmp_path: Path, capsys: pytest.CaptureFi
     assert own.keys() == salm.state_dict().keys()
     assert all(torch.equal(v, own[n]) for n, v in salm.state_dict().items())
     with pytest.raises(VtbCheckpointError, match='no SALM folder'):
-        from nemo_vtb.commands.imports import main
+        from nemo_vtb.commands.import_ import main
 
         main([str(tmp_path / 'sources'), str(tmp_path / 'b.nemo')])
 

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from factory_helpers import digest, read_lines, write_manifest
 
-from nemo_vtb.commands.make import make_stage
+from nemo_vtb.commands.data_make import make_stage
 from nemo_vtb.data.audio import read_audio
 from nemo_vtb.data.conversation import conversation_from_dict
 from nemo_vtb.data.sources import parse_input_cfg

@@ -19,7 +19,7 @@ import pytest
 from factory_helpers import read_lines, write_chats, write_jsonl
 
 from nemo_vtb.assets.recordings import read_wav
-from nemo_vtb.commands.make import make_stage
+from nemo_vtb.commands.data_make import make_stage
 from nemo_vtb.config import read_settings
 from nemo_vtb.data.conversation import conversation_from_dict
 from nemo_vtb.factory.dataset_files import finish

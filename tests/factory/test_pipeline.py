@@ -23,7 +23,7 @@ import time
 import pytest
 from factory_helpers import digest, read_lines, write_chats
 
-from nemo_vtb.commands.make import make_stage
+from nemo_vtb.commands.data_make import make_stage
 from nemo_vtb.errors import VtbConfigError
 from nemo_vtb.factory.dataset_files import finish
 from nemo_vtb.factory.pipeline import parse_shard, produce

@@ -115,7 +115,7 @@ def test_command_reads_results_beside_their_runs(tmp_path: Path, capsys: pytest.
     assert [m['name'] for m in report['models']] == ['good', 'second'] and report['verdict']['level'] == 'red'
     assert report['models'][0]['curves']['text']['train'] == [[1, 2.0]]
     (tmp_path / 'file').write_text('')
-    with pytest.raises(VtbConfigError, match='cannot be made'):
+    with pytest.raises(VtbConfigError, match='cannot be created'):
         command.main(['llm', *files, '--output', str(tmp_path / 'file' / 'x')])
     with pytest.raises(VtbDataError, match='no such model'):
         command.main(['llm', str(tmp_path / 'absent.nemo')])

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""`vtb import`: a SALM folder (of NeMo, of Canary-Qwen) as a `.nemo` file of this toolkit."""
+"""`vtb import`: converts a SALM folder (of NeMo, of Canary-Qwen) to a `.nemo` file of this toolkit."""
 
 import argparse
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('folder', metavar='FOLDER', help='with config.json and safetensors, as NeMo writes them')
     parser.add_argument('output', metavar='OUT.nemo', help='the file')
     parser.add_argument(
-        '--base-llm', metavar='LLM', help='folder with config and tokenizer of the LLM, where FOLDER has neither'
+        '--base-llm', metavar='LLM', help='folder with config and tokenizer of the LLM, if FOLDER has neither'
     )
     arguments = parser.parse_args(argv)
     from rich.console import Console
@@ -38,17 +38,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     quiet_logs()
     if not is_salm_folder(arguments.folder):
         raise VtbCheckpointError(
-            'This is no SALM folder.',
+            'Not a SALM folder.',
             field='FOLDER',
             got=arguments.folder,
             allowed='a folder whose config.json has `perception` and `pretrained_llm`',
-            remedy='PEFT adapters and ASR models are no whole models: train with init_from_nemo=PATH',
+            remedy='PEFT adapters and ASR models are incomplete models: train with init_from_nemo=PATH',
         )
     model, completed = read_salm(arguments.folder, base_llm=arguments.base_llm)
     model.save_to(arguments.output)
     console = Console()
-    console.print(f'{len(model.state_dict())} weights read, none left over', highlight=False)
+    console.print(f'{len(model.state_dict())} weights read, none unused', highlight=False)
     if completed:
-        console.print(f'stored once in the folder, being tied: {", ".join(completed)}', highlight=False, markup=False)
+        console.print(f'tied weights, stored once: {", ".join(completed)}', highlight=False, markup=False)
     console.print(f'written: {Path(arguments.output)}', highlight=False, markup=False, soft_wrap=True)
     return 0

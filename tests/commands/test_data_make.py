@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from nemo_vtb import cli
-from nemo_vtb.commands.make import make_stage
+from nemo_vtb.commands.data_make import make_stage
 from nemo_vtb.errors import VtbConfigError
 
 CHATS = [

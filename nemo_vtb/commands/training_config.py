@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What commands read of a training configuration: the YAML itself, the renderer, the frame counter; no weights."""
+"""Reads a training configuration for a command: the composed YAML, the renderer, the frame counter; no weights."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
