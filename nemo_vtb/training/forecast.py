@@ -155,8 +155,7 @@ def _ranks(cfg: DictConfig) -> tuple[int, int, bool]:
     """GPUs per LLM, copies, and whether the copies share the moments."""
     devices = cfg.trainer.get('devices', 1)
     world = (int(devices) if str(devices).isdigit() else 1) * int(cfg.trainer.get('num_nodes') or 1)
-    strategy = cfg.trainer.get('strategy')
-    options = strategy if isinstance(strategy, Mapping | DictConfig) else {}
+    options = _strategy_options(cfg)
     tensor = int(options.get('tensor_parallel') or 1)
     if world % tensor:
         raise VtbConfigError(
@@ -242,9 +241,14 @@ def _shares(llm: nn.Module, tensor: int) -> dict[str, int]:
     return shares
 
 
+def _strategy_options(cfg: DictConfig) -> Mapping[str, Any]:
+    """Options of `trainer.strategy`; {} where it is a name."""
+    given = cfg.trainer.get('strategy')
+    return given if isinstance(given, Mapping | DictConfig) else {}
+
+
 def _is_fully_sharded(cfg: DictConfig) -> bool:
-    strategy = cfg.trainer.get('strategy')
-    name = strategy.get('_target_', '') if isinstance(strategy, Mapping | DictConfig) else strategy
+    name = _strategy_options(cfg).get('_target_') or cfg.trainer.get('strategy')
     return str(name).endswith(('FullyShardedStrategy', 'fully_sharded'))
 
 
@@ -268,8 +272,7 @@ def _activations(cfg: DictConfig, config: Any, tensor: int) -> float:
     product. Source: Korthikanti et al. 2022, "Reducing activation recomputation", with flash attention and SwiGLU.
     """
     tokens = int(cfg.data.get('max_tokens', 4096)) if 'data' in cfg else 4096
-    strategy = cfg.trainer.get('strategy')
-    options = strategy if isinstance(strategy, Mapping | DictConfig) else {}
+    options = _strategy_options(cfg)
     width, heads = config.hidden_size, config.num_attention_heads
     head = getattr(config, 'head_dim', None) or width // heads
     split = 2 * heads * head + 2 * config.num_key_value_heads * head + 3 * config.intermediate_size
