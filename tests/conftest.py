@@ -84,6 +84,39 @@ def tiny_model(tiny_root: Path) -> Any:
 
 
 @pytest.fixture(scope='session')
+def teach() -> Callable[[Any, Path], None]:
+    """`teach(model, chats)` lets the LLM itself, LoRA left out, learn typed chats by heart.
+
+    A random LLM reads no better than a broken one, so that breaking it may help. From one that gives the chats nearly
+    all of the probability (at most 0.01 nats are lost on a token) there is next to nothing to gain, and all to lose.
+    """
+
+    def run(model: Any, chats: Path) -> None:
+        import torch
+
+        from nemo_vtb.data.collate import Collator
+        from nemo_vtb.evaluation.tasks import load_conversations
+        from nemo_vtb.model.loss import row_nll
+
+        row = Collator(model.renderer, model.frames)(list(load_conversations(chats, 'text')))
+        llm = [p for n, p in model.named_parameters() if n.startswith(('llm.', 'embed_tokens.')) and '.lora_' not in n]
+        optimizer = torch.optim.Adam([p.requires_grad_() for p in llm], lr=3e-3)
+        for _ in range(300):  # a tenth of them is enough
+            loss = row_nll(model.hidden_states(row), row['labels'], model.backbone.nll).mean()
+            if loss < 0.01:
+                break
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        assert loss < 0.01, 'the chats were not learnt'
+        for p in llm:
+            p.requires_grad_(False)
+        model.zero_grad()
+
+    return run
+
+
+@pytest.fixture(scope='session')
 def assets() -> Callable[..., dict[str, Path]]:
     """Fetch embedded assets: `assets("minimind2-small")`; skips the test where they cannot be had."""
     from nemo_vtb.assets import ensure

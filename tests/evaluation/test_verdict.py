@@ -13,26 +13,36 @@
 # limitations under the License.
 """The verdict: what it rests on, that broken models are caught, and what of it goes into the manifest."""
 
+import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
+import soundfile
 import torch
 
 from nemo_vtb.checkpoint.archive import read_info
+from nemo_vtb.data.collate import Collator
 from nemo_vtb.data.datamodule import VtbDataModule
+from nemo_vtb.evaluation.answers import evaluating
 from nemo_vtb.evaluation.result import Evaluation, Row
-from nemo_vtb.evaluation.speech_suite import evaluate
+from nemo_vtb.evaluation.speech_suite import evaluate, load_conversations
 from nemo_vtb.evaluation.verdict import manifest_sections, text_kept, verdict_of, write_to_manifest
 from nemo_vtb.model.blender import VoiceTextBlender
+from nemo_vtb.model.loss import row_nll
 from nemo_vtb.testing import TinyCorpus, tiny_model_cfg
 
-STEPS = 100
+MOST_STEPS = 600
+SAID = {
+    'calls': ('open window', 'close door', 'heater off'),
+    'meetings': ('blue words', 'green mountain', 'who asked'),
+}
 
 
 def rows(wer: float, ours: float, *, kept: tuple[float | None, ...] | None = None) -> Evaluation:
@@ -45,26 +55,71 @@ def rows(wer: float, ours: float, *, kept: tuple[float | None, ...] | None = Non
     )
 
 
+def write_recordings(folder: Path) -> Path:
+    """A manifest of spoken words, a tone for each, in which no word comes twice and all recordings are equally long.
+
+    Who cannot tell them apart gives one answer to the three of a source, and a word of it is right in one of them at
+    most: an error rate of at least 67 %, and a verdict of deafness.
+    """
+    pitches = {word: 150 * 2 ** (i / 6) for i, word in enumerate(' '.join(sum(SAID.values(), ())).split())}
+    time, lines = np.arange(4000) / 16000, []
+    for source, texts in SAID.items():
+        for text in texts:
+            tones = [np.sin(2 * np.pi * pitches[word] * time) * np.hanning(len(time)) for word in text.split()]
+            name = f'{text}.wav'.replace(' ', '-')
+            soundfile.write(folder / name, 0.3 * np.concatenate(tones), 16000)
+            asked = {'type': 'text', 'from': 'User', 'value': 'Transcribe the speech.'}
+            heard = {'type': 'audio', 'from': 'User', 'value': name, 'duration': len(tones) / 4, 'text': text}
+            turns = [asked, heard, {'type': 'text', 'from': 'Assistant', 'value': text}]
+            lines.append({'id': text, 'conversations': turns, 'custom': {'task': 'asr', 'source': source}})
+    path = folder / 'asr_ast.jsonl'
+    path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    return path
+
+
+class _ByHeart(pl.Callback):
+    """Ends the training when each token of the answers has 3/4 of the probability: greedy answers are then right."""
+
+    def __init__(self, model: VoiceTextBlender, path: Path) -> None:
+        self.row = Collator(model.renderer, model.frames)(list(load_conversations(path, 'asr_ast')))
+
+    def on_train_batch_end(self, trainer: pl.Trainer, model: VoiceTextBlender, *args: object) -> None:
+        if trainer.global_step % 20 == 0:
+            with torch.no_grad(), evaluating(model):
+                nll = row_nll(model.hidden_states(self.row), self.row.labels, model.backbone.nll)
+            trainer.should_stop = bool(nll.max() < -math.log(0.75))
+
+
 @pytest.fixture(scope='module')
-def trained(tmp_path_factory: pytest.TempPathFactory, corpus: TinyCorpus) -> SimpleNamespace:
-    """A tiny model that knows its two recordings of each source by heart, and reads as its base LLM."""
+def trained(
+    tmp_path_factory: pytest.TempPathFactory, corpus: TinyCorpus, teach: Callable[[VoiceTextBlender, Path], None]
+) -> SimpleNamespace:
+    """A tiny model that knows its recordings by heart, as its LLM knows its chats, and reads as its base LLM."""
     folder = tmp_path_factory.mktemp('report')
+    data = {'asr_ast': write_recordings(folder), 'text': corpus.path('text')}
     torch.manual_seed(0)
-    model = VoiceTextBlender(tiny_model_cfg(folder / 'm') | {'text_anchor': 1.0})
+    model_cfg = tiny_model_cfg(folder / 'm') | {'text_anchor': 15.0}
+    model_cfg['optimizer']['lr'] = 3e-3
+    model = VoiceTextBlender(model_cfg)
+    teach(model, data['text'])
+    entries = [
+        {'type': 'multimodal_conversation', 'kind': k, 'manifest_filepath': str(p), 'weight': 1}
+        for k, p in data.items()
+    ]
     cfg = {
-        'train_ds': {'seed': 1, 'input_cfg': [e for e in corpus.input_cfg() if e['kind'] in ('asr_ast', 'text')]},
-        'budget': {'text': 0.1, 'asr_ast': 0.9},
+        'train_ds': {'seed': 1, 'input_cfg': entries},
+        'budget': {'text': 0.3, 'asr_ast': 0.7},
         'max_tokens': 512,
         'rows_per_batch': 1,
         'num_workers': 0,
     }
     trainer = pl.Trainer(
-        accelerator='cpu', max_steps=STEPS, logger=False, enable_progress_bar=False, enable_model_summary=False,
+        accelerator='cpu', max_steps=MOST_STEPS, logger=False, enable_progress_bar=False, enable_model_summary=False,
         num_sanity_val_steps=0, use_distributed_sampler=False, enable_checkpointing=False,
+        callbacks=[_ByHeart(model, data['asr_ast'])],
     )  # fmt: skip
     trainer.fit(model, VtbDataModule(cfg, model.renderer, model.frames, run_dir=folder))
-    data = {'asr_ast': corpus.path('asr_ast', 'train')}
-    data |= {f'text-{split}': corpus.path('text', split) for split in ('validation', 'test')}
+    assert trainer.global_step < MOST_STEPS, 'the recordings were not learnt'
     return SimpleNamespace(model=model, data=data)
 
 
