@@ -102,7 +102,7 @@ def teach() -> Callable[[Any, Path], None]:
         llm = [p for n, p in model.named_parameters() if n.startswith(('llm.', 'embed_tokens.')) and '.lora_' not in n]
         optimizer = torch.optim.Adam([p.requires_grad_() for p in llm], lr=3e-3)
         for _ in range(300):  # a tenth of them is enough
-            loss = row_nll(model.hidden_states(row), row['labels'], model.backbone.nll).mean()
+            loss = row_nll(model.hidden_states(row), row.labels, model.backbone.nll).mean()
             if loss < 0.01:
                 break
             optimizer.zero_grad()
