@@ -59,6 +59,18 @@ def test_examples_are_short_and_use_public_names_alone(path: Path) -> None:
             assert node.attr in nemo_vtb.__all__
 
 
+def test_import_costs_three_small_files_and_some_of_the_standard_library() -> None:
+    """What an import takes is what it reads and runs: that can be counted, whatever else the machine does."""
+    code = (
+        'import json, sys; before = set(sys.modules); import nemo_vtb; new = set(sys.modules) - before\n'
+        "print(json.dumps([[m, getattr(sys.modules[m], '__file__', None)] for m in sorted(new)]))"
+    )
+    files = dict(json.loads(run_python(code)))
+    strangers = {name for name in files if name.partition('.')[0] not in sys.stdlib_module_names}
+    assert strangers == {'nemo_vtb', 'nemo_vtb.package_info', 'nemo_vtb.registry'}
+    assert len(files) < 100 and sum(Path(files[name]).stat().st_size for name in strangers) < 50_000
+
+
 REGISTERED = "print('nemo_vtb.' in c.ALLOWED_TARGET_PREFIXES, c.ALLOWED_TARGET_PREFIXES.count('nemo_vtb.'))"
 CHECKS = """
 import inspect, sys

@@ -280,16 +280,15 @@ def test_sbatch_passes_the_exit_code_of_training_on(tmp_path: Path, code: int) -
 
 
 # training that saves when it is asked to end
-SAVING = f"trap 'echo saved >>$0.saved; exit 0' TERM; for i in $(seq 300); do sleep 0.1; done; exit {9}"
+SAVING = "trap 'echo saved >>$0.saved; exit 0' TERM; touch $0.ready; for i in $(seq 600); do sleep 0.1; done; exit 9"
 
 
 @pytest.mark.parametrize('restarts, code', [('0', 0), ('50', 75)])
 def test_sbatch_saves_and_requeues_at_the_time_limit(tmp_path: Path, restarts: str, code: int) -> None:
     process, log = slurm(tmp_path, SAVING, SLURM_RESTART_COUNT=restarts)
-    deadline = time.monotonic() + 30
-    while 'srun' not in log.read_text() and time.monotonic() < deadline:
+    while not (tmp_path / 'bin' / 'srun.ready').exists():
+        assert process.poll() is None
         time.sleep(0.05)
-    time.sleep(0.3)
     process.send_signal(signal.SIGUSR1)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == code, output

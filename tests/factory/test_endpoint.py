@@ -14,7 +14,7 @@
 """Requests to a real server: what passes is tried again, what does not is an error that says what to do."""
 
 import asyncio
-import time
+from types import SimpleNamespace
 
 import pytest
 from factory_helpers import openai_server, read_lines
@@ -83,12 +83,25 @@ def test_answers_keep_their_order_and_the_key_is_sent(tmp_path, monkeypatch):
     assert {row['auth'] for row in read_lines(tmp_path / 'requests.jsonl')} == {'Bearer secret'}
 
 
-def test_the_rate_is_limited(tmp_path):
+def test_the_rate_is_limited(tmp_path, monkeypatch):
+    """On a clock that stands still but for the moment between the two rounds: each request waits for its slot."""
+    clock, waits = [100.0], []
+
+    async def sleep(seconds):
+        waits.append(seconds)
+
+    monkeypatch.setattr('nemo_vtb.factory.endpoint.time', SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr('nemo_vtb.factory.endpoint.asyncio', SimpleNamespace(**{**vars(asyncio), 'sleep': sleep}))
     with openai_server(tmp_path) as url:
         endpoint = Endpoint(url, requests_per_minute=120)
-        begin = time.monotonic()
         run(endpoint, 4)
-        assert time.monotonic() - begin >= 1.5
+        assert waits == [0.0, 0.5, 1.0, 1.5]
+        clock[0] += 1.75
+        run(endpoint, 2)
+        assert waits[4:] == [0.25, 0.75]
+        clock[0] += 60.0
+        run(endpoint)
+        assert waits[6:] == [0.0]
 
 
 def test_waits_grow_and_obey_the_server():

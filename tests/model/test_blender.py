@@ -236,10 +236,11 @@ def test_a_few_steps_learn(
     monkeypatch.setattr(model, 'log', lambda name, value, **_: losses.append(float(value)) if name == 'loss' else None)
     text = [c for c in conversations if c.is_text_only]
     rows = rows_of(model, [conversations, text])  # the second has no audio
-    fit = trainer(max_steps=8, precision=precision)
-    fit.fit(model, loader(rows * 4))
-    assert fit.global_step == 8
-    assert losses[-2] < losses[0] and losses[-1] < losses[1]
+    fit = trainer(max_steps=24, precision=precision)
+    fit.fit(model, loader(rows * 12))
+    assert fit.global_step == 24
+    # each falls by more than 1.3, of which the roundings of bfloat16 take 0.4 at most
+    assert losses[-2] < losses[0] - 0.4 and losses[-1] < losses[1] - 0.4
 
 
 # ---- what is trained

@@ -165,11 +165,12 @@ def test_page_is_whole_by_itself(browser: Browser, page: Path) -> None:
 
 
 def test_recordings_play(browser: Browser, page: Path) -> None:
-    play = """(async () => { const a = document.querySelector('audio'); await a.play();
-    await new Promise(r => setTimeout(r, 300)); return [a.duration, a.currentTime, !a.error]; })()"""
+    play = """(async () => { const a = document.querySelector('audio');
+    const over = new Promise(r => { a.onended = a.onerror = r; }); await a.play(); await over;
+    return [a.duration, a.currentTime, !a.error]; })()"""
     (count, found), _ = browser.visit(page.as_uri(), 1180, ['document.querySelectorAll("audio").length', play])
     assert count == 2  # one of each model; the other recording has gone
-    assert found[0] == pytest.approx(1.5, abs=0.01) and found[1] > 0 and found[2]
+    assert found == [pytest.approx(1.5, abs=0.01), found[0], True]  # played to its end
 
 
 @pytest.mark.parametrize('width', [360, 768, 1180])
