@@ -22,9 +22,8 @@ the package's targets are put on NeMo's allow-list as soon as NeMo itself is imp
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from nemo_vtb.factory import demo as _demo  # noqa: F401  (registers the demonstration corpora as assets)
 from nemo_vtb.package_info import __version__
-from nemo_vtb.registry import register
+from nemo_vtb.registry import ASSET_PROVIDERS, register
 
 if TYPE_CHECKING:
     from nemo_vtb.assets.resolve import resolve_assets
@@ -141,4 +140,9 @@ def __dir__() -> list[str]:
     return sorted(set(globals()) | set(_LAZY))
 
 
+def _register_corpora() -> None:
+    import_module('nemo_vtb.factory.demo')
+
+
 register()
+ASSET_PROVIDERS.append(_register_corpora)

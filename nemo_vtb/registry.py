@@ -20,7 +20,7 @@ that waits for that one module, runs once and removes itself.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
@@ -34,6 +34,10 @@ STRATEGIES = (
     'nemo_vtb.parallel.megatron.MegatronStrategy',
     'nemo_vtb.parallel.fully_sharded.FullyShardedStrategy',
 )
+
+
+ASSET_PROVIDERS: list[Callable[[], None]] = []
+"""Called when `nemo_vtb.assets` is first imported: packages above it register assets of their own."""
 
 
 def register() -> None:

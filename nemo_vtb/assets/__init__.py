@@ -23,3 +23,7 @@ from nemo_vtb.assets import models, recordings  # noqa: F401  (they register wha
 from nemo_vtb.assets.store import ensure as ensure
 from nemo_vtb.assets.store import ensure_available as ensure_available
 from nemo_vtb.assets.store import names as names
+from nemo_vtb.registry import ASSET_PROVIDERS
+
+for _provide in ASSET_PROVIDERS:
+    _provide()
