@@ -17,7 +17,7 @@
 .PHONY: help quickstart test test-all bench lint format demo-long clean
 
 PY := .venv/bin/python
-# tests and benchmarks start processes of their own; threads of one that wait for the other's core cost more than they bring
+# tests and benchmarks start several processes; more than one thread each would only compete for cores
 test test-all bench: export OMP_NUM_THREADS ?= 1
 
 QUICK_ASSETS := minimind2-small whisper-tiny.en demo-corpus
@@ -28,25 +28,25 @@ help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' \
 	  | while IFS='|' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
 
-quickstart: ## set up, train on all four kinds, evaluate, answer, export (about 15 minutes after the installation)
+quickstart: ## install, train on all four kinds of data, evaluate, answer, export (about 15 minutes after the installation)
 	@sh tools/bootstrap.sh assets $(QUICK_ASSETS)
 	@sh tools/quickstart.sh
 
-test: ## set up, then the tests (about 5 minutes after the installation)
+test: ## install, then run the tests (about 5 minutes after the installation)
 	@sh tools/bootstrap.sh assets $(TEST_ASSETS)
 	@sh tools/bootstrap.sh browser
 	@$(PY) -m pytest
 
-test-all: ## set up, then all tests, the slow ones too
+test-all: ## install, then run all tests, slow ones included
 	@sh tools/bootstrap.sh assets $(TEST_ASSETS) $(LONG_ASSETS)
 	@sh tools/bootstrap.sh browser
 	@$(PY) -m pytest -m "not gpu"
 
-bench: ## every benchmark in its quick form; the last line of each is one JSON object
+bench: ## run every benchmark with --quick; the last line of each is one JSON object
 	@sh tools/bootstrap.sh assets $(TEST_ASSETS)
 	@set -e; for script in benchmarks/*.py; do echo "==> $$script --quick"; $(PY) "$$script" --quick; done
 
-lint: ## ruff, formatting, types, house rules, shell scripts
+lint: ## check with ruff, formatter, mypy, style rules and shellcheck
 	@sh tools/bootstrap.sh venv
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -54,12 +54,12 @@ lint: ## ruff, formatting, types, house rules, shell scripts
 	$(PY) tools/check_style.py
 	.venv/bin/shellcheck tools/*.sh examples/slurm/*.sbatch .ci/run
 
-format: ## rewrite the code as lint wants it
+format: ## apply ruff's fixes and formatter
 	@sh tools/bootstrap.sh venv
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-demo-long: ## the larger demonstration (about an hour on 2 cores, 12 GB of memory); stopped with Ctrl-C, it goes on where it was
+demo-long: ## the larger demonstration (about an hour on 2 cores, 12 GB of memory); interrupted with Ctrl-C, it resumes from its last checkpoint
 	@sh tools/bootstrap.sh assets $(LONG_ASSETS)
 	@$(PY) examples/speechllm_joint_sft.py --config-name demo_long
 

@@ -89,6 +89,70 @@ def test_paths_exist(page: Path) -> None:
             assert (ROOT / span).exists(), f'{span} is not there'
 
 
+@pytest.mark.parametrize('page', PAGES, ids=name_of)
+def test_short_paths_exist(page: Path) -> None:
+    """Modules may be named from the package on (`data/sampler.py`), also in drawings."""
+    drawn = [word for block in blocks(page, 'mermaid') for word in re.findall(r'[\w/]+/\w+\.py', block)]
+    for span in [*code_spans(page), *drawn]:
+        if re.fullmatch(r'\w+(/\w+)+\.py', span) and span.split('/')[0] not in TOP_FOLDERS:
+            assert (ROOT / 'nemo_vtb' / span).is_file(), f'{span} is not there'
+
+
+@pytest.mark.parametrize('page', [p for p in PAGES if p.name != 'CHANGELOG.md'], ids=name_of)
+def test_dotted_names_exist(page: Path) -> None:
+    """`nemo_vtb.a.b` is a module, or a name that stands in one; the changelog also names what was."""
+    for span in code_spans(page):
+        if re.fullmatch(r'nemo_vtb(\.\w+)+', span):
+            *parents, name = span.split('.')
+            path = ROOT.joinpath(*parents, name)
+            if not path.is_dir() and not path.with_suffix('.py').is_file():
+                module = ROOT.joinpath(*parents)
+                file = module / '__init__.py' if module.is_dir() else module.with_suffix('.py')
+                assert re.search(rf'\b{name}\b', file.read_text(encoding='utf-8')), f'{span} is not there'
+
+
+# ---- the page on the architecture
+
+ARCHITECTURE = ROOT / 'docs' / 'architecture.md'
+
+
+def rows_under(heading: str) -> list[list[str]]:
+    """Cells of the table under a heading of the architecture page, without its head."""
+    section = ARCHITECTURE.read_text(encoding='utf-8').partition(f'## {heading}\n')[2].partition('\n## ')[0]
+    return [line.strip('| ').split(' | ') for line in section.splitlines() if line.startswith('| ')][2:]
+
+
+def test_where_things_are() -> None:
+    rows = rows_under('Where is ...?')
+    assert len(rows) >= 10
+    for _, answer in rows:
+        spans = re.findall(r'`([^`]+)`', answer)
+        text = ''.join((ROOT / span).read_text(encoding='utf-8') for span in spans if span.endswith('.py'))
+        for name in (part for span in spans if re.fullmatch(r'[A-Za-z_.]+', span) for part in span.split('.')):
+            assert re.search(rf'^ *(def|class) {name}\b', text, re.M) or f'{name}.py' in answer, f'{name} is elsewhere'
+
+
+def test_table_of_packages_is_that_of_the_import_test() -> None:
+    tree = ast.parse((ROOT / 'tests' / 'test_architecture.py').read_text(encoding='utf-8'))
+    layers = next(
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == 'LAYERS'
+    )
+    rows = rows_under('Packages')
+    assert [tuple(re.findall(r'`(\w+)`', row[1])) for row in rows] == list(layers)
+    assert [row[0] for row in rows] == [str(number) for number in range(1, len(layers) + 1)]
+
+
+@pytest.mark.parametrize('page', [ARCHITECTURE, ROOT / 'docs' / 'glossary.md', *DECISIONS], ids=name_of)
+def test_classes_exist(page: Path) -> None:
+    files = [path.read_text(encoding='utf-8') for path in (ROOT / 'nemo_vtb').rglob('*.py')]
+    classes = {name for text in files for name in re.findall(r'^ *class (\w+)', text, re.M)}
+    for span in code_spans(page):
+        if re.fullmatch(r'(Vtb|Backbone|Parallel|Megatron|Packed|Token|Run|Row|Batch|HFB|Sharded)[A-Z]\w*', span):
+            assert span in classes, f'{span} is no class'
+
+
 # ---- configuration keys
 
 
