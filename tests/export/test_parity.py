@@ -29,7 +29,6 @@ from nemo_vtb.export.export import TARGETS, export_forms, export_model
 from nemo_vtb.export.parity import Answered, Parity, compare
 from nemo_vtb.export.salm import NO_FORMAT, VLLM_TAG, default_system, prompt_format
 from nemo_vtb.model.blender import VoiceTextBlender
-from nemo_vtb.model.pretrained import load_asr_encoder, load_peft, read_salm, warm_start
 from nemo_vtb.testing import tiny_model_cfg
 
 
@@ -243,90 +242,6 @@ save_file({'logits': model(ids).logits[0].detach()}, out)
         hidden = model.backbone.forward(embeds, torch.arange(4), torch.tensor([0, 4], dtype=torch.int32), 4)
         own = model.backbone.head(hidden)
     assert torch.allclose(load_file(out)['logits'][:, : own.shape[1]], own, atol=1e-4)
-
-
-# ---- and back
-
-
-def test_salm_folder_back_with_every_weight(model: VoiceTextBlender, forms: dict[str, Path], tmp_path: Path) -> None:
-    again, completed = read_salm(forms['salm'])
-    assert same_weights(again, model) and completed == []
-    folder = tmp_path / 'odd'
-    folder.mkdir()
-    for file in forms['salm'].rglob('*'):
-        if file.is_file():
-            (folder / file.relative_to(forms['salm'])).parent.mkdir(exist_ok=True)
-            (folder / file.relative_to(forms['salm'])).write_bytes(file.read_bytes())
-    state = load_file(folder / 'model.safetensors')
-    kept = state.pop('perception.proj.weight')
-    save_file(state, folder / 'model.safetensors')
-    with pytest.raises(VtbCheckpointError, match='missing .*perception.proj.weight'):
-        read_salm(folder)
-    save_file(state | {'perception.proj.weight': kept, 'stray': kept.clone()}, folder / 'model.safetensors')
-    with pytest.raises(VtbCheckpointError, match='left over .*stray'):
-        read_salm(folder)
-    save_file(state | {'perception.proj.weight': kept.T[:3].contiguous()}, folder / 'model.safetensors')
-    with pytest.raises(VtbCheckpointError, match='size mismatch'):
-        read_salm(folder)
-
-
-def test_what_stock_salm_saves_comes_in(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """NeMo's own `save_pretrained`: no tokenizer, no LLM configuration. LoRA on q and v, as Canary-Qwen has it."""
-    from nemo.collections.speechlm2 import SALM
-
-    cfg = tiny_model_cfg(tmp_path / 'sources', family='qwen3') | {'prompt_format': 'qwen'}
-    cfg['lora'] = cfg['lora'] | {'r': 8, 'lora_alpha': 16, 'target_modules': ['q_proj', 'v_proj']}
-    cfg['perception']['modality_adapter'] = {
-        '_target_': 'nemo.collections.speechlm2.modules.perception.IdentityConnector',
-        'd_model': 48,
-    }
-    torch.manual_seed(1)
-    salm = SALM(cfg).eval()
-    salm.save_pretrained(str(tmp_path / 'salm'))
-    llm = cfg['pretrained_llm']
-    status = cli.main(['import', str(tmp_path / 'salm'), str(tmp_path / 'a.nemo'), '--base-llm', llm])
-    assert status == 0 and 'none left over' in capsys.readouterr().out
-    restored = VoiceTextBlender.restore_from(str(tmp_path / 'a.nemo'), map_location='cpu')
-    own = restored.state_dict()
-    assert own.keys() == salm.state_dict().keys()
-    assert all(torch.equal(v, own[n]) for n, v in salm.state_dict().items())
-    with pytest.raises(VtbCheckpointError, match='no SALM folder'):
-        from nemo_vtb.commands.import_ import main
-
-        main([str(tmp_path / 'sources'), str(tmp_path / 'b.nemo')])
-
-
-def test_warm_starts(model: VoiceTextBlender, forms: dict[str, Path], tmp_path: Path) -> None:
-    cfg = tiny_model_cfg(tmp_path / 'sources')
-    new = VoiceTextBlender(cfg)
-    base = {n: v.clone() for n, v in new.state_dict().items()}
-    trained = {n for n in base if not n.startswith(('llm.', 'embed_tokens.')) or '.lora_' in n}
-
-    def taken(source: str) -> set[str]:
-        fresh = VoiceTextBlender(cfg)
-        fresh.load_state_dict(model.state_dict() | {n: v for n, v in base.items() if n in trained})
-        warm_start(fresh, forms[source])
-        own, theirs = fresh.state_dict(), model.state_dict()
-        assert all(torch.equal(own[n], base[n]) or torch.equal(own[n], theirs[n]) for n in trained)
-        return {n for n in trained if torch.equal(own[n], theirs[n]) and not torch.equal(own[n], base[n])}
-
-    changed = {n for n in trained if not torch.equal(base[n], model.state_dict()[n])}
-    assert taken('nemo') == taken('salm') == changed
-    assert taken('peft') == {n for n in changed if '.lora_' in n}
-    assert taken('asr') == {n for n in changed if n.startswith(('perception.encoder', 'perception.preprocessor'))}
-    left = load_asr_encoder(new, forms['asr'])
-    assert left and all(n.startswith('decoder') for n in left)
-    with pytest.raises(VtbCheckpointError, match='nothing to start from'):
-        warm_start(new, tmp_path / 'absent')
-
-
-def test_an_adapter_of_another_shape_is_refused(forms: dict[str, Path], tmp_path: Path) -> None:
-    cfg = tiny_model_cfg(tmp_path / 'sources')
-    cfg['lora'] = cfg['lora'] | {'r': 8}
-    with pytest.raises(VtbCheckpointError, match=r'\(4, 8\)'):
-        load_peft(VoiceTextBlender(cfg), forms['peft'])
-    with pytest.raises(VtbCheckpointError, match='no LoRA in the model'):
-        load_peft(VoiceTextBlender(tiny_model_cfg(tmp_path / 'plain', lora=False)), forms['peft'])
 
 
 def test_stock_nemo_takes_the_encoder(model: VoiceTextBlender, forms: dict[str, Path], tmp_path: Path) -> None:
