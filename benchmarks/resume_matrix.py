@@ -155,8 +155,10 @@ class Run:
         try:
             import speechllm_joint_sft as script
 
-            build, recorder = script.build_trainer, Recorder(self.folder, self.attempts)
-            script.build_trainer = lambda cfg, callbacks: build(cfg, [*callbacks, recorder])
+            import nemo_vtb
+
+            build, recorder = nemo_vtb.build_trainer, Recorder(self.folder, self.attempts)
+            nemo_vtb.build_trainer = lambda cfg, callbacks: build(cfg, [*callbacks, recorder])
             sys.argv = ['speechllm_joint_sft.py', *self.overrides, f'trainer.devices={ranks}']
             script.main()
             status = 0

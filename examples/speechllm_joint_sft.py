@@ -40,12 +40,12 @@ def main(cfg: DictConfig) -> None:
     if trainer.is_global_zero:
         OmegaConf.save(cfg, run_dir / 'config.yaml', resolve=True)
     model = vtb.build_model(cfg, trainer)
-    data = vtb.VtbDataModule(cfg.data, model.renderer, model.frames, run_dir=run_dir)
+    data = vtb.VtbDataModule(cfg.data, model.renderer, model.frames)
     trainer.fit(model, data)
     if trainer.is_global_zero:
         model_file = f'model={run_dir}/checkpoints/{cfg.name}.nemo'
         scripts = [f'python examples/speechllm_{s}.py {model_file}' for s in ('eval', 'generate', 'export')]
-        vtb.print_summary(run_dir, data.ledger, next_commands=scripts)
+        vtb.print_summary(run_dir, next_commands=scripts)
 
 
 if __name__ == '__main__':

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from data_helpers import count_frames, data_cfg, make_corpus
 
 
 @pytest.fixture(autouse=True)
@@ -129,3 +130,43 @@ def assets() -> Callable[..., dict[str, Path]]:
             pytest.skip(f'the embedded assets cannot be had here: {error}')
 
     return get
+
+
+# ---- the data engine
+
+
+@pytest.fixture(scope='session')
+def renderer(tiny_llm_dir: Path) -> Any:
+    """A ChatML renderer of the session's tiny LLM."""
+    from transformers import AutoTokenizer
+
+    from nemo_vtb.data.template import ChatRenderer
+
+    return ChatRenderer(AutoTokenizer.from_pretrained(tiny_llm_dir))
+
+
+@pytest.fixture(scope='session')
+def meter(renderer: Any) -> Any:
+    """Counts with 80 ms frames."""
+    from nemo_vtb.data.index import Meter
+
+    return Meter(renderer, count_frames)
+
+
+@pytest.fixture(scope='session')
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four kinds, 184 conversations; read only, its index is built once."""
+    return make_corpus(tmp_path_factory.mktemp('small'))
+
+
+@pytest.fixture
+def module(small: Path, renderer: Any) -> Callable[..., Any]:
+    """Make a data module over `small`: `module(num_batches=10, num_workers=2)`."""
+    from nemo_vtb.data.datamodule import VtbDataModule
+
+    def make(num_batches: int | None = 10, folder: Path = small, **keys: Any) -> Any:
+        data = VtbDataModule(data_cfg(folder, **keys), renderer, count_frames, num_batches=num_batches)
+        data.setup('fit')
+        return data
+
+    return make

@@ -38,7 +38,7 @@ class Run:
         lora: Whether the LLM learns (through LoRA), or stays as it is.
         init: The run whose model it starts from.
         anchor: `model.text_anchor`; it acts on typed chats alone.
-        sampler: `data.sampler`.
+        sampler: What draws the conversations: our token budget, or NeMo's loader (`nemo_loader.py`).
     """
 
     title: str
@@ -130,7 +130,6 @@ def overrides(run: Run, size: Size, seed: int, init_from: str | None = None) -> 
         *size.config,
         f'seed={seed}',
         *(f'data.budget.{kind}={share:.9f}' for kind, share in shares.items()),
-        f'++data.sampler={run.sampler}',
         f'trainer.max_steps={steps}',
         f'trainer.val_check_interval={min(steps, 500)}',
         f'model.text_anchor={size.anchor if run.anchor and "text" in run.shares else 0.0}',

@@ -105,7 +105,8 @@ def work(leg: Leg, size_name: str, deadline: float) -> str:
     if not leg.model.is_file():
         arguments = [*overrides(run, size, leg.seed, str(init)), 'name=model']
         folder = f'exp_manager.explicit_log_dir={leg.folder}'
-        call(['examples/speechllm_joint_sft.py', *arguments, folder], log, deadline)
+        script = 'benchmarks/study/nemo_loader.py' if run.sampler == 'nemo' else 'examples/speechllm_joint_sft.py'
+        call([script, *arguments, folder], log, deadline)
     if leg.run != STAGE_ONE:
         arguments = [*size.evaluation, 'examples=false', f'output={leg.folder / "eval.json"}']
         if size_name == 'full':

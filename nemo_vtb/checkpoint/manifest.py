@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from nemo_vtb.backbone.names import is_base_weight, plain_name
+from nemo_vtb.data.datamodule import RowCounter
 from nemo_vtb.package_info import __version__
 
 if TYPE_CHECKING:
@@ -92,9 +93,9 @@ def make_manifest(
 
 
 def _ledger(model: 'VoiceTextBlender') -> dict[str, Any] | None:
-    data: Any = getattr(getattr(model, '_trainer', None), 'datamodule', None)
-    # a data module of somebody else keeps no ledger
-    return data.ledger.to_json() if getattr(data, 'progress', None) is not None else None
+    callbacks = getattr(getattr(model, '_trainer', None), 'callbacks', ())
+    ledgers = [c.ledger for c in callbacks if isinstance(c, RowCounter) and c.ledger is not None]
+    return ledgers[0].to_json() if ledgers else None
 
 
 def _versions() -> dict[str, str]:

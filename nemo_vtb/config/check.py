@@ -116,9 +116,6 @@ def unused_keys(cfg: DictConfig | Mapping[str, Any]) -> list[str]:
     data = _raw(cfg).get('data') or {}
     known = section_of(LoaderKeys).keys
     for name, loader in data.items():
-        # NeMo's own loader reads its keys
-        if name == 'train_ds' and data.get('sampler') == 'nemo':
-            continue
         if name not in ('train_ds', 'validation_ds', 'test_ds') or not isinstance(loader, Mapping):
             continue
         path = f'data.{name}'

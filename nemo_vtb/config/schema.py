@@ -164,8 +164,8 @@ class DataSettings:
         choices=('tokens', 'supervised_tokens'),
     )  # fmt: skip
     sampler: str = key(
-        'budget', "What draws the conversations: the token budget or, to compare, NeMo's own loader",
-        choices=('budget', 'nemo'),
+        'budget', 'What draws the conversations', choices=('budget',),
+        refused={'nemo': "NeMo's loader is there to compare: benchmarks/study/nemo_loader.py, same arguments"},
     )  # fmt: skip
     max_tokens: int = key(4096, 'Length of a packed row', unit='tokens', low=1)
     rows_per_batch: int | None = key(
@@ -233,11 +233,10 @@ class DataSettings:
             merged['budget'] = {kind: share for kind, share in budget.items() if kind != 'auto'} or None
         settings = cls(**merged)
         auto = settings.budget_auto
-        if auto is not None and (settings.sampler == 'nemo' or not 0 < auto <= 0.5):
+        if auto is not None and not 0 < auto <= 0.5:
             raise VtbConfigError(
-                'The share of text cannot be raised like this.', field='data.budget.auto',
-                got=f'{auto}, data.sampler={settings.sampler}',
-                allowed='null, or above 0 and at most 0.5 with data.sampler=budget',
+                'The share of text cannot be raised like this.', field='data.budget.auto', got=auto,
+                allowed='null, or above 0 and at most 0.5',
             )  # fmt: skip
         return settings
 

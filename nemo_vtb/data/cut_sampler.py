@@ -113,10 +113,8 @@ class TokenBudgetCutSampler(CutSampler):
     ) -> None:
         super().__init__(drop_last=True, world_size=1, rank=0)
         self.sampler, self.sources, self.convert = sampler, list(sources), convert
-        self._each = sampler.rows_per_batch // sampler.world_size
-        self._start = sampler.state_after(sampler.plan.row // sampler.rows_per_batch)
-        self._batches, self._rows = sampler.plan.row // sampler.rows_per_batch, 0
-        self._state = self._start
+        self._each, self._rows = sampler.batch.rows_per_rank, 0
+        self._start = self._state = sampler.state_dict()
         self._iterator = iter(sampler)
 
     def __iter__(self) -> 'TokenBudgetCutSampler':
@@ -133,9 +131,9 @@ class TokenBudgetCutSampler(CutSampler):
         ]
         self._rows += 1
         if self._rows == self._each:
-            self._batches, self._rows = self._batches + 1, 0
-            self._state = self.sampler.state_after(self._batches)
-            self.sampler.take_batch(self._batches - 1)
+            self._rows = 0
+            self.sampler.take_batch()
+            self._state = self.sampler.state_dict()
         return CutSet(items)
 
     @property
@@ -180,8 +178,7 @@ class TokenBudgetCutSampler(CutSampler):
 
     def _go_to(self, state: dict[str, Any]) -> None:
         self.sampler.load_state_dict(copy.deepcopy(state['plan']))
-        self._state = state['plan']
-        self._batches, self._rows = self.sampler.plan.row // self.sampler.rows_per_batch, state['rows']
+        self._state, self._rows = state['plan'], state['rows']
         self._iterator = iter(self.sampler)
         for _ in range(self._rows):  # within a global batch: what was yielded of it is passed over
             next(self._iterator)

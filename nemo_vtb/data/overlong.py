@@ -77,6 +77,10 @@ class FittedSource:
     def __len__(self) -> int:
         return len(self.index) if self._entries is None else len(self._entries)
 
+    def skipped(self) -> list[dict[str, Any]]:
+        """What was left out of it before training: broken when the index was built, or too long."""
+        return [*self.index.quarantined(), *self.dropped]
+
     @property
     def num_cut(self) -> int:
         """How many conversations lose their last turns."""

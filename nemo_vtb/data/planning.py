@@ -20,6 +20,7 @@ from nemo_vtb.data.index import Meter, SourceIndex, open_index
 from nemo_vtb.data.overlong import FittedSource
 from nemo_vtb.data.sampler import TokenBudgetPlan
 from nemo_vtb.data.sources import SourceSpec, parse_input_cfg
+from nemo_vtb.errors import VtbConfigError
 
 EVAL_SECTIONS = ('validation_ds', 'test_ds')
 
@@ -63,8 +64,12 @@ def open_source(
 
 
 def make_plan(sources: Sequence[FittedSource], settings: DataSettings) -> TokenBudgetPlan:
-    """The global plan that the settings ask for."""
-    return TokenBudgetPlan(
+    """The global plan that the settings ask for.
+
+    Raises:
+        VtbConfigError: The shares do not fit the sources, or that of text cannot be raised (`data.budget.auto`).
+    """
+    plan = TokenBudgetPlan(
         sources,
         settings.budget,
         max_tokens=settings.max_tokens,
@@ -74,3 +79,12 @@ def make_plan(sources: Sequence[FittedSource], settings: DataSettings) -> TokenB
         temperature=settings.temperature,
         on_exhausted=settings.on_exhausted,
     )
+    if settings.budget_auto and not 0 < plan.coming_budget.get('text', 0.0) < 1:
+        raise VtbConfigError(
+            'The share of text-only conversations cannot be raised.',
+            field='data.budget.auto',
+            got=settings.budget_auto,
+            allowed='a budget with a share of text between 0 and 1',
+            remedy='add a source of kind text, or set data.budget.auto=null',
+        )
+    return plan

@@ -20,17 +20,35 @@ a source is a seeded permutation per epoch that is computed, not stored. Nothing
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from nemo_vtb.data.packing import LookAhead, RowPacker
 from nemo_vtb.data.permutation import permute
-from nemo_vtb.data.shares import BudgetedSource, resolve_shares
 from nemo_vtb.errors import VtbCheckpointError, VtbConfigError, VtbDataError
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
 
 STATE_VERSION = 1
 _BLOCK = 1024  # positions of a permutation computed at once
+
+
+class BudgetedSource(Protocol):
+    """What the plan needs to know of a source (see `index.SourceIndex`)."""
+
+    name: str
+    kind: str
+    weight: float
+    max_repeats: int | None
+    digest: str
+
+    def __len__(self) -> int: ...
+
+    def measure(self, entries: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Tokens, supervised tokens and seconds of audio of some entries, each (len(entries),)."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +150,9 @@ class TokenBudgetPlan:
         self._spent = [0] * count  # cost counted against the shares, since the last change of shares
         self._pools = [LookAhead(capacity) for capacity in self._capacities]
         self._alive = [True] * count
-        self._refunds: dict[int, list[tuple[int, int]]] = {}  # row -> (source, cost) given back before it is planned
+        self._compensations: dict[
+            int, list[tuple[int, int]]
+        ] = {}  # row -> (source, cost), given back before it is planned
         self._changes: dict[int, dict[str, float]] = {}  # row -> budget that holds from it on
         self._budget: dict[str, float] | None = None  # the last of them that was reached
         self.shares = self._first_shares
@@ -197,7 +217,7 @@ class TokenBudgetPlan:
 
     def next_row(self) -> RowPlan | None:
         """Plan the next row; None when the data is used up (`max_repeats`)."""
-        for source, cost in self._refunds.get(self.row, ()):
+        for source, cost in self._compensations.get(self.row, ()):
             self._count(source, -cost)
         if (budget := self._changes.get(self.row)) is not None:
             self._take_budget(budget)
@@ -224,17 +244,17 @@ class TokenBudgetPlan:
         self._kind_spent[self._kind_of[source]] += cost
         self._total += cost
 
-    def refund(self, row: int, source: int, entry: int) -> None:
+    def compensate(self, row: int, source: int, entry: int) -> None:
         """Give the tokens of a conversation that could not be loaded back to its source, before `row` is planned.
 
         Raises:
             VtbDataError: That row is planned already, so that the plan would depend on chance.
         """
         if row < self.row:
-            raise VtbDataError('A refund came too late.', field='row', got=row, allowed=f'>= {self.row}')
+            raise VtbDataError('A compensation came too late.', field='row', got=row, allowed=f'>= {self.row}')
         tokens, supervised, _ = self.sources[source].measure(np.array([entry]))
         cost = int((supervised if self.unit == 'supervised_tokens' else tokens)[0])
-        self._refunds.setdefault(row, []).append((source, cost))
+        self._compensations.setdefault(row, []).append((source, cost))
 
     def change_budget(self, row: int, budget: Mapping[str, float]) -> None:
         """Other shares of the kinds from `row` on; part of the state, so that a resumed run has them at the same row.
@@ -278,8 +298,8 @@ class TokenBudgetPlan:
         self._set_shares()
 
     def forget_before(self, row: int) -> None:
-        """Forget refunds and changes of rows that were trained on."""
-        for table in (self._refunds, self._changes):
+        """Forget compensations and changes of rows that were trained on."""
+        for table in (self._compensations, self._changes):
             for older in [at for at in table if at < row]:
                 del table[older]
 
@@ -319,7 +339,7 @@ class TokenBudgetPlan:
                 for number, source in enumerate(self.sources)
             },
             # also those that became known after the snapshot was taken
-            'refunds': [[at, *r] for at, refunds in sorted(self._refunds.items()) if at >= row for r in refunds],
+            'refunds': [[at, *r] for at, each in sorted(self._compensations.items()) if at >= row for r in each],
             'budget': budget,
             'changes': [[at, change] for at, change in sorted(self._changes.items()) if at >= row],
         }
@@ -365,7 +385,7 @@ class TokenBudgetPlan:
         self._kind_spent = [state['kind_spent'][kind] for kind in self.kinds]
         self._total = state['total']
         for row, source, cost in state['refunds']:
-            self._refunds.setdefault(row, []).append((source, cost))
+            self._compensations.setdefault(row, []).append((source, cost))
 
     def _adopt(self, state: PlanState, names: Mapping[str, int]) -> None:
         """Changed data, by the user's leave: each source goes on at its share of an epoch, the shares begin anew."""
@@ -379,6 +399,98 @@ class TokenBudgetPlan:
     def __iter__(self) -> Iterator[RowPlan]:
         while (row := self.next_row()) is not None:
             yield row
+
+
+def resolve_shares(
+    sources: Sequence[BudgetedSource],
+    budget: Mapping[str, float] | None,
+    temperature: float = 1.0,
+    unit: str = 'tokens',
+) -> list[float]:
+    """The share of each source in all tokens: the share of its kind times its part of the weights of that kind.
+
+    Raises:
+        VtbConfigError: See `TokenBudgetPlan`.
+        VtbDataError: See `TokenBudgetPlan`.
+    """
+    if unit not in ('tokens', 'supervised_tokens'):
+        raise VtbConfigError(
+            'Unknown unit of shares.', field='data.train_ds.unit', got=unit, allowed='tokens, supervised_tokens'
+        )
+    for source in sources:
+        if not len(source):
+            raise VtbDataError(
+                'A source has no usable conversation.',
+                field=f'source {source.name}',
+                got='0 conversations',
+                remedy='correct its manifest, or take it out of input_cfg',
+            )
+        if unit == 'supervised_tokens' and not source.measure(np.arange(len(source)))[1].any():
+            raise VtbDataError(
+                'A source has no supervised tokens, so that it can have no share of them.',
+                field=f'source {source.name}',
+                got='0 supervised tokens',
+                remedy='set data.unit to tokens',
+            )
+    if not sources:
+        raise VtbDataError('There is no source of data.', field='data.train_ds.input_cfg', got='[]')
+    weights = [max(float(s.weight), 0.0) ** temperature if s.weight else 0.0 for s in sources]
+    kinds = sorted({s.kind for s in sources})
+    if budget is None:
+        budget = _proportional(sources, unit)
+    _check_budget(budget, kinds)
+    inside = {kind: sum(w for w, s in zip(weights, sources, strict=True) if s.kind == kind) for kind in kinds}
+    for kind in kinds:
+        if budget.get(kind, 0) > 0 and inside[kind] <= 0:
+            raise VtbConfigError('All sources of a kind have weight 0.', field=f'budget.{kind}', got=0, allowed='> 0')
+    return [
+        float(budget.get(s.kind, 0.0)) * (w / inside[s.kind] if inside[s.kind] else 0.0)
+        for w, s in zip(weights, sources, strict=True)
+    ]
+
+
+def _check_budget(budget: Mapping[str, float], kinds: Sequence[str]) -> None:
+    field = 'data.train_ds.budget'
+    for kind, share in budget.items():
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+            raise VtbConfigError(
+                'A share must be a number from 0 to 1.', field=f'{field}.{kind}', got=share, allowed='0 ... 1'
+            )
+        if share > 0 and kind not in kinds:
+            raise VtbConfigError(
+                'A kind of data has a share but no source.',
+                field=f'{field}.{kind}',
+                got=share,
+                allowed=f'kinds with a source: {", ".join(kinds)}',
+                remedy=f'add a source of kind {kind} to input_cfg, or give its share to the others',
+            )
+    for kind in kinds:
+        if kind not in budget:
+            raise VtbConfigError(
+                'A kind of data has sources but no share.',
+                field=f'{field}.{kind}',
+                got='absent',
+                remedy='give it a share; 0 leaves it out',
+            )
+    if abs(sum(budget.values()) - 1) > 1e-6:
+        raise VtbConfigError(
+            'The shares do not sum to 1.',
+            field=field,
+            got=f'{dict(budget)}, sum {sum(budget.values()):.6g}',
+            allowed='sum 1',
+        )
+
+
+def _proportional(sources: Sequence[BudgetedSource], unit: str) -> dict[str, float]:
+    """Each kind in proportion to what it has, so that every conversation is seen equally often."""
+    tokens: dict[str, int] = {}
+    for source in sources:
+        measured = source.measure(np.arange(len(source)))
+        tokens[source.kind] = tokens.get(source.kind, 0) + int(
+            measured[1 if unit == 'supervised_tokens' else 0].sum(dtype=np.int64)
+        )
+    total = sum(tokens.values())
+    return {kind: count / total for kind, count in tokens.items()}
 
 
 def changed_fields(state: PlanState, fingerprint: Mapping[str, Any]) -> list[str]:
@@ -425,46 +537,96 @@ def split_rows(rows: Sequence[RowPlan], world_size: int, *, balance: bool = True
     return [sorted(share, key=lambda r: r.index) for share in shares]
 
 
+@dataclass(frozen=True, slots=True)
+class BatchPlan:
+    """How many packed rows make a global batch, and how they are spread.
+
+    Args:
+        rows: Rows of a global batch.
+        ranks: Data-parallel ranks, each of which sees as many of them.
+        accumulation: Rows whose gradients a rank adds up before a step, where that is fixed already; None follows.
+
+    Raises:
+        VtbConfigError: The rows are not ranks x accumulation.
+    """
+
+    rows: int
+    ranks: int = 1
+    accumulation: int | None = None
+
+    def __post_init__(self) -> None:
+        each = (self.accumulation or 1) * self.ranks
+        if self.rows < 1 or self.rows % each or (self.accumulation and self.rows != each):
+            fixed = f' x {self.accumulation} accumulated rows' if self.accumulation else ''
+            raise VtbConfigError(
+                'The rows of a global batch cannot be spread equally over the data-parallel ranks.',
+                field='data.rows_per_batch',
+                got=f'{self.rows} rows for {self.ranks} ranks{fixed}',
+                allowed=f'{each}' if fixed else f'a multiple of {self.ranks}',
+                remedy=f'data.rows_per_batch={self.ranks * max(1, round(self.rows / self.ranks))} '
+                'without trainer.accumulate_grad_batches, which follows from it',
+            )
+
+    @property
+    def rows_per_rank(self) -> int:
+        """Rows of a global batch that each rank sees, and whose gradients it adds up before a step."""
+        return self.rows // self.ranks
+
+    @classmethod
+    def of(cls, trainer: 'Trainer | None', rows: int | None, ranks: int) -> 'BatchPlan':
+        """The global batch of a run; where `rows` are given, the trainer's accumulation is made to follow.
+
+        Args:
+            trainer: None where there is none.
+            rows: `data.rows_per_batch`; None takes one row for each rank and accumulation.
+            ranks: Data-parallel ranks.
+
+        Raises:
+            VtbConfigError: The rows are not a multiple of the ranks, or the trainer accumulates something else.
+        """
+        accumulation = 1 if trainer is None else trainer.accumulate_grad_batches
+        if rows is None:
+            return cls(accumulation * ranks, ranks)
+        plan = cls(rows, ranks, accumulation if accumulation > 1 else None)
+        if trainer is not None:
+            trainer.accumulate_grad_batches = plan.rows_per_rank
+        return plan
+
+
 class TokenBudgetSampler:
     """Yields the rows of one data-parallel rank, batch after batch, and knows the state after each global batch.
 
     Works as the `sampler` of a `torch.utils.data.DataLoader(batch_size=None)`; it runs in the main process, so that
-    the number of loader workers changes nothing.
+    the number of loader workers changes nothing. What it has yielded may only be prefetched: `take_batch` says that a
+    global batch was trained on, and the state counts those alone.
 
     Args:
         plan: The global plan; the same on all ranks.
-        rows_per_batch: Rows of a global batch: gradient accumulation x data-parallel ranks.
+        batch: The global batch.
         rank: Data-parallel rank (not the global rank: tensor-parallel peers must see the same rows).
-        world_size: Number of data-parallel ranks.
         num_batches: Global batches of the whole run; None is endless.
         balance: See `split_rows`.
-
-    Raises:
-        VtbConfigError: The rows of a batch cannot be dealt equally.
     """
 
     def __init__(
         self,
         plan: TokenBudgetPlan,
-        rows_per_batch: int,
+        batch: BatchPlan,
         rank: int = 0,
-        world_size: int = 1,
         num_batches: int | None = None,
         balance: bool = True,
     ) -> None:
-        if rows_per_batch < 1 or rows_per_batch % world_size:
-            raise VtbConfigError(
-                'The rows of a global batch cannot be dealt equally to the data-parallel ranks.',
-                field='data.train_ds.rows_per_batch',
-                got=rows_per_batch,
-                allowed=f'a multiple of {world_size} ranks',
-            )
-        self.plan, self.rows_per_batch, self.rank, self.world_size = plan, rows_per_batch, rank, world_size
+        self.plan, self.batch, self.rank = plan, batch, rank
         self.num_batches, self.balance = num_batches, balance
-        self._snapshots = {plan.row // rows_per_batch: plan.snapshot()}
-        self._contents: dict[int, list[RowPlan]] = {}
         self.used_up = False
         "Whether `max_repeats` left too little for another global batch."
+        self._begin_here()
+
+    def _begin_here(self) -> None:
+        self.batches = self.plan.row // self.batch.rows
+        "Global batches that were trained on."
+        self._snapshots = {self.batches: self.plan.snapshot()}
+        self._contents: dict[int, list[RowPlan]] = {}
 
     def __len__(self) -> int:
         """Rows of this rank over the whole run.
@@ -474,30 +636,35 @@ class TokenBudgetSampler:
         """
         if self.num_batches is None:
             raise TypeError('an endless sampler has no length')
-        return self.num_batches * self.rows_per_batch // self.world_size
+        return self.num_batches * self.batch.rows_per_rank
 
     def __iter__(self) -> Iterator[RowPlan]:
-        each = self.rows_per_batch // self.world_size
-        while self.num_batches is None or self.plan.row < self.num_batches * self.rows_per_batch:
-            rows = [row for row in (self.plan.next_row() for _ in range(self.rows_per_batch)) if row is not None]
-            if len(rows) < self.rows_per_batch:
+        size = self.batch.rows
+        while self.num_batches is None or self.plan.row < self.num_batches * size:
+            rows = [row for row in (self.plan.next_row() for _ in range(size)) if row is not None]
+            if len(rows) < size:
                 self.used_up = True
                 return
-            batch = self.plan.row // self.rows_per_batch
+            batch = self.plan.row // size
             self._snapshots[batch], self._contents[batch - 1] = self.plan.snapshot(), rows
-            mine = split_rows(rows, self.world_size, balance=self.balance)[self.rank]
-            yield from mine[:each]
+            yield from split_rows(rows, self.batch.ranks, balance=self.balance)[self.rank]
 
-    def take_batch(self, batch: int) -> list[RowPlan]:
-        """The rows of all ranks that make up a planned global batch; to be asked once, when it was trained on."""
-        return self._contents.pop(batch)
-
-    def state_after(self, batch: int) -> PlanState:
-        """State after `batch` whole global batches; forgets the states before it."""
-        for older in [number for number in self._snapshots if number < batch]:
+    def take_batch(self) -> list[RowPlan]:
+        """Count the next global batch as trained on; returns its rows of all ranks."""
+        rows = self._contents.pop(self.batches)
+        self.batches += 1
+        for older in [number for number in self._snapshots if number < self.batches]:
             del self._snapshots[older]
-        self.plan.forget_before(batch * self.rows_per_batch)
-        return self.plan.state_of(self._snapshots[batch]) | {'rows_per_batch': self.rows_per_batch}
+        self.plan.forget_before(self.batches * self.batch.rows)
+        return rows
+
+    def rewind(self) -> None:
+        """Go back to what was trained on: what was only prefetched is planned again."""
+        self.load_state_dict(self.state_dict())
+
+    def state_dict(self) -> PlanState:
+        """State after the last whole global batch that was trained on."""
+        return self.plan.state_of(self._snapshots[self.batches]) | {'rows_per_batch': self.batch.rows}
 
     def load_state_dict(self, state: PlanState, *, allow_changed: bool = False) -> None:
         """Continue after a whole global batch, on any number of ranks.
@@ -505,18 +672,16 @@ class TokenBudgetSampler:
         Raises:
             VtbCheckpointError: The data or the size of the global batch changed.
         """
-        saved = state.get('rows_per_batch', self.rows_per_batch)
-        if saved != self.rows_per_batch and not allow_changed:
+        saved = state.get('rows_per_batch', self.batch.rows)
+        if saved != self.batch.rows and not allow_changed:
             raise VtbCheckpointError(
                 'The global batch has another size than in the checkpoint.',
-                field='data.train_ds.rows_per_batch',
-                got=self.rows_per_batch,
+                field='data.rows_per_batch',
+                got=self.batch.rows,
                 allowed=saved,
-                remedy=f'set trainer.accumulate_grad_batches so that ranks x accumulation = {saved}, or '
-                'data.allow_changed=true',
+                remedy=f'data.rows_per_batch={saved}, or data.allow_changed=true',
             )
         self.plan.load_state_dict(state, allow_changed=allow_changed)
-        if saved != self.rows_per_batch:
-            self.plan.row = -(-self.plan.row // self.rows_per_batch) * self.rows_per_batch
-        self._snapshots = {self.plan.row // self.rows_per_batch: self.plan.snapshot()}
-        self._contents = {}
+        if saved != self.batch.rows:
+            self.plan.row = -(-self.plan.row // self.batch.rows) * self.batch.rows
+        self._begin_here()

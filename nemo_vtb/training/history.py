@@ -24,7 +24,8 @@ import lightning.pytorch as pl
 
 from nemo_vtb.constants import KINDS
 from nemo_vtb.io import bring_back, read_json_lines, write_atomically
-from nemo_vtb.training.meter import StepMeter, data_parallel_size
+from nemo_vtb.parallel.dims import ParallelDims
+from nemo_vtb.training.meter import StepMeter
 from nemo_vtb.training.retention_monitor import MONITOR_METRICS
 
 COLOURS = {'text': '#4C72B0', 'asr_ast': '#DD8452', 'speech_qa': '#55A868', 'mixed_modal': '#8172B3'}
@@ -77,7 +78,7 @@ class History(pl.Callback):
         if trainer.global_step == self._step:
             return
         self._step = trainer.global_step
-        totals = self._meter.close(all_ranks=True, peers=trainer.world_size // data_parallel_size(trainer))
+        totals = self._meter.close(ParallelDims.of(trainer))
         optimizers = trainer.optimizers
         self._write(
             {

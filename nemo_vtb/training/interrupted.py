@@ -20,7 +20,6 @@ from pathlib import Path
 import lightning.pytorch as pl
 
 from nemo_vtb.checkpoint.checkpoint_io import shards_of
-from nemo_vtb.data.datamodule import VtbDataModule
 from nemo_vtb.io import bring_back
 from nemo_vtb.training.history import draw_curves, read_history
 
@@ -61,7 +60,7 @@ def clear_leftovers(folder: str | Path) -> Path | None:
 class CompleteRun(pl.Callback):
     """Ends a run that was killed after its last step: Lightning finds nothing to train and calls nobody.
 
-    Then the `.nemo` file (where it is missing), the ledger and the curves are written as at the end of any run.
+    Then the `.nemo` file (where it is missing) and the curves are written as at the end of any run.
     """
 
     def __init__(self) -> None:
@@ -78,8 +77,6 @@ class CompleteRun(pl.Callback):
         folder = Path(trainer.log_dir or trainer.default_root_dir)  # every rank asks, since Lightning broadcasts it
         if trainer.is_global_zero and bring_back(folder / 'history.jsonl'):
             draw_curves(read_history(folder / 'history.jsonl'), folder / 'curves.png')
-        if isinstance(trainer.datamodule, VtbDataModule):
-            trainer.datamodule.save_ledger(plot=True)
         for callback in trainer.callbacks:
             if getattr(callback, 'save_nemo_on_train_end', False) and hasattr(pl_module, 'save_to'):
                 path = Path(callback._format_nemo_checkpoint_name())

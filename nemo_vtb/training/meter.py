@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
 
 from nemo_vtb.constants import KINDS, SAMPLE_RATE
 from nemo_vtb.data.collate import PackedRow
+from nemo_vtb.parallel.dims import ParallelDims
 
 _NUM_KINDS = len(KINDS)
 
@@ -54,12 +54,6 @@ class StepTotals:
         return {kind: int(count) for kind, count in zip(KINDS, self.counts, strict=True) if count}
 
 
-def data_parallel_size(trainer: Trainer) -> int:
-    """Number of ranks that see different rows: all of them, unless the strategy has tensor parallelism."""
-    group = getattr(trainer.strategy, 'distributed_sampler_kwargs', None)
-    return int(group['num_replicas']) if group else trainer.world_size
-
-
 class StepMeter:
     """Adds up rows until the step is closed. Sums stay on the device, so that no row waits for the last one."""
 
@@ -77,22 +71,16 @@ class StepMeter:
         self._tokens += float(row.num_tokens)
         self._samples += float(row.audio_lens.sum())
 
-    def close(self, *, all_ranks: bool, peers: int = 1) -> StepTotals:
+    def close(self, dims: ParallelDims | None = None) -> StepTotals:
         """Return the totals and begin anew.
 
         Args:
-            all_ranks: Add up over all ranks; every rank must then close at the same step.
-            peers: Ranks that see the same rows (tensor parallelism), so that each row is counted once.
+            dims: Add up over all ranks, each of which must then close at the same step; None is this rank alone.
         """
         zero = torch.zeros(2 * _NUM_KINDS)
         losses = torch.stack(self._parts).sum(0) if self._parts else zero  # (8,)
         extra = torch.tensor([self._tokens, self._samples / SAMPLE_RATE], device=losses.device)
         totals = torch.cat([losses, extra]).double()  # (10,)
-        if all_ranks and torch.distributed.is_available() and torch.distributed.is_initialized():
-            if torch.distributed.get_backend() == 'nccl':
-                totals = totals.cuda()
-            torch.distributed.all_reduce(totals)
-            totals /= peers
-        values = totals.tolist()
+        values = (totals if dims is None else dims.sum(totals)).tolist()
         self._reset()
         return StepTotals(tuple(values[:_NUM_KINDS]), tuple(values[_NUM_KINDS : 2 * _NUM_KINDS]), *values[-2:])

@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 
 from nemo_vtb.constants import KINDS
-from nemo_vtb.training.meter import StepMeter, StepTotals, data_parallel_size
+from nemo_vtb.parallel.dims import ParallelDims
+from nemo_vtb.training.meter import StepMeter, StepTotals
 from nemo_vtb.training.retention_monitor import RetentionMonitor
+from nemo_vtb.training.run_state import RunState
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,7 +60,7 @@ class ProgressLine(pl.Callback):
 
         self._console = self._given or Console()
         self._total, self._first = _total_steps(trainer), trainer.global_step
-        self._step, self._world = trainer.global_step, data_parallel_size(trainer)
+        self._step, self._world = trainer.global_step, ParallelDims.of(trainer).data_size
         self._sums, self._counts = [0.0] * len(KINDS), [0.0] * len(KINDS)
         self._tokens = self._audio_s = self._seconds = 0.0
         self._began = self._mark = time.perf_counter()
@@ -80,7 +82,7 @@ class ProgressLine(pl.Callback):
         if trainer.global_step == self._step:
             return
         self._step = trainer.global_step
-        self._count(self._meter.close(all_ranks=False))
+        self._count(self._meter.close())
         self._ledger = _ledger(trainer)
         self._show(self._step % self.every_n_steps == 0 or self._step in (self._first + 1, self._total))
 
@@ -182,8 +184,8 @@ def _total_steps(trainer: pl.Trainer) -> int | None:
 
 
 def _ledger(trainer: pl.Trainer) -> str:
-    ledger = getattr(getattr(trainer, 'datamodule', None), 'ledger', None)
-    return '' if ledger is None else ledger.short()
+    state = RunState.of(trainer)
+    return '' if state is None or state.ledger is None else state.ledger.short()
 
 
 def _clock(seconds: float) -> str:

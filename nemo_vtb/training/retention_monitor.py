@@ -40,9 +40,9 @@ from nemo_vtb.config.schema import MonitorKeys
 from nemo_vtb.constants import KINDS
 from nemo_vtb.data.collate import Collator, PackedRow, PackItem, fill_rows, pack_row
 from nemo_vtb.data.conversation import Conversation, Text, Turn
-from nemo_vtb.data.datamodule import VtbDataModule
 from nemo_vtb.errors import VtbConfigError
-from nemo_vtb.training.meter import data_parallel_size
+from nemo_vtb.parallel.dims import ParallelDims
+from nemo_vtb.training.run_state import RunState
 
 MONITOR_METRICS = ('gated_loss', 'hearing', 'retention', 'retention/accuracy', 'retention/chats', 'retention/choices')
 """What the monitor logs; `gated_loss` is made for `exp_manager.checkpoint_callback_params.monitor`."""
@@ -139,7 +139,7 @@ class RetentionMonitor(pl.Callback):
         if trainer.sanity_checking:
             return
         choices = self._choices(trainer, pl_module) if self._rows else None
-        sums = _over_ranks(torch.cat([self._kinds.flatten(), self._chats, self._sound.flatten()]), pl_module.device)
+        sums = ParallelDims.of(trainer).sum(torch.cat([self._kinds.flatten(), self._chats, self._sound.flatten()]))
         kinds, chats, sound = sums[:8].view(2, 4), sums[8:10], sums[10:].view(2, 2)
         if self._base_chats is None:
             self._base_chats = chats.tolist()
@@ -147,8 +147,8 @@ class RetentionMonitor(pl.Callback):
         for name, value in self.values.items():
             pl_module.log(name, torch.tensor(value, dtype=torch.float32), prog_bar=name == 'retention')
         # a run of `trainer.validate` changes nothing
-        if trainer.state.fn == TrainerFn.FITTING and isinstance(trainer.datamodule, VtbDataModule):
-            trainer.datamodule.on_retention(self.values.get('retention', 1.0), self.limit)
+        if trainer.state.fn == TrainerFn.FITTING and (state := RunState.of(trainer)) is not None:
+            state.on_retention(self.values.get('retention', 1.0), self.limit)
 
     # ---- for people
 
@@ -182,9 +182,8 @@ class RetentionMonitor(pl.Callback):
             return self._ask(trainer, pl_module, nullcontext())
 
     def _ask(self, trainer: pl.Trainer, pl_module: Any, llm: AbstractContextManager) -> list[float]:
-        peers = data_parallel_size(trainer)
-        # the ranks of one LLM stand side by side and take the same rows
-        rank = trainer.global_rank // max(1, trainer.world_size // peers)
+        dims = ParallelDims.of(trainer)
+        peers, rank = dims.data_size, dims.data_rank
         scores = torch.zeros(len(self.items), 4, dtype=torch.float64)
         with llm:
             for begin in range(0, len(self._rows), peers):
@@ -195,7 +194,7 @@ class RetentionMonitor(pl.Callback):
                 for item, value in zip(row, nll.tolist() if own else [], strict=False):
                     number, choice = map(int, item.id.split(':'))
                     scores[number, choice] = value
-        scores = _over_ranks(scores, pl_module.device) / max(1, trainer.world_size // peers)
+        scores = dims.sum(scores)
         right = torch.tensor([item['answer'] for item in self.items])
         chance = torch.softmax(-scores, dim=1).gather(1, right[:, None])  # (items, 1)
         return [float(chance.mean()), float((scores.argmin(1) == right).double().mean())]
@@ -259,11 +258,3 @@ def _without_sound(row: PackedRow) -> PackedRow:
 def _speech(values: Tensor) -> Tensor:
     """The sum over the kinds with speech of (..., 4)."""
     return values.sum(-1) - values[..., _TEXT]
-
-
-def _over_ranks(values: Tensor, device: torch.device) -> Tensor:
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return values
-    moved = values.to(device)
-    torch.distributed.all_reduce(moved)
-    return moved.cpu()

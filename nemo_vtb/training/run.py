@@ -22,7 +22,7 @@ from nemo.utils.trainer_utils import resolve_trainer_cfg
 from omegaconf import DictConfig
 
 from nemo_vtb.checkpoint.checkpoint_io import AtomicCheckpointIO
-from nemo_vtb.errors import VtbConfigError
+from nemo_vtb.data.sampler import BatchPlan
 from nemo_vtb.model.blender import VoiceTextBlender, plain_dict
 from nemo_vtb.model.pretrained import warm_start
 from nemo_vtb.parallel.dims import ParallelDims
@@ -30,6 +30,7 @@ from nemo_vtb.parallel.fully_sharded import register_fully_sharded
 from nemo_vtb.parallel.megatron import register_strategy
 from nemo_vtb.training.interrupted import CompleteRun, clear_leftovers
 from nemo_vtb.training.retention_monitor import retention_monitor_of
+from nemo_vtb.training.run_state import RunState
 
 
 def build_trainer(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> Trainer:
@@ -45,29 +46,20 @@ def build_trainer(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> Traine
         clear_leftovers(Path(manager['explicit_log_dir']) / 'checkpoints')
     options: dict[str, Any] = dict(resolve_trainer_cfg(cfg.trainer))
     interval = options.get('val_check_interval')
-    counted = isinstance(interval, int)
-    options['callbacks'] = [*(options.get('callbacks') or []), *callbacks, *retention_monitor_of(cfg), CompleteRun()]
+    given = [*(options.get('callbacks') or []), *callbacks]
+    state = [] if any(isinstance(callback, RunState) for callback in given) else [RunState()]
+    # before anything that saves
+    options['callbacks'] = [*state, *given, *retention_monitor_of(cfg), CompleteRun()]
     options['plugins'] = [*(options.get('plugins') or []), AtomicCheckpointIO()]
     options.setdefault('use_distributed_sampler', False)
-    if counted:  # the data has one long epoch: validation is counted in batches, across epochs
+    if isinstance(interval, int):  # the data has one long epoch: validation is counted in batches, across epochs
         options['check_val_every_n_epoch'] = None
     register_strategy()
     register_fully_sharded()
     trainer = Trainer(**options)
-    world = ParallelDims.of(trainer).data_size  # the ranks of one LLM see the same rows
-    rows = int(cfg.data.get('rows_per_batch') or world)
-    if rows % world:
-        raise VtbConfigError(
-            'The rows of a global batch cannot be shared equally among the ranks.',
-            field='data.rows_per_batch',
-            got=f'{rows} rows for {world} data-parallel ranks',
-            allowed=f'a multiple of {world}',
-            remedy=f'data.rows_per_batch={world * max(1, round(rows / world))}',
-        )
-    if cfg.data.get('rows_per_batch'):
-        trainer.accumulate_grad_batches = rows // world
-    if counted:
-        trainer.val_check_interval = interval * trainer.accumulate_grad_batches
+    batch = BatchPlan.of(trainer, cfg.data.get('rows_per_batch'), ParallelDims.of(trainer).data_size)
+    if isinstance(interval, int):
+        trainer.val_check_interval = interval * batch.rows_per_rank
     return trainer
 
 

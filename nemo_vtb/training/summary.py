@@ -13,6 +13,7 @@
 # limitations under the License.
 """What a run did, in one table at its end: asked and delivered, before and after, time, memory, the next command."""
 
+import json
 import resource
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,20 +21,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemo_vtb.constants import KINDS
+from nemo_vtb.data.ledger import Ledger
 from nemo_vtb.training.history import read_history
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from nemo_vtb.data.ledger import Ledger
-
 _EDGE_SHARE = 0.05
 
 
 def print_summary(
     run_dir: str | Path,
-    ledger: 'Ledger | None' = None,
     *,
     made: Mapping[str, str | Path] | None = None,
     next_commands: Sequence[str] = (),
@@ -42,8 +41,7 @@ def print_summary(
     """Print the closing table of a run.
 
     Args:
-        run_dir: Folder with `history.jsonl`.
-        ledger: What was asked and delivered; None leaves these columns out.
+        run_dir: Folder with `history.jsonl` and `ledger.json`, without which some columns stay empty.
         made: What it is -> its path; paths that do not exist are left out. None takes the usual files of `run_dir`.
         next_commands: Commands to type next.
         console: Where to print; None for standard output.
@@ -53,6 +51,8 @@ def print_summary(
     console = console or Console()
     records = read_history(Path(run_dir) / 'history.jsonl')
     train = [r for r in records if r['type'] == 'train']
+    book = Path(run_dir) / 'ledger.json'
+    ledger = Ledger.from_json(json.loads(book.read_text(encoding='utf-8'))) if book.is_file() else None
     if not train:
         console.print('No optimizer step was made.', style='yellow')
     else:

@@ -71,8 +71,8 @@ def test_the_preview_is_the_plan(
     assert 'asked  40.0%' in out and '5 rows, padding' in out
     data = VtbDataModule(data_section(config), tiny_model.renderer, tiny_model.frames, num_batches=5)
     data.setup('fit')
-    assert data.progress is not None
-    for row in islice(data.progress.plan, 5):
+    assert data.plan is not None
+    for row in islice(data.plan, 5):
         line = next(line for line in out.splitlines() if line.startswith(f'row {row.index} '))
         assert line.endswith(f'{row.num_tokens / 192:6.1%}  {len(row.items):>3} conversations')
 

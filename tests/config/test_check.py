@@ -215,9 +215,6 @@ def test_loader_keys_without_effect_are_listed(caplog: pytest.LogCaptureFixture)
     assert unused_keys(cfg) == ['data.train_ds.batch_size', 'data.validation_ds.datasets.a.use_bucketing']
     check_config(cfg)
     assert 'data.train_ds.batch_size' in caplog.text
-    # where NeMo's loader draws, its keys are read
-    cfg.data.sampler = 'nemo'
-    assert unused_keys(cfg) == ['data.validation_ds.datasets.a.use_bucketing']
 
 
 @pytest.mark.parametrize('type_', UNREAD_TYPES)

@@ -33,7 +33,7 @@ from lhotse.dataset.sampling.base import CutSampler
 from nemo_vtb.data.audio import read_audio
 from nemo_vtb.data.conversation import Audio
 from nemo_vtb.data.cut_sampler import TokenBudgetCutSampler, cut_of, nemo_conversation
-from nemo_vtb.data.sampler import TokenBudgetSampler
+from nemo_vtb.data.sampler import BatchPlan, TokenBudgetSampler
 from nemo_vtb.errors import VtbCheckpointError
 
 pytestmark = pytest.mark.unit
@@ -53,18 +53,17 @@ def make(module: Callable[..., Any]) -> Callable[..., TokenBudgetCutSampler]:
     """`make(rank=0, world_size=1)`: always the same plan."""
 
     def sampler(rank: int = 0, world_size: int = 1, rows: int = 2, **keys: Any) -> TokenBudgetCutSampler:
-        progress = module(**keys).progress
-        rows_of_rank = TokenBudgetSampler(progress.plan, rows, rank, world_size, BATCHES)
-        return TokenBudgetCutSampler(rows_of_rank, progress.sources, partial(nemo_conversation, audio_locator_tag=TAG))
+        data = module(**keys)
+        rows_of_rank = TokenBudgetSampler(data.plan, BatchPlan(rows, world_size), rank, BATCHES)
+        return TokenBudgetCutSampler(rows_of_rank, data.sources, partial(nemo_conversation, audio_locator_tag=TAG))
 
     return sampler
 
 
 def plain(data: Any) -> list[list[str]]:
     """The ids of each row, as the plan has them."""
-    progress = data.progress
-    rows = islice(progress.plan, 2 * BATCHES)
-    return [[progress.sources[source].read(entry).id for source, entry in row.items] for row in rows]
+    rows = islice(data.plan, 2 * BATCHES)
+    return [[data.sources[source].read(entry).id for source, entry in row.items] for row in rows]
 
 
 @pytest.mark.parametrize('workers', [0, 2])
@@ -170,8 +169,8 @@ def test_recordings_of_one_file_name_stay_apart(tmp_path: Path, module: Callable
     folders = [make_corpus(tmp_path / name, {'asr_ast': 4}, seed=seed) for seed, name in enumerate('ab')]
     entries = [entry | {'source': f.name} for f in folders for entry in input_cfg(f, ('asr_ast',))]
     data = module(train_ds={'input_cfg': entries, 'seed': 7}, budget={'asr_ast': 1.0})
-    rows = TokenBudgetSampler(data.progress.plan, 1, num_batches=4)
-    sampler = TokenBudgetCutSampler(rows, data.progress.sources, partial(nemo_conversation, audio_locator_tag=TAG))
+    rows = TokenBudgetSampler(data.plan, BatchPlan(1), num_batches=4)
+    sampler = TokenBudgetCutSampler(rows, data.sources, partial(nemo_conversation, audio_locator_tag=TAG))
     ids = {}
     for batch in sampler:
         for conversation in batch:

@@ -11,30 +11,19 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The whole engine: same batches for any workers and ranks, exact resume, faults that harm only themselves."""
+"""Loaders: same rows for any number of loader processes, whole named validation sets, settings that are refused."""
 
-import json
-import multiprocessing
-import random
-import shutil
-import socket
-from collections import Counter
 from collections.abc import Callable
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-from data_helpers import BUDGET, count_frames, data_cfg, make_corpus, write_jsonl
+from data_helpers import BUDGET
 
-from nemo_vtb.data.collate import PackedRow
 from nemo_vtb.data.datamodule import VtbDataModule
-from nemo_vtb.data.template import ChatRenderer
-from nemo_vtb.errors import VtbCheckpointError, VtbConfigError, VtbDataError
+from nemo_vtb.errors import VtbConfigError
 
 Make = Callable[..., VtbDataModule]
 
@@ -45,20 +34,13 @@ def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr('nemo_vtb.data.datamodule._RETRY_S', 0.0)
 
 
-def run(data: VtbDataModule, count: int | None = None) -> list[tuple[int, list[str]]]:
-    """Train on `count` rows: their numbers and ids."""
-    seen = []
-    loader = iter(data.train_dataloader())
-    for batch in islice(loader, count):
-        seen.append((batch.index, batch.ids))
-        data.on_consumed(batch)
-    del loader
-    return seen
+def rows(data: VtbDataModule) -> list[tuple[int, list[str]]]:
+    return [(row.index, row.ids) for row in data.train_dataloader()]
 
 
 @pytest.mark.parametrize('workers', [1, 4])
 def test_loader_processes_change_nothing(module: Make, workers: int) -> None:
-    assert run(module(num_workers=workers)) == run(module(num_workers=0))
+    assert rows(module(num_workers=workers)) == rows(module(num_workers=0))
 
 
 def test_batches_are_packed_rows(module: Make) -> None:
@@ -72,53 +54,12 @@ def test_batches_are_packed_rows(module: Make) -> None:
         assert len(batch.ids) == len(batch.cu_seqlens) - 1
 
 
-@pytest.mark.parametrize('stops', [(0,), (3, 4), (7, 1, 2)])
-@pytest.mark.parametrize('workers', [0, 2])
-def test_a_resumed_run_is_the_run(module: Make, stops: tuple[int, ...], workers: int) -> None:
-    keys = {'num_batches': 40, 'num_workers': workers}
-    expected = run(module(**keys))
-    data, seen = module(**keys), []
-    for stop in stops:
-        loader = iter(data.train_dataloader())
-        for batch in islice(loader, stop):  # the workers have prefetched more than that
-            seen.append((batch.index, batch.ids))
-            data.on_consumed(batch)
-        state = json.loads(json.dumps(data.state_dict()))
-        data = module(**keys)
-        data.load_state_dict(state)
-    seen += run(data)
-    assert seen == expected
-    assert data.ledger.batches == 40
-
-
-@pytest.mark.parametrize('workers', [0, 2])
-def test_a_second_fit_goes_on(module: Make, workers: int) -> None:
-    data = module(num_batches=20, num_workers=workers)
-    assert run(data, 8) + run(data, 12) == run(module(num_batches=20))
-
-
 @pytest.mark.parametrize('workers', [0, 1])
 def test_loading_draws_nothing_from_the_global_generator(module: Make, workers: int) -> None:
     """A resumed run opens its loader at another moment; its dropout masks must not depend on that."""
     before = torch.get_rng_state()
-    run(module(num_workers=workers))
+    rows(module(num_workers=workers))
     assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_the_ledger_adds_up(module: Make) -> None:
-    data = module(num_batches=300)
-    tokens = 0
-    for batch in data.train_dataloader():
-        tokens += batch.num_tokens
-        data.on_consumed(batch)
-    book = data.ledger.to_json()
-    assert book['tokens'] == tokens
-    assert book['padding'] == pytest.approx(1 - tokens / (300 * 256))
-    for source in book['sources']:
-        assert source['delivered'] == pytest.approx(source['asked'], rel=0.02)
-    data.save_ledger(plot=True)
-    assert json.loads((data.run_dir / 'ledger.json').read_text()) == book
-    assert (data.run_dir / 'ledger.png').is_file()
 
 
 def test_validation_sets_are_seen_whole_and_by_name(module: Make, small: Path) -> None:
@@ -134,112 +75,11 @@ def test_validation_sets_are_seen_whole_and_by_name(module: Make, small: Path) -
         assert sorted(id_ for batch in batches for id_ in batch.ids) == sorted(f'{kind}-{n}' for n in range(size))
 
 
-def test_what_a_validation_set_loses_is_listed(module: Make, small: Path, tmp_path: Path) -> None:
-    lines = [json.loads(line) for line in (small / 'asr_ast.jsonl').read_text().splitlines()]
-    for line in lines:
-        line['conversations'][1]['value'] = str(small / line['conversations'][1]['value'])
-    lines[3]['conversations'][1]['value'] = str(tmp_path / 'none.wav')
-    shutil.copy(small / 'wav/1.wav', tmp_path / 'gone.wav')
-    lines[5]['conversations'][1] |= {'value': str(tmp_path / 'gone.wav'), 'duration': None}
-    path = write_jsonl(tmp_path / 'val.jsonl', lines)
-    entry = {'type': 'multimodal_conversation', 'kind': 'asr_ast', 'manifest_filepath': str(path)}
-    data = module(validation_ds={'datasets': {'v': {'input_cfg': [entry]}}}, max_skip_ratio=0.1)
-    (tmp_path / 'gone.wav').unlink()
-    for batch in data.val_dataloader()[0]:
-        data.on_evaluated(batch)
-    listed = [json.loads(line) for line in data.quarantine_path.read_text().splitlines()]
-    assert [(line['reason'], line['source']) for line in listed] == [('audio_missing', 'val')] * 2
-
-
-@pytest.fixture
-def damaged(tmp_path: Path, renderer: ChatRenderer) -> Callable[..., VtbDataModule]:
-    """A corpus that is damaged after it was indexed: three recordings vanish, are cut, or grow."""
-    folder = make_corpus(tmp_path / 'damaged')
-
-    def make(damage: bool = True, **keys: Any) -> VtbDataModule:
-        cfg = data_cfg(folder, max_skip_ratio=0.5, refund_batches=8) | keys
-        data = VtbDataModule(cfg, renderer, count_frames, run_dir=tmp_path / 'run', num_batches=60)
-        data.setup('fit')
-        if damage and (folder / 'wav/3.wav').exists():
-            (folder / 'wav/3.wav').unlink()
-            wav = (folder / 'wav/5.wav').read_bytes()
-            (folder / 'wav/5.wav').write_bytes(wav[: len(wav) // 2])
-            shutil.copy(folder / 'wav/7.wav', folder / 'wav/9.wav')
-        return data
-
-    return make
-
-
-def test_what_fails_while_it_is_loaded_harms_only_itself(damaged: Make) -> None:
-    data = damaged()
-    rows, tokens, bad = [], 0, []
-    for batch in data.train_dataloader():
-        rows.append(batch.index)
-        tokens += batch.num_tokens
-        bad += batch.faults
-        data.on_consumed(batch)
-    assert rows == list(range(60))
-    assert {'audio_missing', 'duration_mismatch'} <= {fault['reason'] for fault in bad}
-    book = data.ledger.to_json()
-    assert book['tokens'] == tokens
-    assert sum(book['skips'].values()) == len(bad)
-    lines = [json.loads(line) for line in (data.run_dir / 'quarantine.jsonl').read_text().splitlines()]
-    assert {(line['file'], line['byte_offset']) for line in lines} == {(f['file'], f['byte_offset']) for f in bad}
-    assert len(lines) == len({(line['file'], line['byte_offset']) for line in lines})
-
-
-def test_lost_tokens_are_given_back_so_that_shares_hold(damaged: Make) -> None:
-    data = damaged(num_workers=2)
-    run(data)
-    for kind, (asked, delivered) in data.ledger.kind_shares().items():
-        assert delivered == pytest.approx(asked, rel=0.12), kind
-    refunds = sum(len(r) for r in data.progress.plan._refunds.values())  # type: ignore[union-attr]
-    assert refunds > 0
-    assert data.ledger.skipped > 10
-
-
-@pytest.mark.parametrize('stop', [1, 9, 30])
-def test_resume_is_exact_also_with_faults(damaged: Make, stop: int) -> None:
-    expected = run(damaged())
-    data = damaged()
-    seen = run(data, stop)
-    state = json.loads(json.dumps(data.state_dict()))
-    again = damaged()
-    again.load_state_dict(state)
-    assert seen + run(again) == expected
-
-
-def test_too_many_faults_stop_the_run(damaged: Make) -> None:
-    with pytest.raises(VtbDataError, match='cannot be loaded') as caught:
-        run(damaged(max_skip_ratio=0.01))
-    assert 'audio_missing' in str(caught.value)
-
-
-def test_a_changed_manifest_is_refused_before_the_first_step(tmp_path: Path, renderer: ChatRenderer) -> None:
-    folder = make_corpus(tmp_path / 'c')
-
-    def make(**keys: Any) -> VtbDataModule:
-        cfg = data_cfg(folder) | keys
-        return VtbDataModule(cfg, renderer, count_frames, run_dir=tmp_path / 'run', num_batches=20)
-
-    data = make()
-    run(data, 5)
-    state = data.state_dict()
-    lines = (folder / 'text.jsonl').read_text().splitlines()
-    (folder / 'text.jsonl').write_text('\n'.join(lines[:-1]) + '\n')
-    again = make()
-    again.load_state_dict(state)
-    with pytest.raises(VtbCheckpointError, match=r'sources\.text'):
-        again.train_dataloader()
-    allowed = make(allow_changed=True)
-    allowed.load_state_dict(state)
-    assert run(allowed, 3)[0][0] == 5
-
-
 @pytest.mark.parametrize(
     ('keys', 'named'),
     [
         ({'budget': {**BUDGET, 'text': 0.9}}, 'sum to 1'),
+        ({'sampler': 'nemo'}, r'benchmarks/study/nemo_loader\.py'),
         ({'overlong': 'ignore'}, 'data.overlong'),
         ({'max_tokens': 0}, 'data.max_tokens'),
         ({'max_skip_ratio': 2}, 'data.max_skip_ratio'),
@@ -251,164 +91,9 @@ def test_settings_that_cannot_work_are_refused(module: Make, keys: dict[str, Any
         module(**keys).train_dataloader()
 
 
-def chance() -> list[float]:
-    """What dropout, dither and SpecAugment draw from."""
-    return [float(torch.rand(())), float(np.random.rand()), random.random()]
-
-
-class Probe(pl.LightningModule):
-    """Remembers what it was trained on, with which random numbers, and when it stepped."""
-
-    def __init__(self, log: list[Any]) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.log_ = log
-
-    def training_step(self, batch: PackedRow, batch_idx: int) -> torch.Tensor:
-        self.log_.append((batch.index, batch.ids, chance(), batch_idx))
-        return self.weight.sum() * len(batch.ids)
-
-    def validation_step(self, batch: PackedRow, batch_idx: int, dataloader_idx: int = 0) -> None:
-        assert batch.dataset in ('text', 'validation')
-        chance()
-
-    def on_before_optimizer_step(self, optimizer: Any) -> None:
-        self.log_.append('step')
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), 0.1)
-
-
-def fit(data: VtbDataModule, folder: Path, max_steps: int, ckpt: Path | None = None, **keys: Any) -> list[Any]:
-    log: list[Any] = []
-    saver = pl.callbacks.ModelCheckpoint(folder, filename='{step}', every_n_train_steps=1, save_top_k=-1)
-    trainer = pl.Trainer(
-        accelerator='cpu',
-        devices=1,
-        max_steps=max_steps,
-        callbacks=[saver],
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=folder,
-        **({'num_sanity_val_steps': 0, 'limit_val_batches': 0} | keys),
-    )
-    trainer.fit(Probe(log), datamodule=data, ckpt_path=ckpt)
-    return log
-
-
-@pytest.mark.integration
-@pytest.mark.parametrize('accumulate', [1, 3])
-@pytest.mark.parametrize('workers', [0, 2])
-def test_lightning_resumes_exactly_at_every_checkpoint(
-    module: Make, tmp_path: Path, accumulate: int, workers: int
-) -> None:
-    keys = {'num_workers': workers, 'rows_per_batch': accumulate}
-    expected = fit(module(None, **keys), tmp_path / 'whole', 8)
-    rows = [e for e in expected if e != 'step']
-    assert [(row[0], row[-1]) for row in rows] == [(n, n) for n in range(len(rows))]
-    steps = [n for n, e in enumerate(expected) if e == 'step']
-    assert len(steps) == 8
-    for stop in (1, 5):
-        ckpt = tmp_path / 'whole' / f'step={stop}.ckpt'
-        log = fit(module(None, **keys), tmp_path / f'resumed{stop}', 8, ckpt)
-        assert log == expected[steps[stop - 1] + 1 :]
-        second = fit(module(None, **keys), tmp_path / f'again{stop}', 8, tmp_path / f'resumed{stop}' / 'step=6.ckpt')
-        assert second == expected[steps[5] + 1 :]
-
-
-@pytest.mark.integration
-def test_lightning_epochs_and_validation_do_not_disturb(module: Make, tmp_path: Path, small: Path) -> None:
-    sets = {
-        'text': {'input_cfg': [{'type': 'multimodal_conversation', 'manifest_filepath': str(small / 'text.jsonl')}]}
-    }
-    torch.manual_seed(0), np.random.seed(0), random.seed(0)
-    whole = fit(module(None, rows_per_batch=2), tmp_path / 'a', 9)
-    torch.manual_seed(0), np.random.seed(0), random.seed(0)
-    keys = {'limit_train_batches': 6, 'val_check_interval': 2, 'limit_val_batches': 1}
-    data = module(None, rows_per_batch=2, num_workers=2, validation_ds={'datasets': sets})
-    log = fit(data, tmp_path / 'b', 9, **keys)
-    assert [e[:3] for e in log if e != 'step'] == [e[:3] for e in whole if e != 'step']
-    for stop in (2, 3, 4):
-        data = module(None, rows_per_batch=2, validation_ds={'datasets': sets})
-        resumed = fit(data, tmp_path / f'c{stop}', 9, tmp_path / 'b' / f'step={stop}.ckpt', **keys)
-        assert [e[:3] for e in resumed if e != 'step'] == [e[:3] for e in whole if e != 'step'][2 * stop :]
-        assert resumed.count('step') == 9 - stop
-    data = module(None, rows_per_batch=4)
-    with pytest.raises(VtbConfigError, match='inside a global batch'):
-        fit(data, tmp_path / 'd', 9, **keys)
-
-
-@pytest.mark.integration
-@pytest.mark.parametrize('policy', ['drop', 'stop'])
-def test_the_run_ends_when_the_data_is_used_up(module: Make, tmp_path: Path, small: Path, policy: str) -> None:
-    """Lightning would otherwise begin one epoch without a batch after the other."""
-    train = data_cfg(small)['train_ds']
-    train['input_cfg'] = [entry | {'max_repeats': 2} for entry in train['input_cfg']]
-    keys = {'train_ds': train, 'on_exhausted': policy, 'rows_per_batch': 2, 'num_workers': 1}
-    log = fit(module(None, **keys), tmp_path / 'a', 5000)
-    seen = Counter(id_ for entry in log if entry != 'step' for id_ in entry[1])
-    assert max(seen.values()) == 2
-    if policy == 'drop':  # the last rows may be too few for a global batch
-        assert sum(seen.values()) > 0.95 * 2 * 184
-    else:  # at the end of the first source
-        assert sum(seen.values()) < 2 * 184
-    steps = log.count('step')
-    resumed = fit(module(None, **keys), tmp_path / 'b', 5000, tmp_path / 'a' / f'step={steps - 3}.ckpt')
-    assert resumed.count('step') == 3
-    assert fit(module(None, **keys), tmp_path / 'c', 5000, tmp_path / 'a' / f'step={steps}.ckpt') == []
-
-
-@pytest.mark.integration
-def test_the_run_needs_a_length_and_a_batch_that_fits(module: Make, tmp_path: Path) -> None:
-    with pytest.raises(VtbConfigError, match='trainer.max_steps'):
-        fit(module(None), tmp_path, -1, max_epochs=1)
-    with pytest.raises(VtbConfigError, match='rows_per_batch'):
-        fit(module(None, rows_per_batch=4), tmp_path, 2, accumulate_grad_batches=3)
-
-
-def _rank(rank: int, world: int, port: int, folder: Path, renderer: ChatRenderer, faulty: bool, queue: Any) -> None:
-    dist.init_process_group('gloo', f'tcp://127.0.0.1:{port}', rank=rank, world_size=world)
-    cfg = data_cfg(folder, rows_per_batch=4, refund_batches=8, max_skip_ratio=0.5)
-    data = VtbDataModule(cfg, renderer, count_frames, run_dir=folder / 'run', num_batches=20)
-    data._parallel = lambda: (rank, world)  # type: ignore[method-assign]
-    data.setup('fit')
-    dist.barrier()
-    if faulty:
-        (folder / 'wav/3.wav').unlink(missing_ok=True)
-    seen: list[list[Any]] = [[] for _ in range(20)]
-    for number, batch in enumerate(data.train_dataloader()):
-        seen[number // (4 // world)].append((batch.index, sorted(batch.ids)))
-        data.on_consumed(batch)
-        if number == 9 * (4 // world):
-            data.state_dict()  # a checkpoint in the middle
-    queue.put((rank, seen, data.state_dict()['plan'], data.ledger.to_json()))
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-@pytest.mark.integration
-@pytest.mark.parametrize('faulty', [False, True])
-def test_ranks_share_one_plan_also_with_faults(tmp_path: Path, renderer: ChatRenderer, faulty: bool) -> None:
-    results = {}
-    context = multiprocessing.get_context('fork')
-    for world in (1, 2, 4):
-        folder = make_corpus(tmp_path / f'{world}')
-        queue = context.Queue()
-        with socket.create_server(('127.0.0.1', 0)) as server:
-            port = server.getsockname()[1]
-        ranks = [
-            context.Process(target=_rank, args=(r, world, port, folder, renderer, faulty, queue)) for r in range(world)
-        ]
-        for process in ranks:
-            process.start()
-        found = sorted((queue.get(timeout=120) for _ in ranks), key=lambda f: f[0])
-        for process in ranks:
-            process.join(60)
-            assert process.exitcode == 0
-        assert all(f[2:] == found[0][2:] for f in found)
-        ledger = found[0][3]
-        del ledger['curve']  # ranks learn of each other's faults some batches later
-        results[world] = ([sorted(row for f in found for row in f[1][k]) for k in range(20)], ledger)
-    assert results[1] == results[2] == results[4]
-    assert bool(results[1][1]['skips']) == faulty
+def test_a_fit_that_nobody_counts_is_refused(module: Make) -> None:
+    data = module(None)
+    data.trainer = pl.Trainer(accelerator='cpu', max_steps=2, logger=False, enable_checkpointing=False)
+    with pytest.raises(VtbConfigError) as caught:
+        data.train_dataloader()
+    assert caught.value.field == 'trainer.callbacks' and 'RunState' in str(caught.value.remedy)

@@ -70,7 +70,7 @@ def entry(**keys: Any) -> dict[str, Any]:
 def heard(module: Callable[..., Any], **keys: Any) -> dict[str, tuple[str, float]]:
     """Through the index: answer and level of each conversation."""
     data = module(num_batches=1, train_ds={'input_cfg': [entry(**keys)], 'seed': 7}, budget={'asr_ast': 1.0})
-    (source,) = data.progress.sources
+    (source,) = data.sources
     found = {}
     for number in range(len(source)):
         conversation = source.read(number)
@@ -118,8 +118,8 @@ def test_a_cut_archive_is_counted_by_reason(shar: Path, module: Callable[..., An
         num_batches=1, train_ds={'input_cfg': [entry(type='lhotse_shar', shar_path=str(shar))], 'seed': 7},
         budget={'asr_ast': 1.0}, max_skip_ratio=0.9,
     )  # fmt: skip
-    (account,) = data.ledger.accounts.values()
-    assert account.skips == {'audio_not_in_tar': 3}
+    (source,) = data.sources
+    assert source.index.meta['quarantined'] == {'audio_not_in_tar': 3}
 
 
 def test_shards_that_do_not_belong_together(shar: Path) -> None:

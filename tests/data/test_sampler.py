@@ -15,12 +15,14 @@
 
 import json
 from itertools import islice
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from data_helpers import BUDGET, FakeSource, four_sources
 
 from nemo_vtb.data.sampler import (
+    BatchPlan,
     RowPlan,
     TokenBudgetPlan,
     TokenBudgetSampler,
@@ -155,11 +157,11 @@ def test_the_state_is_small() -> None:
     assert len(json.dumps(p.state_dict())) < 100_000
 
 
-def test_a_refund_is_made_up_for_and_survives_a_resume() -> None:
+def test_a_compensation_is_made_up_for_and_survives_a_resume() -> None:
     p, q = plan(), plan()
     rows = take(p, 50)
     source, entry = rows[10].items[0]
-    p.refund(60, source, entry)
+    p.compensate(60, source, entry)
     state = json.loads(json.dumps(p.state_dict()))
     q.load_state_dict(state)
     assert take(p, 200) == take(q, 200)
@@ -167,7 +169,7 @@ def test_a_refund_is_made_up_for_and_survives_a_resume() -> None:
     r.load_state_dict(state | {'refunds': []})
     assert take(r, 10) == take(plan(), 60)[50:]
     with pytest.raises(VtbDataError, match='too late'):
-        p.refund(10, source, entry)
+        p.compensate(10, source, entry)
 
 
 @pytest.mark.parametrize('stop', [40, 60, 61, 100, 239])
@@ -242,7 +244,7 @@ def test_changed_files_are_refused_by_name_or_adopted() -> None:
 @pytest.mark.parametrize('balance', [True, False])
 def test_the_global_batch_is_the_same_for_any_number_of_ranks(balance: bool) -> None:
     def batches(world: int) -> list[list[RowPlan]]:
-        ranks = [TokenBudgetSampler(plan(), 8, rank, world, 12, balance) for rank in range(world)]
+        ranks = [TokenBudgetSampler(plan(), BatchPlan(8, world), rank, 12, balance) for rank in range(world)]
         rows = [list(sampler) for sampler in ranks]
         assert [len(r) for r in rows] == [len(s) for s in ranks] == [96 // world] * world
         each = 8 // world
@@ -263,25 +265,42 @@ def test_ranks_get_rows_of_like_cost() -> None:
 
 
 def test_a_sampler_resumes_on_another_number_of_ranks() -> None:
-    expected = list(TokenBudgetSampler(plan(), 4, num_batches=10))
-    sampler = TokenBudgetSampler(plan(), 4, num_batches=10)
+    expected = list(TokenBudgetSampler(plan(), BatchPlan(4), num_batches=10))
+    sampler = TokenBudgetSampler(plan(), BatchPlan(4), num_batches=10)
     list(islice(sampler, 21))  # five batches and one row: the sixth is planned
-    state = json.loads(json.dumps(sampler.state_after(5)))
+    for batch in range(5):
+        assert [row.index for row in sampler.take_batch()] == [*range(4 * batch, 4 * batch + 4)]
+    state = json.loads(json.dumps(sampler.state_dict()))
     again = []
     for rank in range(2):
-        other = TokenBudgetSampler(plan(), 4, rank, 2, 10)
+        other = TokenBudgetSampler(plan(), BatchPlan(4, 2), rank, 10)
         other.load_state_dict(state)
         again += list(other)
     assert sorted(again, key=lambda row: row.index) == expected[20:]
     with pytest.raises(VtbCheckpointError, match='another size'):
-        TokenBudgetSampler(plan(), 2).load_state_dict(state)
+        TokenBudgetSampler(plan(), BatchPlan(2)).load_state_dict(state)
 
 
-def test_rows_must_be_dealt_equally() -> None:
-    with pytest.raises(VtbConfigError, match='rows_per_batch'):
-        TokenBudgetSampler(plan(), 6, 0, 4)
+@pytest.mark.parametrize(('rows', 'ranks', 'accumulation'), [(6, 4, 1), (8, 2, 3), (0, 1, 1), (4, 1, 3), (2, 4, 1)])
+def test_a_global_batch_must_be_spread_equally(rows: int, ranks: int, accumulation: int) -> None:
+    with pytest.raises(VtbConfigError) as caught:
+        BatchPlan.of(SimpleNamespace(accumulate_grad_batches=accumulation), rows, ranks)
+    assert caught.value.field == 'data.rows_per_batch'
 
 
-def test_a_kind_can_be_left_out() -> None:
+@pytest.mark.parametrize(
+    ('rows', 'ranks', 'accumulation', 'plan', 'after'),
+    [(None, 2, 3, (6, 3), 3), (8, 2, 1, (8, 4), 4), (8, 2, 4, (8, 4), 4), (4, 4, 1, (4, 1), 1)],
+)
+def test_accumulation_follows_from_the_rows(
+    rows: int | None, ranks: int, accumulation: int, plan: tuple[int, int], after: int
+) -> None:
+    trainer = SimpleNamespace(accumulate_grad_batches=accumulation)
+    batch = BatchPlan.of(trainer, rows, ranks)
+    assert (batch.rows, batch.rows_per_rank) == plan and trainer.accumulate_grad_batches == after
+    assert BatchPlan.of(trainer, rows, ranks).rows == batch.rows, 'asked again, it is the same'
+
+
+def test_a_kind_can_have_no_share() -> None:
     p = plan(budget={'text': 0.0, 'asr_ast': 0.5, 'speech_qa': 0.5, 'mixed_modal': 0.0})
     assert {p.sources[s].name for row in take(p, 50) for s, _ in row.items} == {'asr', 'qa'}

@@ -16,7 +16,7 @@
 import pytest
 from data_helpers import BUDGET, FakeSource, four_sources
 
-from nemo_vtb.data.shares import resolve_shares
+from nemo_vtb.data.sampler import resolve_shares
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from data_helpers import count_frames, data_cfg, make_corpus
+from data_helpers import consume, count_frames, data_cfg, make_corpus
 from torture import CLEAN, EACH, FAULTS, MAX_TOKENS, good_ids, make_torture, read_lines, table
 
 from nemo_vtb.data import collate
@@ -28,6 +28,7 @@ from nemo_vtb.data.datamodule import VtbDataModule
 from nemo_vtb.data.faults import Reason, audio_fault
 from nemo_vtb.data.template import ChatRenderer
 from nemo_vtb.errors import VtbDataError
+from nemo_vtb.training.run_state import RunState
 
 DOCS = Path(__file__).resolve().parents[2] / 'docs' / 'data.md'
 
@@ -50,7 +51,7 @@ def module(folder: Path, renderer: ChatRenderer, train_ds: dict[str, Any], **key
         'on_exhausted': 'drop',
         'index_dir': str(folder / 'index'),
     }
-    data = VtbDataModule(cfg | keys, renderer, count_frames, run_dir=folder / 'run')
+    data = VtbDataModule(cfg | keys, renderer, count_frames)
     data.setup('fit')
     return data
 
@@ -67,19 +68,21 @@ def test_every_fault_harms_itself_alone(
         module(tmp_path, renderer, train_ds)
     assert 'audio_missing' in str(caught.value)
     data = module(tmp_path, renderer, train_ds, max_skip_ratio=0.9, num_workers=workers)
+    state = RunState(tmp_path / 'run')
     seen: list[str] = []
-    for row in data.train_dataloader():
+    for row in consume(data, state):
         seen += row.ids
         assert torch.isfinite(row.audios).all()
-        data.on_consumed(row)
     assert Counter(seen) == dict.fromkeys(good_ids(), 1)
     expected = {(f.stem, f.outcome): f.skips for f in FAULTS if f.skips}
-    listed = Counter((Path(line['file']).stem, line['reason']) for line in read_lines(data.quarantine_path))
+    listed = Counter(
+        (Path(line['file']).stem, line['reason']) for line in read_lines(tmp_path / 'run' / 'quarantine.jsonl')
+    )
     assert listed == expected
     skips: Counter[str] = Counter()
     for (_, reason), count in expected.items():
         skips[reason] += count
-    assert data.ledger.to_json()['skips'] == dict(skips)
+    assert state.ledger.to_json()['skips'] == dict(skips)
 
 
 @pytest.mark.slow
@@ -104,10 +107,8 @@ def test_short_disturbances_cost_nothing(
     for entry in train_ds['input_cfg']:
         entry['max_repeats'] = 1
     data = module(tmp_path, renderer, train_ds, num_workers=0)
-    seen = []
-    for row in data.train_dataloader():
-        seen += row.ids
-        data.on_consumed(row)
+    state = RunState(tmp_path / 'run')
+    seen = [id_ for row in consume(data, state) for id_ in row.ids]
     assert len(seen) == len(set(seen)) == 1000
     assert len(failures) > 30
-    assert data.ledger.skipped == 0
+    assert state.ledger.skipped == 0

@@ -37,6 +37,7 @@ from nemo_vtb.evaluation.verdict import manifest_sections, text_kept, verdict_of
 from nemo_vtb.model.blender import VoiceTextBlender
 from nemo_vtb.model.loss import row_nll
 from nemo_vtb.testing import TinyCorpus, tiny_model_cfg
+from nemo_vtb.training.run_state import RunState
 
 MOST_STEPS = 600
 SAID = {
@@ -116,9 +117,9 @@ def trained(
     trainer = pl.Trainer(
         accelerator='cpu', max_steps=MOST_STEPS, logger=False, enable_progress_bar=False, enable_model_summary=False,
         num_sanity_val_steps=0, use_distributed_sampler=False, enable_checkpointing=False,
-        callbacks=[_ByHeart(model, data['asr_ast'])],
+        callbacks=[RunState(folder), _ByHeart(model, data['asr_ast'])],
     )  # fmt: skip
-    trainer.fit(model, VtbDataModule(cfg, model.renderer, model.frames, run_dir=folder))
+    trainer.fit(model, VtbDataModule(cfg, model.renderer, model.frames))
     assert trainer.global_step < MOST_STEPS, 'the recordings were not learnt'
     return SimpleNamespace(model=model, data=data)
 

@@ -77,6 +77,7 @@ def run_job(folder: Path, job: Mapping[str, Any]) -> None:
     from nemo_vtb.data.datamodule import VtbDataModule
     from nemo_vtb.training.history import History
     from nemo_vtb.training.run import build_model, build_trainer
+    from nemo_vtb.training.run_state import RunState
 
     cfg = OmegaConf.load(folder / 'cfg.yaml')
     for key, value in job.get('set', {}).items():
@@ -85,9 +86,9 @@ def run_job(folder: Path, job: Mapping[str, Any]) -> None:
     # without a common seed each process has its own, as in a script that sets none
     seed = 1000 + int(os.environ.get('RANK', 0)) if cfg.seed is None else cfg.seed
     seed_everything(seed, workers=True, verbose=False)
-    trainer = build_trainer(cfg, [History(out)])
+    trainer = build_trainer(cfg, [RunState(out), History(out)])
     model = build_model(cfg, trainer)
-    data = VtbDataModule(cfg.data, model.renderer, model.frames, run_dir=out)
+    data = VtbDataModule(cfg.data, model.renderer, model.frames)
     if (rank := job.get('empty_on')) is not None:
         leave_out_a_row(model, rank)
     trainer.fit(model, data, ckpt_path=job.get('resume') and folder / job['resume'] / 'end.ckpt')

@@ -32,13 +32,14 @@ from nemo_vtb.testing import TinyCorpus, tiny_model_cfg
 from nemo_vtb.training import History, ProgressLine, draw_curves, print_summary, read_history
 from nemo_vtb.training.history import _smooth
 from nemo_vtb.training.progress_bar import _clock
+from nemo_vtb.training.run_state import RunState
 
-Fit = Callable[..., tuple[str, VtbDataModule]]
+Fit = Callable[..., tuple[str, RunState]]
 
 
 @pytest.fixture
 def fit(tiny_root: Path, corpus: TinyCorpus, tmp_path: Path) -> Fit:
-    """Train for some steps; returns what was shown and the data module."""
+    """Train for some steps; returns what was shown and the state of the run."""
 
     def run(
         steps: int, *, terminal: bool = False, checkpoint: str | None = None, stop: Exception | None = None
@@ -59,18 +60,19 @@ def fit(tiny_root: Path, corpus: TinyCorpus, tmp_path: Path) -> Fit:
         }
         shown = io.StringIO()
         console = Console(file=shown, width=200, force_terminal=terminal)
-        data = VtbDataModule(cfg, model.renderer, model.frames, run_dir=tmp_path)
+        data = VtbDataModule(cfg, model.renderer, model.frames)
         trainer = pl.Trainer(
             accelerator='cpu', max_steps=steps, val_check_interval=4, check_val_every_n_epoch=None, logger=False,
             enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=1,
-            use_distributed_sampler=False, callbacks=[ProgressLine(2, console), History(tmp_path), _Stop(stop)],
+            use_distributed_sampler=False,
+            callbacks=[state := RunState(tmp_path), ProgressLine(2, console), History(tmp_path), _Stop(stop)],
         )  # fmt: skip
         try:
             trainer.fit(model, data, ckpt_path=checkpoint)
         finally:
             if stop is None:
                 trainer.save_checkpoint(tmp_path / 'last.ckpt')
-        return shown.getvalue(), data
+        return shown.getvalue(), state
 
     return run
 
@@ -85,7 +87,7 @@ class _Stop(pl.Callback):
 
 
 def test_lines_history_curves_and_summary_of_a_run(fit: Fit, tmp_path: Path) -> None:
-    shown, data = fit(4)
+    shown, state = fit(4)
     lines = [line for line in shown.splitlines() if line.startswith('step')]
     assert lines[0].startswith('step 1/4  25 %') and lines[-1].startswith('step 4/4 100 %')
     for word in ('text ', 'asr_ast ', 'tokens/s', 's audio/s', 'ETA 0:', 'val_loss ', 'shares off by ', 'skipped 0'):
@@ -97,14 +99,14 @@ def test_lines_history_curves_and_summary_of_a_run(fit: Fit, tmp_path: Path) -> 
     validation = [r for r in records if r['type'] == 'validation']
     assert [r['step'] for r in train] == [1, 2, 3, 4] and [r['step'] for r in validation] == [2, 4]
     assert {'val_loss', 'val_loss_text', 'val_acc_mixed_modal'} <= set(validation[0]['metrics'])
-    assert sum(r['tokens'] for r in train) == data.ledger.tokens
-    heard = sum(a.audio_s for a in data.ledger.accounts.values())
+    assert sum(r['tokens'] for r in train) == state.ledger.tokens
+    heard = sum(a.audio_s for a in state.ledger.accounts.values())
     assert sum(r['audio_s'] for r in train) == pytest.approx(heard, abs=0.05)
     assert all(r['lr'] > 0 and r['time_s'] > 0 for r in train)
     assert (tmp_path / 'curves.png').read_bytes().startswith(b'\x89PNG')
 
     console = Console(width=120, record=True, file=io.StringIO())
-    print_summary(tmp_path, data.ledger, next_commands=['type this'], console=console)
+    print_summary(tmp_path, next_commands=['type this'], console=console)
     text = console.export_text()
     for word in ('What was learned', 'asked', 'delivered', '40.0%', '4 steps in', 'peak memory: CPU', 'curves.png'):
         assert word in text

@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from nemo_vtb.data.collate import PackedRow, pack_row
+from nemo_vtb.parallel.dims import ParallelDims
 from nemo_vtb.training.meter import StepMeter
 
 
@@ -32,16 +33,16 @@ def test_rows_add_up_and_a_closed_step_begins_anew() -> None:
     meter = StepMeter()
     meter.add(*row([4.0, 0.0, 0.0, 2.0], [2.0, 0.0, 0.0, 1.0], 100, [16000, 8000]))
     meter.add(*row([2.0, 9.0, 0.0, 0.0], [4.0, 3.0, 0.0, 0.0], 50, []))
-    totals = meter.close(all_ranks=False)
+    totals = meter.close()
     assert totals.losses == pytest.approx({'text': 1.0, 'asr_ast': 3.0, 'mixed_modal': 2.0})
     assert totals.targets == {'text': 6, 'asr_ast': 3, 'mixed_modal': 1}
     assert (totals.tokens, totals.audio_s) == (150, 1.5)
-    empty = meter.close(all_ranks=True)
+    empty = meter.close(ParallelDims())
     assert empty.losses == {} and empty.tokens == 0
 
 
 def test_a_row_that_lightning_skipped_counts_its_tokens_alone() -> None:
     meter = StepMeter()
     meter.add(None, row([0] * 4, [0] * 4, 7, [])[1])
-    totals = meter.close(all_ranks=False)
+    totals = meter.close()
     assert totals.tokens == 7 and totals.targets == {}

@@ -32,6 +32,7 @@ from nemo_vtb.data.collate import Collator
 from nemo_vtb.data.datamodule import VtbDataModule
 from nemo_vtb.errors import VtbConfigError
 from nemo_vtb.model.blender import VoiceTextBlender
+from nemo_vtb.parallel.dims import ParallelDims
 from nemo_vtb.testing import TinyCorpus, tiny_model_cfg
 from nemo_vtb.training import History, ProgressLine, read_history
 from nemo_vtb.training.retention_monitor import (
@@ -41,6 +42,7 @@ from nemo_vtb.training.retention_monitor import (
     choice_scores,
     retention_monitor_of,
 )
+from nemo_vtb.training.run_state import RunState
 
 STEPS = 60
 LIMIT = 0.9
@@ -98,9 +100,12 @@ def run(
     trainer = pl.Trainer(
         accelerator='cpu', max_steps=STEPS, val_check_interval=20, check_val_every_n_epoch=None, logger=False,
         enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=1, use_distributed_sampler=False,
-        callbacks=[ProgressLine(20, Console(file=shown, width=240)), History(folder), monitor, _Louder(), saver],
+        callbacks=[
+            RunState(folder), ProgressLine(20, Console(file=shown, width=240)), History(folder), monitor, _Louder(),
+            saver,
+        ],
     )  # fmt: skip
-    data = VtbDataModule(cfg, model.renderer, model.frames, run_dir=folder)
+    data = VtbDataModule(cfg, model.renderer, model.frames)
     trainer.fit(model, data)
     return SimpleNamespace(
         model=model, trainer=trainer, data=data, monitor=monitor, saver=saver, shown=shown.getvalue(),
@@ -218,11 +223,11 @@ def auto(folder: Path, corpus: TinyCorpus, steps: int, resume: Path | None = Non
     trainer = pl.Trainer(
         accelerator='cpu', max_steps=steps, val_check_interval=4, check_val_every_n_epoch=None, logger=False,
         enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, use_distributed_sampler=False,
-        callbacks=[monitor, saver],
+        callbacks=[state := RunState(folder), monitor, saver],
     )  # fmt: skip
-    data = VtbDataModule(cfg, model.renderer, model.frames, run_dir=folder)
+    data = VtbDataModule(cfg, model.renderer, model.frames)
     trainer.fit(model, data, ckpt_path=resume)
-    return SimpleNamespace(data=data, model=model, ledger=data.ledger.to_json(), folder=folder)
+    return SimpleNamespace(data=data, model=model, ledger=state.ledger.to_json(), folder=folder)
 
 
 def test_more_text_is_asked_for_and_a_resumed_run_asks_the_same(
@@ -237,7 +242,7 @@ def test_more_text_is_asked_for_and_a_resumed_run_asks_the_same(
     chats = [s['name'] for s in whole.ledger['sources'] if s['kind'] == 'text']
     text = [sum(c['shares'][name] for name in chats) for c in changes]
     assert text == pytest.approx([0.3, 0.5])
-    assert 'share of typed chats 10.0% -> 30.0% from step 9 on' in caplog.text
+    assert 'share of text-only conversations 10.0 % -> 30.0 % from step 9 on' in caplog.text
     asked, delivered = (whole.ledger['kinds']['text'][key] for key in ('asked', 'delivered'))
     assert 0.35 < asked < 0.45 and delivered == pytest.approx(asked, rel=0.1)
 
@@ -255,7 +260,6 @@ def test_more_text_is_asked_for_and_a_resumed_run_asks_the_same(
     [
         ({'budget': {'asr_ast': 1.0, 'auto': 0.1}}, 'share of text between 0 and 1'),
         ({'budget': {'text': 0.5, 'asr_ast': 0.5, 'auto': 0.7}}, 'at most 0.5'),
-        ({'budget': {'text': 0.5, 'asr_ast': 0.5, 'auto': 0.1}, 'sampler': 'nemo'}, 'data.sampler=budget'),
     ],
 )
 def test_a_share_that_cannot_be_raised(
@@ -265,7 +269,6 @@ def test_a_share_that_cannot_be_raised(
     with pytest.raises(VtbConfigError, match='data.budget.auto') as error:
         module = VtbDataModule(
             {'train_ds': {'input_cfg': kinds}, 'max_tokens': 512, **data}, tiny_model.renderer, tiny_model.frames,
-            run_dir=tmp_path,
         )  # fmt: skip
         module.setup('fit')
     assert words in str(error.value)
@@ -292,17 +295,15 @@ def test_choices_score_as_one_by_one(tiny_model: VoiceTextBlender) -> None:
 
 @pytest.mark.parametrize('ranks', [2, 3])
 def test_ranks_share_the_questions(tiny_model: VoiceTextBlender, monkeypatch: pytest.MonkeyPatch, ranks: int) -> None:
-    from nemo_vtb.training import retention_monitor as module
-
     def total(rank: int, world: int) -> torch.Tensor:
         seen: list[torch.Tensor] = []
-        monkeypatch.setattr(module, '_over_ranks', lambda values, device: seen.append(values) or values)
-        monkeypatch.setattr(module, 'data_parallel_size', lambda trainer: world)
+        monkeypatch.setattr(ParallelDims, 'sum', lambda self, values: seen.append(values) or values)
         monitor = RetentionMonitor(items=40)
         monitor._rows = choice_rows(monitor.items, Collator(tiny_model.renderer, tiny_model.frames))
         assert len(monitor._rows) > ranks
+        trainer = SimpleNamespace(global_rank=rank, world_size=world, strategy=None)
         with torch.no_grad():
-            monitor._ask(SimpleNamespace(global_rank=rank, world_size=world), tiny_model, torch.no_grad())
+            monitor._ask(trainer, tiny_model, torch.no_grad())
         return seen[0]
 
     torch.testing.assert_close(sum(total(r, ranks) for r in range(ranks)), total(0, 1))

@@ -11,40 +11,63 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""`data.sampler: nemo` draws with NeMo's loader, packs with our rows, and is counted by the same ledger."""
+"""The study's loader draws with NeMo's, packs with our rows, and is counted by the same ledger."""
 
+import importlib
 import json
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from data_helpers import data_cfg
+from data_helpers import count_frames, data_cfg
 
 from nemo_vtb.data.collate import Collator, PackedRow
 from nemo_vtb.data.conversation import conversation_from_dict
-from nemo_vtb.data.nemo_loader import _Rows
 from nemo_vtb.errors import VtbConfigError
 
 Make = Callable[..., Any]
+FOLDER = Path(__file__).resolve().parents[2] / 'benchmarks' / 'study'
 
 
-def rows(data: Any, count: int) -> list[PackedRow]:
+@pytest.fixture
+def loader(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return importlib.import_module('nemo_loader')
+
+
+@pytest.fixture
+def make(loader: ModuleType, small: Path, renderer: Any) -> Make:
+    """Make a data module that draws by NeMo's loader."""
+
+    def module(**keys: Any) -> Any:
+        data = loader.NemoDataModule(data_cfg(small, **keys), renderer, count_frames)
+        data.setup('fit')
+        return data
+
+    return module
+
+
+def rows(data: Any, ledger: Any, count: int) -> list[PackedRow]:
     """Train on so many rows."""
-    found = []
-    for batch in islice(data.train_dataloader(), count):
-        found.append(batch)
-        data.on_consumed(batch)
+    found, source = [], data.train_dataloader()
+    ledger.attach(source)
+    for row in islice(source, count):
+        found.append(row)
+        ledger.consume(row)
     return found
 
 
 @pytest.mark.integration
-def test_rows_are_those_of_our_collator(module: Make, small: Path, renderer: Any, meter: Any) -> None:
+def test_rows_are_those_of_our_collator(
+    loader: ModuleType, make: Make, small: Path, renderer: Any, meter: Any
+) -> None:
     """Same tokens, labels and sound as the conversation of that id gives by itself."""
-    batch = rows(module(sampler='nemo'), 1)[0]
+    batch = rows(make(), loader.NemoLedger(), 1)[0]
     lines = {}
     for path in small.glob('*.jsonl'):
         for line in path.read_text().splitlines():
@@ -61,20 +84,15 @@ def test_rows_are_those_of_our_collator(module: Make, small: Path, renderer: Any
 
 
 @pytest.mark.integration
-def test_the_ledger_shows_what_nemo_delivers(module: Make) -> None:
-    """Shares asked in tokens are taken as shares of examples, so long conversations get too much."""
-    data = module(sampler='nemo', num_batches=None)
-    seen = rows(data, 150)
-    book = data.ledger.to_json()
-    assert book['tokens'] == sum(batch.num_tokens for batch in seen)
+def test_the_ledger_shows_what_nemo_delivers(loader: ModuleType, make: Make) -> None:
+    """Shares requested in tokens are taken as shares of examples, so long conversations get too much."""
+    ledger = loader.NemoLedger()
+    seen = rows(make(), ledger, 150)
+    book = ledger.ledger.to_json()
+    assert book['tokens'] == sum(row.num_tokens for row in seen)
     assert book['batches'] == 150
     shares = {kind: share['delivered'] for kind, share in book['kinds'].items()}
     assert shares['mixed_modal'] > 0.35 > 0.3 > shares['asr_ast']
-    state = json.loads(json.dumps(data.state_dict()))
-    again = module(sampler='nemo', num_batches=None)
-    again.load_state_dict(state)
-    rows(again, 1)
-    assert again.ledger.batches == 151
 
 
 class Broken:
@@ -91,26 +109,26 @@ class Broken:
         raise AudioLoadingError('no such sound')
 
 
-def test_a_recording_that_cannot_be_read_is_counted(module: Make, renderer: Any, meter: Any) -> None:
-    data = module(sampler='nemo', num_batches=None)
+def test_a_recording_that_cannot_be_read_is_counted(loader: ModuleType, make: Make) -> None:
+    data, ledger = make(), loader.NemoLedger()
     said = SimpleNamespace(role='user', value='hello')
     answer = SimpleNamespace(role='assistant', value='yes')
     good = SimpleNamespace(id='a_repeat3', vtb_source='text', turns=[said, answer])
     spoken = SimpleNamespace(role='user', cut=Broken())
     bad = SimpleNamespace(id='b', vtb_source='asr_ast', turns=[spoken, answer])
-    row = _Rows(Collator(renderer, meter.frame_counter), data.progress.sources)[[bad, good]]
+    row = loader._Rows(data.collator, data.sources)[[bad, good]]
     assert row.ids == ['a']
     assert row.faults == [{'source': 'asr_ast', 'id': 'b', 'reason': 'audio_unreadable'}]
-    data.train_dataloader()
-    data.on_consumed(row)
-    assert data.ledger.to_json()['skips'] == {'audio_unreadable': 1}
-    assert data.ledger.accounts['text'].tokens == row.num_tokens
+    ledger.attach(data.train_dataloader())
+    ledger.consume(row)
+    assert ledger.ledger.to_json()['skips'] == {'audio_unreadable': 1}
+    assert ledger.ledger.accounts['text'].tokens == row.num_tokens
 
 
-def test_types_that_nemo_does_not_read_as_conversations_are_refused(module: Make, tmp_path: Path, small: Path) -> None:
+def test_types_that_nemo_does_not_read_as_conversations_are_refused(make: Make, tmp_path: Path, small: Path) -> None:
     wav = next((small / 'wav').iterdir())
     (tmp_path / 'm.jsonl').write_text(json.dumps({'audio_filepath': str(wav), 'text': 'yes'}) + '\n')
     entry = {'type': 'nemo', 'kind': 'asr_ast', 'manifest_filepath': str(tmp_path / 'm.jsonl')}
     cfg = data_cfg(small)['train_ds'] | {'input_cfg': [entry]}
     with pytest.raises(VtbConfigError, match='multimodal_conversation, share_gpt'):
-        module(sampler='nemo', train_ds=cfg, budget={'asr_ast': 1.0}).train_dataloader()
+        make(train_ds=cfg, budget={'asr_ast': 1.0}).train_dataloader()

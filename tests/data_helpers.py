@@ -14,6 +14,8 @@
 """Small real files for the tests of the data engine: WAVs, manifests, a frame counter, a synthetic source."""
 
 import json
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -128,3 +130,12 @@ def four_sources(scale: int = 1, **keys: Any) -> list[FakeSource]:
         FakeSource('qa', 'speech_qa', 3000 * scale, 180, 3, **keys),
         FakeSource('mixed', 'mixed_modal', 2000 * scale, 400, 4, **keys),
     ]
+
+
+def consume(data: Any, state: Any, count: int | None = None) -> Iterator[Any]:
+    """Train on `count` rows, as Lightning would with the callback `RunState`."""
+    loader = data.train_dataloader()
+    state.attach(loader, data.dims)
+    for row in islice(loader, count):
+        yield row
+        state.consume(row)

@@ -11,19 +11,29 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""`data.sampler: nemo`: NeMo's own lhotse loader in front of our packed rows, to compare what each of them delivers.
+"""NeMo's own lhotse loader in front of our packed rows, to compare what each of them delivers.
+
+    python benchmarks/study/nemo_loader.py [arguments of examples/speechllm_joint_sft.py]
 
 One mini-batch of NeMo's sampler becomes one row, so that a row may be shorter or longer than `max_tokens`. NeMo draws
-by example: an entry's weight is the token share that was asked of it. It neither holds the shares of tokens nor goes
-on where a run stopped; the ledger shows the first, and a resumed run begins the data anew.
+by example: an entry's weight is the token share that was requested of it. It neither holds the shares of tokens nor
+goes on where a run stopped; the ledger shows the first, and a resumed run begins the data anew.
 """
+
+import nemo_vtb
+
+if __name__ == '__main__':
+    nemo_vtb.start_script(nemo_vtb.TrainConfig)
 
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import numpy as np
 import torch
 
@@ -31,9 +41,11 @@ from nemo_vtb.config.schema import DataSettings
 from nemo_vtb.constants import IGNORE_INDEX
 from nemo_vtb.data.collate import Collator, PackedRow, PackItem, pack_row
 from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn
+from nemo_vtb.data.datamodule import RowCounter, VtbDataModule
 from nemo_vtb.data.faults import Reason, audio_fault
 from nemo_vtb.data.ledger import Ledger, SourceAccount
 from nemo_vtb.data.overlong import FittedSource
+from nemo_vtb.data.sampler import BatchPlan
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 
 logger = logging.getLogger(__name__)
@@ -52,70 +64,99 @@ _DEFAULTS = {
 }
 
 
-class NemoProgress:
-    """Counts what was trained on, where there is no plan: the face of `Progress` that the data module needs.
+class NemoLedger(RowCounter):
+    """Counts what was trained on, where there is no plan, and writes `ledger.json`; it cannot resume the data.
 
     Args:
-        sources: The indexed sources, whose shares are asked.
-        shares: Of each source.
-        settings: Of the data engine.
+        folder: Where the ledger goes; None is the folder of the trainer's logger.
     """
 
-    def __init__(self, sources: Sequence[FittedSource], shares: Sequence[float], settings: DataSettings) -> None:
-        self.sources, self.shares, self.settings = list(sources), list(shares), settings
-        accounts = [SourceAccount(s.name, s.kind, x, len(s)) for s, x in zip(sources, shares, strict=True)]
-        self.ledger = Ledger(accounts, settings.max_tokens, settings.unit)
-        self.batches = self._rows = 0
-        self.attached = False
+    def __init__(self, folder: str | Path | None = None) -> None:
+        self.folder, self._rows = folder, 0
 
-    def attach(self, rows_per_batch: int, rank: int, world_size: int, num_batches: int | None, *_: Any) -> None:
-        """Fix ranks and size of the global batch."""
-        self._each, self.rank, self.world_size, self.attached = rows_per_batch // world_size, rank, world_size, True
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin to count, or go on where a checkpoint was written."""
+        self.folder = self.folder or trainer.log_dir or trainer.default_root_dir
+        self._writes = trainer.is_global_zero
+        loader = trainer.train_dataloader
+        self.attach(loader)
+        if loader.saved is not None:
+            logger.warning('NeMo\'s loader cannot go on where a run stopped: its data begins anew.')
+            self.ledger.load_state_dict(loader.saved)
 
-    @property
-    def inside_batch(self) -> bool:
-        """Whether some rows of a global batch were trained on, but not all."""
-        return self._rows > 0
+    def attach(self, loader: 'NemoLoader') -> None:
+        """Count the rows of a loader."""
+        settings, self._sample_rate = loader.settings, loader.settings.sample_rate
+        pairs = zip(loader.sources, loader.shares, strict=True)
+        accounts = [SourceAccount(s.name, s.kind, share, len(s)) for s, share in pairs]
+        self.ledger: Ledger = Ledger(accounts, settings.max_tokens, settings.unit)
+        self._each = loader.batch.rows_per_rank
 
-    def consumed(self, row: PackedRow) -> bool:
-        """Count a row of this rank; returns whether it completed a global batch."""
-        for source, tokens, supervised, seconds in _amounts(row, self.settings.sample_rate):
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: PackedRow, batch_idx: int
+    ) -> None:
+        """Count a row of this rank."""
+        self.consume(batch)
+
+    def consume(self, row: PackedRow) -> None:
+        """Count a row that was trained on."""
+        for source, tokens, supervised, seconds in _amounts(row, self._sample_rate):
             self.ledger.add(source, 1, tokens, supervised, seconds)
         for fault in row.faults:
             self.ledger.skip(fault['source'], fault['reason'])
         self._rows += 1
-        if self._rows < self._each:
-            return False
-        self.ledger.close_batch(self._rows)
-        self.batches, self._rows = self.batches + 1, 0
-        return True
+        if self._rows == self._each:
+            self.ledger.close_batch(self._rows)
+            self._rows = 0
 
-    def state_dict(self) -> dict[str, Any]:
-        """The ledger; NeMo's sampler has no state that could be restored at once."""
-        return {'batches': self.batches, 'ledger': self.ledger.to_json(), 'sampler': 'nemo'}
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the ledger."""
+        if self._writes:
+            self.ledger.save(Path(self.folder or '.') / 'ledger.json')
+            self.ledger.plot(Path(self.folder or '.') / 'ledger.png')
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on counting; the data begins anew."""
-        logger.warning('data.sampler=nemo cannot go on where a run stopped: its data begins anew.')
-        self.batches = state['batches']
-        self.ledger.load_state_dict(state['ledger'])
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Put the ledger into a checkpoint; NeMo's sampler has no state that could be restored at once."""
+        if self.ledger is not None:
+            checkpoint[NemoDataModule.__qualname__] = self.ledger.to_json()
+
+
+class NemoDataModule(VtbDataModule):
+    """Draws the training rows by NeMo's loader; all else is as in `VtbDataModule`."""
+
+    saved: dict[str, Any] | None = None
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the ledger of a checkpoint."""
+        self.saved = state_dict
+
+    def train_dataloader(self) -> 'NemoLoader':  # type: ignore[override]
+        """Endless rows of this rank."""
+        self.setup('fit')
+        batch = BatchPlan.of(self.trainer, self.settings.rows_per_batch, self.dims.data_size)
+        loader = NemoLoader(self, batch)
+        loader.saved = self.saved
+        return loader
 
 
 class NemoLoader:
     """Endless packed rows from NeMo's loader; `trainer.max_steps` ends the run.
 
     Args:
-        progress: Sources and their shares.
-        collator: Renders.
-        tokenizer: The tokenizer of the LLM (Hugging Face), which NeMo counts with.
+        data: Sources, their shares, and who renders.
+        batch: The global batch.
 
     Raises:
         VtbConfigError: A source is of a type that NeMo does not read as conversations.
     """
 
-    def __init__(self, progress: NemoProgress, collator: Collator, tokenizer: Any) -> None:
-        self.progress, self.collator, self.tokenizer = progress, collator, tokenizer
-        self.config = _nemo_config(progress)
+    def __init__(self, data: NemoDataModule, batch: BatchPlan) -> None:
+        self.sources, self.shares, self.settings = data.sources, data.plan.shares, data.settings
+        self.dims, self.collator, self.batch = data.dims, data.collator, batch
+        self.saved: dict[str, Any] | None = None
+        self.config = _nemo_config(self.sources, self.shares, self.settings)
 
     def __iter__(self) -> Iterator[PackedRow]:
         from nemo.collections.common.data.lhotse import get_lhotse_dataloader_from_config
@@ -123,12 +164,12 @@ class NemoLoader:
         from omegaconf import OmegaConf
 
         # one of its own, since NeMo adds tokens to it
-        tokenizer = AutoTokenizer(self.tokenizer.name_or_path, use_fast=True)
+        tokenizer = AutoTokenizer(self.collator.renderer.tokenizer.name_or_path, use_fast=True)
         loader = get_lhotse_dataloader_from_config(
             OmegaConf.create(self.config),
-            global_rank=self.progress.rank,
-            world_size=self.progress.world_size,
-            dataset=_Rows(self.collator, self.progress.sources),
+            global_rank=self.dims.data_rank,
+            world_size=self.dims.data_size,
+            dataset=_Rows(self.collator, self.sources),
             tokenizer=tokenizer,
         )
         for index, batch in enumerate(loader):
@@ -193,11 +234,10 @@ def _amounts(row: PackedRow, sample_rate: int) -> Iterator[tuple[str, int, int, 
         yield source, end - start, supervised, samples / sample_rate
 
 
-def _nemo_config(progress: NemoProgress) -> dict[str, Any]:
+def _nemo_config(sources: Sequence[FittedSource], shares: Sequence[float], settings: DataSettings) -> dict[str, Any]:
     """The user's `train_ds` with what is missing, and entries whose weights are the shares that were asked."""
-    settings = progress.settings
     entries = []
-    for number, (source, share) in enumerate(zip(progress.sources, progress.shares, strict=True)):
+    for number, (source, share) in enumerate(zip(sources, shares, strict=True)):
         spec = source.index.spec
         if spec.type not in _TYPES:
             raise VtbConfigError(
@@ -205,7 +245,7 @@ def _nemo_config(progress: NemoProgress) -> dict[str, Any]:
                 field=f'data.train_ds.input_cfg[{number}].type',
                 got=spec.type,
                 allowed=', '.join(_TYPES),
-                remedy='data.sampler=budget reads it',
+                remedy='nemo_vtb.data.datamodule.VtbDataModule reads it',
             )
         if share > 0:
             tars = {'tarred_audio_filepaths': list(spec.tars)} if spec.tars else {}
@@ -222,3 +262,18 @@ def _nemo_config(progress: NemoProgress) -> dict[str, Any]:
     if not {'batch_size', 'batch_tokens'} & own.keys():
         config['batch_tokens'] = settings.max_tokens
     return config
+
+
+def main() -> None:
+    """`examples/speechllm_joint_sft.py` with this loader: the same arguments, the same files."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'examples'))
+    import speechllm_joint_sft as script
+
+    build = nemo_vtb.build_trainer
+    nemo_vtb.build_trainer = lambda cfg, callbacks: build(cfg, [*callbacks, NemoLedger()])
+    nemo_vtb.VtbDataModule = NemoDataModule
+    script.main()
+
+
+if __name__ == '__main__':
+    main()
