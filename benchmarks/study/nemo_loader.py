@@ -43,8 +43,8 @@ from nemo_vtb.data.collate import Collator, PackedRow, PackItem, pack_row
 from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn
 from nemo_vtb.data.datamodule import RowCounter, VtbDataModule
 from nemo_vtb.data.faults import Reason, audio_fault
+from nemo_vtb.data.index import FittedSource
 from nemo_vtb.data.ledger import Ledger, SourceAccount
-from nemo_vtb.data.overlong import FittedSource
 from nemo_vtb.data.sampler import BatchPlan
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 

@@ -129,8 +129,8 @@ def _ledger(arguments: argparse.Namespace, console: 'Console') -> int:
         console.out(json.dumps(state, ensure_ascii=False), highlight=False)
         return 0
     ledger.table(console)
-    for kind, (asked, delivered) in ledger.kind_shares().items():
-        console.print(f'{kind:<12} requested {asked:7.2%}   delivered {delivered:7.2%}', highlight=False)
+    for kind, (requested, delivered) in ledger.kind_shares().items():
+        console.print(f'{kind:<12} requested {requested:7.2%}   delivered {delivered:7.2%}', highlight=False)
     if arguments.png:
         ledger.plot(arguments.png)
         console.print(f'plot: {arguments.png}', highlight=False, soft_wrap=True)
@@ -138,9 +138,10 @@ def _ledger(arguments: argparse.Namespace, console: 'Console') -> int:
 
 
 def _preview(arguments: argparse.Namespace, console: 'Console') -> int:
-    from nemo_vtb.data.overlong import FittedSource
-    from nemo_vtb.data.planning import make_plan, open_source, train_specs
+    from nemo_vtb.data.index import FittedSource, open_source
     from nemo_vtb.data.preview import describe_rows, draw_rows, print_rows
+    from nemo_vtb.data.sampler import make_plan
+    from nemo_vtb.data.sources import train_specs
 
     config, files, overrides = _targets([arguments.config, *arguments.overrides])
     if files:
@@ -196,7 +197,7 @@ def _settings(config: Path, overrides: Sequence[str]) -> tuple['DataSettings', '
 
 
 def _all_specs(settings: 'DataSettings') -> list['SourceSpec']:
-    from nemo_vtb.data.planning import EVAL_SECTIONS, eval_specs, train_specs
+    from nemo_vtb.data.sources import EVAL_SECTIONS, eval_specs, train_specs
 
     sets = [specs for section in EVAL_SECTIONS for specs in eval_specs(settings, section).values()]
     return [*train_specs(settings), *(spec for specs in sets for spec in specs)]

@@ -37,14 +37,14 @@ _ROLE_NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A typed span of a turn."""
+    """A text span of a turn."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Audio:
-    """A spoken span of a turn: the part of one recording from `offset_s`, `duration_s` long (to its end if None)."""
+    """An audio span of a turn: the part of one recording from `offset_s`, `duration_s` long (to its end if None)."""
 
     path: str
     duration_s: float | None = None
@@ -61,7 +61,7 @@ class Turn:
 
     @property
     def text(self) -> str:
-        """The typed parts alone, joined by a space."""
+        """The text parts alone, joined by a space."""
         return ' '.join(p.text for p in self.parts if isinstance(p, Text))
 
 
@@ -77,17 +77,17 @@ class Conversation:
 
     @property
     def audios(self) -> list[Audio]:
-        """All spoken spans, in the order in which they are heard."""
+        """All audio spans, in order."""
         return [p for turn in self.turns for p in turn.parts if isinstance(p, Audio)]
 
     @property
     def is_text_only(self) -> bool:
-        """Whether nothing is spoken."""
+        """Whether there is no audio."""
         return not self.audios
 
     @property
     def prompt(self) -> 'Conversation':
-        """The same conversation without its last assistant turn: what a model is asked."""
+        """The same conversation without its last assistant turn: what a model is prompted with."""
         turns = self.turns[:-1] if self.turns and self.turns[-1].role == 'assistant' else self.turns
         return Conversation(self.id, turns, self.kind, self.source, self.custom)
 
@@ -251,7 +251,7 @@ def _check_turns(turns: tuple[Turn, ...], where: str) -> None:
 
 
 def infer_kind(turns: tuple[Turn, ...]) -> str:
-    """Guess the kind: no audio is `text`; a turn of typed words around speech in a dialogue is `mixed_modal`."""
+    """Guess the kind: no audio is `text`; audio in a dialogue of several user turns is `mixed_modal`."""
     users = [turn for turn in turns if turn.role == 'user']
     if not any(isinstance(p, Audio) for turn in users for p in turn.parts):
         return 'text'

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The token budget for anybody's lhotse set-up: the plan behind the face of a lhotse `CutSampler`.
+"""The token budget for anybody's lhotse set-up: an adapter from the plan to a lhotse `CutSampler`.
 
 Training here does not use it: plans of rows reach the loader processes as numbers, whereas lhotse's samplers read
 every example in the main process (docs/adr/0012). It serves code that has a lhotse dataset of its own, NeMo's
@@ -29,7 +29,7 @@ from lhotse.dataset.sampling.base import CutSampler
 
 from nemo_vtb.data.audio import clip_span, open_audio, probe
 from nemo_vtb.data.conversation import Audio, Conversation
-from nemo_vtb.data.overlong import FittedSource
+from nemo_vtb.data.index import FittedSource
 from nemo_vtb.data.sampler import TokenBudgetSampler
 from nemo_vtb.errors import VtbCheckpointError
 

@@ -28,13 +28,11 @@ import torch
 from nemo_vtb.config.schema import DataSettings
 from nemo_vtb.data.collate import Collator, PackedRow, PackItem, pack_row
 from nemo_vtb.data.faults import Reason, data_fault
-from nemo_vtb.data.index import Meter, SourceIndex, skip_table
+from nemo_vtb.data.index import FittedSource, Meter, SourceIndex, open_source, skip_table
 from nemo_vtb.data.ledger import Ledger
-from nemo_vtb.data.overlong import FittedSource
 from nemo_vtb.data.packing import pack_all
-from nemo_vtb.data.planning import EVAL_SECTIONS, eval_specs, make_plan, open_source, train_specs
-from nemo_vtb.data.sampler import BatchPlan, RowPlan, TokenBudgetPlan, TokenBudgetSampler
-from nemo_vtb.data.sources import SourceSpec
+from nemo_vtb.data.sampler import BatchPlan, RowPlan, TokenBudgetPlan, TokenBudgetSampler, make_plan
+from nemo_vtb.data.sources import EVAL_SECTIONS, SourceSpec, eval_specs, train_specs
 from nemo_vtb.data.template import ChatRenderer
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 from nemo_vtb.parallel.dims import ParallelDims

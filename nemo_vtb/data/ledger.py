@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What was asked and what was delivered: per kind and source, in tokens; and what was left out, by reason."""
+"""Requested and delivered shares per kind and source, in tokens; and what was skipped, by reason."""
 
 import json
 from collections import Counter
@@ -20,23 +20,22 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemo_vtb.constants import KINDS
+from nemo_vtb.constants import KIND_COLOURS, KINDS
 from nemo_vtb.io import write_atomically
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 _POINTS = 400  # of the curve that is kept; halved when full, so that a run of any length fits
-COLOURS = {'text': '#4C72B0', 'asr_ast': '#DD8452', 'speech_qa': '#55A868', 'mixed_modal': '#8172B3'}
 
 
 @dataclass(slots=True)
 class SourceAccount:
-    """One source: what was asked, what was delivered, what was left out."""
+    """One source: requested share, what was delivered, what was skipped."""
 
     name: str
     kind: str
-    asked: float  # share in the unit of the ledger
+    asked: float  # requested share, in the unit of the ledger
     size: int  # conversations that it has
     conversations: int = 0
     tokens: int = 0
@@ -68,7 +67,7 @@ class Ledger:
         self._changes: list[dict[str, Any]] = []
 
     def change_shares(self, shares: Mapping[str, float]) -> None:
-        """From the next batch on other shares are asked; `asked` is the mean over all tokens from then on."""
+        """From the next batch on other shares are requested; `asked` is the mean over all tokens from then on."""
         before = {name: account.asked for name, account in self.accounts.items()}
         self._changes.append({'batches': self.batches, 'units': self._units, 'asked': before, 'shares': dict(shares)})
 
@@ -84,7 +83,7 @@ class Ledger:
         """Count the rows of a global batch, after its conversations."""
         self.rows += rows
         self.batches += 1
-        self._ask()
+        self._update_requested()
         if self.batches % self._stride == 0:
             self._curve.append([self.batches, *(self._delivered(a) for a in self.accounts.values())])
         if len(self._curve) > _POINTS:
@@ -94,7 +93,7 @@ class Ledger:
     def _units(self) -> int:
         return sum(self._delivered(a) for a in self.accounts.values())
 
-    def _ask(self) -> None:
+    def _update_requested(self) -> None:
         if not self._changes:
             return
         last, total = self._changes[-1], self._units
@@ -103,7 +102,7 @@ class Ledger:
             account.asked = units / total if total else last['shares'][name]
 
     def skip(self, source: str, reason: str, count: int = 1) -> None:
-        """Count conversations that were left out."""
+        """Count conversations that were skipped."""
         skips = self.accounts[source].skips
         skips[reason] = skips.get(reason, 0) + count
 
@@ -119,7 +118,7 @@ class Ledger:
 
     @property
     def skipped(self) -> int:
-        """Conversations that were left out."""
+        """Conversations that were skipped."""
         return sum(sum(a.skips.values()) for a in self.accounts.values())
 
     def shares(self) -> dict[str, float]:
@@ -127,7 +126,7 @@ class Ledger:
         return _normalised({name: self._delivered(a) for name, a in self.accounts.items()})
 
     def kind_shares(self) -> dict[str, tuple[float, float]]:
-        """Asked and delivered share of each kind that has a source."""
+        """Requested and delivered share of each kind that has a source."""
         delivered = self.shares()
         kinds = [kind for kind in KINDS if any(a.kind == kind for a in self.accounts.values())]
         return {
@@ -141,7 +140,7 @@ class Ledger:
     def short(self) -> str:
         """A few words for a progress line: how far the kind furthest from its share is off, in proportion."""
         pairs = [pair for pair in self.kind_shares().values() if pair[0]]
-        off = max((abs(delivered / asked - 1) for asked, delivered in pairs), default=0.0)
+        off = max((abs(delivered / requested - 1) for requested, delivered in pairs), default=0.0)
         return f'shares off by {off:.1%}  skipped {self.skipped}'
 
     def metrics(self) -> dict[str, float]:
@@ -207,7 +206,7 @@ class Ledger:
         self._curve, self._stride = (former._curve, former._stride) if same else ([], 1)
 
     def save(self, path: str | Path) -> None:
-        """Write `ledger.json` so that a kill leaves the old file or the new one."""
+        """Write `ledger.json` so that an interruption leaves the old file or the new one."""
         write_atomically(path, json.dumps(self.to_json(), indent=1, ensure_ascii=False) + '\n')
 
     def table(self, console: 'Console | None' = None) -> None:
@@ -219,7 +218,16 @@ class Ledger:
         table = Table(title=f'Ledger: {self.tokens:,} tokens in {self.rows:,} rows, padding {self.padding:.2%}')
         table.add_column('source')
         table.add_column('kind')
-        for name in ('asked', 'delivered', 'conversations', 'tokens', 'supervised', 'audio (h)', 'epochs', 'skipped'):
+        for name in (
+            'requested',
+            'delivered',
+            'conversations',
+            'tokens',
+            'supervised',
+            'audio (h)',
+            'epochs',
+            'skipped',
+        ):
             table.add_column(name, justify='right')
         for a in sorted(self.accounts.values(), key=lambda a: (KINDS.index(a.kind), a.name)):
             skipped = ', '.join(f'{count} {reason}' for reason, count in sorted(a.skips.items())) or '0'
@@ -238,7 +246,7 @@ class Ledger:
         (console or Console()).print(table)
 
     def plot(self, path: str | Path) -> None:
-        """Draw asked against delivered shares, cumulative over the run, as a PNG."""
+        """Draw requested against delivered shares, cumulative over the run, as a PNG."""
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(10, 4.2), layout='constrained')
@@ -246,7 +254,7 @@ class Ledger:
         self._draw_curve(left)
         self._draw_bars(right)
         figure.suptitle(
-            f'{self.tokens:,} tokens, padding {self.padding:.2%}, {self.skipped:,} conversations left out', fontsize=11
+            f'{self.tokens:,} tokens, padding {self.padding:.2%}, {self.skipped:,} conversations skipped', fontsize=11
         )
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150)
@@ -254,15 +262,15 @@ class Ledger:
     def _draw_curve(self, axes: Any) -> None:
         accounts = list(self.accounts.values())
         batches = [point[0] for point in self._curve]
-        for kind, (asked, _) in self.kind_shares().items():
+        for kind, (requested, _) in self.kind_shares().items():
             members = [n for n, a in enumerate(accounts, start=1) if a.kind == kind]
             values = [sum(p[n] for n in members) / max(1, sum(p[1:])) for p in self._curve]
-            axes.axhline(asked, color=COLOURS[kind], linestyle=(0, (4, 3)), linewidth=1, alpha=0.7)
-            axes.plot(batches, values, color=COLOURS[kind], linewidth=1.5, label=kind)
+            axes.axhline(requested, color=KIND_COLOURS[kind], linestyle=(0, (4, 3)), linewidth=1, alpha=0.7)
+            axes.plot(batches, values, color=KIND_COLOURS[kind], linewidth=1.5, label=kind)
         axes.set_xlabel('global batches')
         axes.set_ylabel(f'share of {self.unit.replace("_", " ")}, cumulative')
-        axes.set_title('delivered (line) and asked (dashed)', fontsize=10)
-        axes.set_ylim(0, 1.25 * max([asked for asked, _ in self.kind_shares().values()]))
+        axes.set_title('delivered (line) and requested (dashed)', fontsize=10)
+        axes.set_ylim(0, 1.25 * max([requested for requested, _ in self.kind_shares().values()]))
         axes.yaxis.set_major_formatter('{x:.0%}')
         axes.legend(frameon=False, ncols=2, fontsize=9)
         _clean(axes)
@@ -272,13 +280,13 @@ class Ledger:
         accounts = sorted(self.accounts.values(), key=lambda a: (KINDS.index(a.kind), a.name), reverse=True)
         names = [a.name if len(a.name) <= 24 else f'{a.name[:23]}…' for a in accounts]
         got = [delivered[a.name] for a in accounts]
-        axes.barh(names, got, color=[COLOURS[a.kind] for a in accounts], height=0.6)
+        axes.barh(names, got, color=[KIND_COLOURS[a.kind] for a in accounts], height=0.6)
         axes.scatter([a.asked for a in accounts], names, marker='|', s=260, color='black', zorder=3)
         for name, value in zip(names, got, strict=True):
             axes.annotate(f'{value:.2%}', (value, name), (6, 0), textcoords='offset points', va='center', fontsize=8)
         axes.set_xlim(0, 1.25 * max([*got, *(a.asked for a in accounts), 1e-9]))
         axes.xaxis.set_major_formatter('{x:.0%}')
-        axes.set_title('delivered (bar) and asked (mark)', fontsize=10)
+        axes.set_title('delivered (bar) and requested (mark)', fontsize=10)
         _clean(axes)
 
     def _delivered(self, account: SourceAccount) -> int:

@@ -20,9 +20,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nemo_vtb.constants import KINDS
-from nemo_vtb.data.ledger import COLOURS
-from nemo_vtb.data.overlong import FittedSource
+from nemo_vtb.constants import KIND_COLOURS, KINDS
+from nemo_vtb.data.index import FittedSource
 from nemo_vtb.data.sampler import RowPlan
 
 if TYPE_CHECKING:
@@ -73,12 +72,12 @@ def describe_rows(plans: Sequence[RowPlan], sources: Sequence[FittedSource], max
     return rows
 
 
-def print_rows(rows: Sequence[Row], asked: dict[str, float], console: 'Console') -> None:
+def print_rows(rows: Sequence[Row], requested: dict[str, float], console: 'Console') -> None:
     """Print the rows as bars over the width of the console, then the shares.
 
     Args:
         rows: What to show.
-        asked: Share of each kind.
+        requested: Share of each kind.
         console: Where to show it.
     """
     from rich.text import Text
@@ -91,20 +90,22 @@ def print_rows(rows: Sequence[Row], asked: dict[str, float], console: 'Console')
         line.append(f' {row.fill:6.1%}  {len(row.blocks):>3} conversations')
         console.print(line, no_wrap=True, crop=False)
     legend = Text('\n')
-    for kind in (kind for kind in KINDS if kind in asked):
-        legend.append('██ ', style=COLOURS[kind])
+    for kind in (kind for kind in KINDS if kind in requested):
+        legend.append('██ ', style=KIND_COLOURS[kind])
         legend.append(f'{kind}  ')
     legend.append('░ empty', style='dim')
     console.print(legend)
     total = sum(row.tokens for row in rows)
-    for kind, share in asked.items():
+    for kind, share in requested.items():
         tokens = sum(block.tokens for row in rows for block in row.blocks if block.kind == kind)
-        console.print(f'{kind:<12} asked {share:6.1%}   in these rows {tokens / max(1, total):6.1%}', highlight=False)
+        console.print(
+            f'{kind:<12} requested {share:6.1%}   in these rows {tokens / max(1, total):6.1%}', highlight=False
+        )
     empty = 1 - total / max(1, sum(row.max_tokens for row in rows))
     console.print(f'{total:,} tokens in {len(rows)} rows, padding {empty:.2%}', highlight=False)
 
 
-def draw_rows(rows: Sequence[Row], asked: dict[str, float], path: str | Path) -> Path:
+def draw_rows(rows: Sequence[Row], requested: dict[str, float], path: str | Path) -> Path:
     """Draw the rows as a PNG; the lower, darker edge of a conversation is the part that is supervised."""
     from matplotlib.colors import to_rgb
     from matplotlib.figure import Figure
@@ -117,7 +118,7 @@ def draw_rows(rows: Sequence[Row], asked: dict[str, float], path: str | Path) ->
         axes.add_patch(Rectangle((0, place - 0.38), row.max_tokens, 0.76, facecolor='#EEEEEE', edgecolor='none'))
         at = 0
         for block in row.blocks:
-            colour = COLOURS[block.kind]
+            colour = KIND_COLOURS[block.kind]
             box = Rectangle((at, place - 0.38), block.tokens, 0.76, facecolor=colour, edgecolor='white', linewidth=0.7)
             axes.add_patch(box)
             dark = [0.55 * channel for channel in to_rgb(colour)]
@@ -134,7 +135,9 @@ def draw_rows(rows: Sequence[Row], asked: dict[str, float], path: str | Path) ->
     total = sum(row.tokens for row in rows)
     empty = 1 - total / max(1, sum(row.max_tokens for row in rows))
     axes.set_title(f'{len(rows)} packed rows, {total:,} tokens, padding {empty:.2%}', fontsize=11, loc='left')
-    handles = [Patch(color=COLOURS[kind], label=f'{kind} (asked {share:.1%})') for kind, share in asked.items()]
+    handles = [
+        Patch(color=KIND_COLOURS[kind], label=f'{kind} (requested {share:.1%})') for kind, share in requested.items()
+    ]
     handles += [Patch(color='#444444', label='supervised'), Patch(color='#EEEEEE', label='empty')]
     figure.legend(handles=handles, loc='outside lower center', ncols=len(handles), frameon=False, fontsize=8)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -150,7 +153,7 @@ def _bar(row: Row, width: int) -> 'Text':
     for number, block in enumerate(row.blocks):
         used += block.tokens
         end = round(width * used / row.max_tokens)
-        bar.append(('█' if number % 2 else '▓') * (end - at), style=COLOURS[block.kind])
+        bar.append(('█' if number % 2 else '▓') * (end - at), style=KIND_COLOURS[block.kind])
         at = end
     bar.append('░' * (width - at), style='dim')
     return bar

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from nemo_vtb.config.schema import DataSettings
 from nemo_vtb.data.packing import LookAhead, RowPacker
 from nemo_vtb.data.permutation import permute
 from nemo_vtb.errors import VtbCheckpointError, VtbConfigError, VtbDataError
@@ -399,6 +400,33 @@ class TokenBudgetPlan:
     def __iter__(self) -> Iterator[RowPlan]:
         while (row := self.next_row()) is not None:
             yield row
+
+
+def make_plan(sources: Sequence[BudgetedSource], settings: DataSettings) -> TokenBudgetPlan:
+    """The global plan of the settings.
+
+    Raises:
+        VtbConfigError: The shares do not fit the sources, or that of text cannot be raised (`data.budget.auto`).
+    """
+    plan = TokenBudgetPlan(
+        sources,
+        settings.budget,
+        max_tokens=settings.max_tokens,
+        unit=settings.unit,
+        seed=settings.seed,
+        pool=settings.pool_size,
+        temperature=settings.temperature,
+        on_exhausted=settings.on_exhausted,
+    )
+    if settings.budget_auto and not 0 < plan.coming_budget.get('text', 0.0) < 1:
+        raise VtbConfigError(
+            'The share of text-only conversations cannot be raised.',
+            field='data.budget.auto',
+            got=settings.budget_auto,
+            allowed='a budget with a share of text between 0 and 1',
+            remedy='add a source of kind text, or set data.budget.auto=null',
+        )
+    return plan
 
 
 def resolve_shares(

@@ -16,17 +16,18 @@
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from nemo_vtb.config.schema import UNREAD_TYPES
+from nemo_vtb.config.schema import UNREAD_TYPES, DataSettings
 from nemo_vtb.constants import KINDS
 from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn, conversation_from_dict, parse_line
 from nemo_vtb.data.faults import Reason, data_fault
 from nemo_vtb.data.manifest_files import expand_paths, shar_shards, unpack_gzip, unpack_shar
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 
+EVAL_SECTIONS = ('validation_ds', 'test_ds')
 _LANGUAGES = {
     'ar': 'Arabic',
     'de': 'German',
@@ -62,7 +63,7 @@ class SourceSpec:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def read(self, line: Mapping[str, Any], file: int, where: str) -> Conversation | None:
-        """Turn one parsed line into a conversation; None where the line itself asks to be left out (`_skipme`).
+        """Turn one parsed line into a conversation; None where the line itself says `_skipme`.
 
         Raises:
             VtbDataError: The line is broken; `error.reason` says why.
@@ -119,6 +120,23 @@ def parse_input_cfg(
         name = source.name if count == 1 else f'{source.name}.{count}'
         unique.append(source if count == 1 else _renamed(source, name))
     return unique
+
+
+def train_specs(settings: DataSettings) -> list[SourceSpec]:
+    """The sources of `train_ds`."""
+    train = settings.train_ds
+    where = 'data.train_ds.input_cfg'
+    return parse_input_cfg(train.get('input_cfg') or (), where, train.get('reweight_temperature'))
+
+
+def eval_specs(settings: DataSettings, section: str) -> dict[str, list[SourceSpec]]:
+    """The sources of each named set of `validation_ds` or `test_ds`."""
+    loader = getattr(settings, section)
+    sets = loader.get('datasets') or ({'validation': loader} if loader.get('input_cfg') else {})
+    return {
+        name: parse_input_cfg(each.get('input_cfg') or (), f'data.{section}.datasets.{name}.input_cfg')
+        for name, each in sets.items()
+    }
 
 
 def _depth(entries: Sequence[Mapping[str, Any]]) -> int:
@@ -252,8 +270,6 @@ def _infer_kind(type_: str, files: Sequence[str], options: Mapping[str, Any], wh
 
 
 def _renamed(source: SourceSpec, name: str, weight: float | None = None) -> SourceSpec:
-    from dataclasses import replace
-
     return replace(source, name=name, weight=source.weight if weight is None else weight)
 
 
@@ -387,7 +403,7 @@ def _read_manifest(spec: SourceSpec, line: Mapping[str, Any], base: str, where: 
 
 
 def _instructions(spec: SourceSpec, line: Mapping[str, Any]) -> list[str]:
-    """What is asked of the recording: the line's own words, else the source's prompts in turn, else a plain phrase."""
+    """The instruction for a recording: the line's own words, else one of the source's prompts, else a plain phrase."""
     own = [line[name] for name in ('context', 'question') if isinstance(line.get(name), str) and line[name].strip()]
     if own or spec.options.get('context'):
         return own

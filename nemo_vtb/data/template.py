@@ -13,7 +13,7 @@
 # limitations under the License.
 """The one renderer: a conversation becomes token ids and a loss mask through the LLM's own chat template.
 
-Training, evaluation, serving and `vtb inspect` all come through here: a model is asked exactly as it was taught.
+Training, evaluation, serving and `vtb inspect` all come through here: a model is prompted exactly as it was trained.
 """
 
 import hashlib
@@ -130,10 +130,10 @@ class ChatRenderer:
                 field=f'conversation {conversation.id}',
                 got=[t.role for t in conversation.turns],
                 allowed='[..., user]',
-                remedy='use conversation.prompt, which leaves out the last answer',
+                remedy='use conversation.prompt, which drops the last answer',
             )
         # the beginning of a rendered training example, not the template's own generation prompt: some templates put
-        # there what they never put into a conversation (empty think tags), and a model is asked as it was taught
+        # there what they never put into a conversation (empty think tags), and a model is prompted as it was trained
         answered = replace(conversation, turns=(*conversation.turns, Turn('assistant', (Text('-'),))))
         segments = list(self.render(answered).segments)
         while not segments[-1].supervised:

@@ -11,10 +11,4 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What a person sees of a training run: one progress bar, curves, a closing table."""
-
-from nemo_vtb.training.history import History, draw_curves, read_history
-from nemo_vtb.training.progress_bar import ProgressLine
-from nemo_vtb.training.summary import print_summary
-
-__all__ = ['History', 'ProgressLine', 'draw_curves', 'print_summary', 'read_history']
+"""Training: trainer and model of a configuration, the state of a run, retention monitor, history, summary."""

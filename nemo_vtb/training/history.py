@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Keeps the losses of a run in `history.jsonl`, whole also after a kill and a resume, and draws `curves.png`."""
+"""Keeps the losses of a run in `history.jsonl`, complete also after a resume, and draws `curves.png`."""
 
 import json
 import os
@@ -22,13 +22,12 @@ from typing import IO, Any
 
 import lightning.pytorch as pl
 
-from nemo_vtb.constants import KINDS
+from nemo_vtb.constants import KIND_COLOURS, KINDS
 from nemo_vtb.io import bring_back, read_json_lines, write_atomically
 from nemo_vtb.parallel.dims import ParallelDims
 from nemo_vtb.training.meter import StepMeter
 from nemo_vtb.training.retention_monitor import MONITOR_METRICS
 
-COLOURS = {'text': '#4C72B0', 'asr_ast': '#DD8452', 'speech_qa': '#55A868', 'mixed_modal': '#8172B3'}
 _OTHER_COLOURS = ('#937860', '#DA8BC3', '#8C8C8C', '#CCB974', '#64B5CD')
 
 
@@ -56,7 +55,7 @@ class History(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Open the file; steps behind the checkpoint that a run is resumed from will be made again, so they go."""
-        # every rank asks for the folder, since Lightning broadcasts it
+        # a collective: Lightning broadcasts the folder
         self._folder = self._folder or trainer.log_dir or trainer.default_root_dir
         self._step, self._began, self._time_before = trainer.global_step, time.perf_counter(), 0.0
         if not trainer.is_global_zero:
@@ -125,7 +124,7 @@ class History(pl.Callback):
 
 
 def read_history(path: str | Path) -> list[dict[str, Any]]:
-    """Read the records of `history.jsonl`; [] where there is no file. A line that a kill has cut is left out."""
+    """Read the records of `history.jsonl`; [] where there is no file. Lines that are cut off are skipped."""
     return read_json_lines(path)
 
 
@@ -174,9 +173,9 @@ def _draw_kind(axes: Any, train: Sequence[dict[str, Any]], kind: str) -> tuple[f
         return None
     weights = [r['targets'].get(kind, 1) for r in train if kind in r['losses']]
     smooth = _smooth(losses, weights, window=max(1, len(steps) // 25))
-    axes.plot(steps, losses, color=COLOURS[kind], linewidth=0.7, alpha=0.25)
-    axes.plot(steps, smooth, color=COLOURS[kind], linewidth=2.2, solid_capstyle='round')
-    return steps[-1], smooth[-1], f'{kind} {smooth[-1]:.2f}', COLOURS[kind]
+    axes.plot(steps, losses, color=KIND_COLOURS[kind], linewidth=0.7, alpha=0.25)
+    axes.plot(steps, smooth, color=KIND_COLOURS[kind], linewidth=2.2, solid_capstyle='round')
+    return steps[-1], smooth[-1], f'{kind} {smooth[-1]:.2f}', KIND_COLOURS[kind]
 
 
 def _draw_validation(axes: Any, records: Sequence[dict[str, Any]]) -> None:
@@ -187,8 +186,8 @@ def _draw_validation(axes: Any, records: Sequence[dict[str, Any]]) -> None:
     for name in names:
         points = [(r['step'], r['metrics'][name]) for r in records if name in r['metrics']]
         kind = name.removeprefix('val_loss_')
-        colour = COLOURS.get(kind) or next(others)
-        label = None if kind in COLOURS else f'validation: {kind}'
+        colour = KIND_COLOURS.get(kind) or next(others)
+        label = None if kind in KIND_COLOURS else f'validation: {kind}'
         axes.plot(*zip(*points, strict=True), color=colour, linewidth=0.8, linestyle=(0, (2, 2)), alpha=0.8)
         axes.scatter(
             *zip(*points, strict=True),

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What a kill leaves in a folder of checkpoints: NeMo's resume stops at it, though every file there is complete."""
+"""Interruption cleanup of a folder of checkpoints, at which NeMo's resume stops though its files are complete."""
 
 import logging
 import shutil
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 _MARKER = '-unfinished'
 
 
-def clear_leftovers(folder: str | Path) -> Path | None:
+def clean_interrupted(folder: str | Path) -> Path | None:
     """Prepare a folder of checkpoints for `resume_if_exists`; returns the checkpoint that NeMo will resume from.
 
     Our checkpoints are renamed into place when they are whole. So a marker of NeMo's says nothing (NeMo would delete
@@ -39,7 +39,7 @@ def clear_leftovers(folder: str | Path) -> Path | None:
     if not folder.is_dir():
         return None
     for path in (*folder.glob(f'*{_MARKER}'), *folder.glob('.*.ckpt'), *folder.glob('.*.nemo')):
-        logger.info('Removed what a kill left: %s', path)
+        logger.info('Removed after an interruption: %s', path)
         path.unlink(missing_ok=True)
     for shards in shards_of(folder / 'any').parent.glob('*.ckpt'):
         if not (folder / shards.name).exists():  # the file comes last, so these were never whole
@@ -58,7 +58,7 @@ def clear_leftovers(folder: str | Path) -> Path | None:
 
 
 class CompleteRun(pl.Callback):
-    """Ends a run that was killed after its last step: Lightning finds nothing to train and calls nobody.
+    """Completes a run that was killed after its last step: Lightning finds nothing to train and calls nobody.
 
     Then the `.nemo` file (where it is missing) and the curves are written as at the end of any run.
     """
@@ -74,7 +74,7 @@ class CompleteRun(pl.Callback):
         """Write what is missing."""
         if self._trained or not 0 < (trainer.max_steps or 0) <= trainer.global_step:
             return
-        folder = Path(trainer.log_dir or trainer.default_root_dir)  # every rank asks, since Lightning broadcasts it
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # a collective: Lightning broadcasts the folder
         if trainer.is_global_zero and bring_back(folder / 'history.jsonl'):
             draw_curves(read_history(folder / 'history.jsonl'), folder / 'curves.png')
         for callback in trainer.callbacks:

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The one progress bar of training: step, loss per kind, speed, time left, validation loss, what was left out."""
+"""The one progress bar of training: step, loss per kind, speed, time left, validation loss, what was skipped."""
 
 import time
 from typing import TYPE_CHECKING, Any
@@ -52,7 +52,7 @@ class ProgressLine(pl.Callback):
     # ---- what Lightning calls
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin to measure; a resumed run shows where it goes on."""
+        """Begin to measure; a resumed run shows where it continues."""
         if not trainer.is_global_zero:
             return
         from rich.console import Console
@@ -67,7 +67,7 @@ class ProgressLine(pl.Callback):
         self._val_loss: float | None = None
         self._ledger = self._retention = ''
         if self._first:
-            self._console.print(f'going on at step {self._first}', highlight=False)
+            self._console.print(f'resumed at step {self._first}', highlight=False)
         if self._console.is_terminal:
             self._live = Live(self._render(), console=self._console, refresh_per_second=4)
             self._live.start()

@@ -56,7 +56,7 @@ _SILENT_ROWS = 4
 
 
 class RetentionMonitor(pl.Callback):
-    """Measures retention and hearing at each validation; the base LLM is asked once, at the first.
+    """Measures retention and hearing at each validation; the base LLM is scored once, at the first.
 
     Args:
         limit: Least retention [share].
@@ -175,13 +175,13 @@ class RetentionMonitor(pl.Callback):
     # ---- parts
 
     def _choices(self, trainer: pl.Trainer, pl_module: Any) -> list[float]:
-        """(probability of the right choice, hits) of ours; asks the base LLM, too, if it was not asked yet."""
+        """(probability of the right choice, hits) of ours; scores the base LLM, too, if that was not done yet."""
         with trainer.precision_plugin.val_step_context():
             if self._base_choices is None:
-                self._base_choices = self._ask(trainer, pl_module, pl_module.backbone.without_lora())
-            return self._ask(trainer, pl_module, nullcontext())
+                self._base_choices = self._score(trainer, pl_module, pl_module.backbone.without_lora())
+            return self._score(trainer, pl_module, nullcontext())
 
-    def _ask(self, trainer: pl.Trainer, pl_module: Any, llm: AbstractContextManager) -> list[float]:
+    def _score(self, trainer: pl.Trainer, pl_module: Any, llm: AbstractContextManager) -> list[float]:
         dims = ParallelDims.of(trainer)
         peers, rank = dims.data_size, dims.data_rank
         scores = torch.zeros(len(self.items), 4, dtype=torch.float64)
@@ -245,9 +245,9 @@ def choice_scores(model: Any, row: Sequence[PackItem]) -> Tensor:
 
 def _chats(items: Sequence[Mapping[str, Any]]) -> Iterator[Conversation]:
     for number, item in enumerate(items):
-        asked = Turn('user', (Text(item['question']),))
+        question = Turn('user', (Text(item['question']),))
         for choice, text in enumerate(item['choices']):
-            yield Conversation(f'{number}:{choice}', (asked, Turn('assistant', (Text(text),))), 'text', 'retention')
+            yield Conversation(f'{number}:{choice}', (question, Turn('assistant', (Text(text),))), 'text', 'retention')
 
 
 def _without_sound(row: PackedRow) -> PackedRow:

@@ -28,7 +28,7 @@ from nemo_vtb.model.pretrained import warm_start
 from nemo_vtb.parallel.dims import ParallelDims
 from nemo_vtb.parallel.fully_sharded import register_fully_sharded
 from nemo_vtb.parallel.megatron import register_strategy
-from nemo_vtb.training.interrupted import CompleteRun, clear_leftovers
+from nemo_vtb.training.interrupted import CompleteRun, clean_interrupted
 from nemo_vtb.training.retention_monitor import retention_monitor_of
 from nemo_vtb.training.run_state import RunState
 
@@ -43,7 +43,7 @@ def build_trainer(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> Traine
     """
     manager = cfg.get('exp_manager') or {}
     if manager.get('resume_if_exists') and manager.get('explicit_log_dir'):
-        clear_leftovers(Path(manager['explicit_log_dir']) / 'checkpoints')
+        clean_interrupted(Path(manager['explicit_log_dir']) / 'checkpoints')
     options: dict[str, Any] = dict(resolve_trainer_cfg(cfg.trainer))
     interval = options.get('val_check_interval')
     given = [*(options.get('callbacks') or []), *callbacks]
@@ -68,6 +68,6 @@ def build_model(cfg: DictConfig, trainer: Trainer | None = None) -> VoiceTextBle
     model = VoiceTextBlender(plain_dict(cfg.model), trainer)
     if source := cfg.get('init_from_nemo'):
         warm_start(model, source)
-    # what was asked for goes where the weights go
+    # the configuration goes where the weights go
     model.provenance['run_config'] = plain_dict(cfg)
     return model

@@ -30,9 +30,8 @@ from nemo_vtb.config.schema import DataSettings
 from nemo_vtb.data.collate import PackedRow
 from nemo_vtb.data.datamodule import RowCounter, TrainLoader, VtbDataModule
 from nemo_vtb.data.faults import Reason
-from nemo_vtb.data.index import skip_table
+from nemo_vtb.data.index import FittedSource, skip_table
 from nemo_vtb.data.ledger import Ledger, SourceAccount
-from nemo_vtb.data.overlong import FittedSource
 from nemo_vtb.data.sampler import TokenBudgetSampler
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 from nemo_vtb.io import bring_back, read_json_lines
@@ -113,7 +112,7 @@ class RunState(RowCounter):
         if not isinstance(data := trainer.datamodule, VtbDataModule):
             return
         self._dims = ParallelDims.of(trainer)
-        # every rank asks, since Lightning broadcasts it
+        # a collective: Lightning broadcasts the folder
         folder = trainer.log_dir or trainer.default_root_dir
         self.folder = self.folder or Path(folder)
         self._open_quarantine(data.settings, resumed=trainer.ckpt_path is not None)

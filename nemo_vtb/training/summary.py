@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What a run did, in one table at its end: asked and delivered, before and after, time, memory, the next command."""
+"""What a run did, in one table at its end: shares, losses, time, memory, the next command."""
 
 import json
 import resource
@@ -42,7 +42,7 @@ def print_summary(
 
     Args:
         run_dir: Folder with `history.jsonl` and `ledger.json`, without which some columns stay empty.
-        made: What it is -> its path; paths that do not exist are left out. None takes the usual files of `run_dir`.
+        made: What it is -> its path; paths that do not exist are skipped. None takes the usual files of `run_dir`.
         next_commands: Commands to type next.
         console: Where to print; None for standard output.
     """
@@ -83,19 +83,19 @@ def _kinds_table(train: Sequence[dict[str, Any]], ledger: 'Ledger | None') -> 'T
 
     table = Table(title='What was learned', title_justify='left', header_style='bold')
     table.add_column('Kind of data')
-    for name in ('asked', 'delivered', 'target tokens', 'first loss', 'last loss', 'change'):
+    for name in ('requested', 'delivered', 'target tokens', 'first loss', 'last loss', 'change'):
         table.add_column(name, justify='right')
     shares = ledger.kind_shares() if ledger is not None else {}
     for kind in KINDS:
         steps = [r for r in train if kind in r['losses']]
         if not steps and kind not in shares:
             continue
-        asked, delivered = shares.get(kind, (None, None))
+        requested, delivered = shares.get(kind, (None, None))
         first, last = _edges(steps, kind)
         change = None if first is None or last is None or not first else 100 * (last - first) / first
         table.add_row(
             kind,
-            '-' if asked is None else f'{asked:.1%}',
+            '-' if requested is None else f'{requested:.1%}',
             '-' if delivered is None else f'{delivered:.1%}',
             f'{sum(r["targets"].get(kind, 0) for r in steps):,}',
             '-' if first is None else f'{first:.3f}',
@@ -128,7 +128,7 @@ def _totals(records: Sequence[dict[str, Any]], train: Sequence[dict[str, Any]], 
         'peak memory: ' + ', '.join(f'{where} {gb:.2f} GB' for where, gb in peak_memory().items()),
     ]
     if ledger is not None:
-        lines[1] += f'; padding {ledger.padding:.2%}; conversations left out: {ledger.skipped:,}'
+        lines[1] += f'; padding {ledger.padding:.2%}; conversations skipped: {ledger.skipped:,}'
     values = [r['metrics']['val_loss'] for r in records if r['type'] == 'validation' and 'val_loss' in r['metrics']]
     if values:
         lines.append(f'validation loss: first {values[0]:.3f}, best {min(values):.3f}, last {values[-1]:.3f}')
@@ -143,5 +143,5 @@ def _usual_files(run_dir: Path) -> dict[str, Path]:
         'losses': run_dir / 'history.jsonl',
         'ledger': run_dir / 'ledger.json',
         'ledger plot': run_dir / 'ledger.png',
-        'left out': run_dir / 'quarantine.jsonl',
+        'skipped': run_dir / 'quarantine.jsonl',
     }

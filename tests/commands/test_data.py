@@ -68,7 +68,7 @@ def test_the_preview_is_the_plan(
     assert main(['preview', str(config), '-n', '5', '--png', str(tmp_path / 'p.png')]) == 0
     out = capsys.readouterr().out
     assert (tmp_path / 'p.png').read_bytes()[:4] == b'\x89PNG'
-    assert 'asked  40.0%' in out and '5 rows, padding' in out
+    assert 'requested  40.0%' in out and '5 rows, padding' in out
     data = VtbDataModule(data_section(config), tiny_model.renderer, tiny_model.frames, num_batches=5)
     data.setup('fit')
     assert data.plan is not None

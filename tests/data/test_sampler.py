@@ -26,6 +26,7 @@ from nemo_vtb.data.sampler import (
     RowPlan,
     TokenBudgetPlan,
     TokenBudgetSampler,
+    resolve_shares,
     split_rows,
 )
 from nemo_vtb.errors import VtbCheckpointError, VtbConfigError, VtbDataError
@@ -304,3 +305,32 @@ def test_accumulation_follows_from_the_rows(
 def test_a_kind_can_have_no_share() -> None:
     p = plan(budget={'text': 0.0, 'asr_ast': 0.5, 'speech_qa': 0.5, 'mixed_modal': 0.0})
     assert {p.sources[s].name for row in take(p, 50) for s, _ in row.items} == {'asr', 'qa'}
+
+
+@pytest.mark.parametrize(
+    ('budget', 'named'),
+    [
+        ({**BUDGET, 'text': 0.5}, 'sum to 1'),
+        ({'text': 0.5, 'asr_ast': 0.5}, 'no share'),
+        ({**BUDGET, 'text': -0.25}, 'from 0 to 1'),
+        ({**BUDGET, 'text': 'much'}, 'from 0 to 1'),
+    ],
+)
+def test_a_budget_that_does_not_fit_is_refused(budget: dict, named: str) -> None:
+    with pytest.raises(VtbConfigError, match=named):
+        resolve_shares(four_sources(), budget)
+
+
+def test_a_share_needs_a_source_and_a_source_needs_conversations() -> None:
+    with pytest.raises(VtbConfigError, match='no source'):
+        resolve_shares(four_sources()[:3], BUDGET)
+    with pytest.raises(VtbDataError, match='no usable conversation'):
+        resolve_shares([FakeSource('a', 'text', 0, 10, 1)], {'text': 1.0})
+    with pytest.raises(VtbDataError, match='no source'):
+        resolve_shares([], None)
+    silent = FakeSource('a', 'text', 10, 50, 1)
+    silent.supervised[:] = 0
+    with pytest.raises(VtbDataError, match='no supervised'):
+        resolve_shares([silent], None, unit='supervised_tokens')
+    with pytest.raises(VtbConfigError, match='unit'):
+        resolve_shares(four_sources(), BUDGET, unit='words')

@@ -44,10 +44,10 @@ class Fault:
     Args:
         group: audio, tar, line or conversation.
         name: What is wrong.
-        outcome: `taken`, or the reason for which it is left out.
+        outcome: `taken`, or the reason for which it is skipped.
         remark: What the documentation says of it.
         make: (folder, number) -> the line of the manifest; it writes the recording itself.
-        lost: How many of the ten are left out.
+        lost: How many of the ten are skipped.
     """
 
     group: str
@@ -64,7 +64,7 @@ class Fault:
 
     @property
     def skips(self) -> int:
-        """How many are left out."""
+        """How many are skipped."""
         return 0 if self.outcome == TAKEN else self.lost
 
 
@@ -126,54 +126,54 @@ def member(folder: Path, number: int) -> Line:
 ROOT_READS = os.geteuid() == 0
 JSON = b'{"id": "ID", "conversations": [{"from": "User", "type": "text", "value": "x"}, '
 FAULTS = [
-    Fault('audio', 'missing', 'audio_missing', 'left out', recorded(lambda p: None)),
-    Fault('audio', 'zero bytes', 'audio_empty_file', 'left out', recorded(lambda p: p.write_bytes(b''))),
-    Fault('audio', 'truncated', 'audio_unreadable', 'left out when it is read', recorded(cut_flac, '.flac')),
-    Fault('audio', 'random bytes', 'audio_unreadable', 'left out',
+    Fault('audio', 'missing', 'audio_missing', 'skipped', recorded(lambda p: None)),
+    Fault('audio', 'zero bytes', 'audio_empty_file', 'skipped', recorded(lambda p: p.write_bytes(b''))),
+    Fault('audio', 'truncated', 'audio_unreadable', 'skipped when it is read', recorded(cut_flac, '.flac')),
+    Fault('audio', 'random bytes', 'audio_unreadable', 'skipped',
           recorded(lambda p: p.write_bytes(np.random.default_rng(0).bytes(4000)))),
     Fault('audio', 'extension of another codec', TAKEN, 'read for what it is', recorded(flac_named_wav)),
     Fault('audio', 'wrong sampling rate', TAKEN, 'resampled (data.resample)',
           recorded(lambda p: write_wav(p, rate=8000))),
     Fault('audio', 'stereo', TAKEN, 'channels are averaged', recorded(lambda p: write_wav(p, channels=2))),
-    Fault('audio', 'no samples', 'audio_no_samples', 'left out', recorded(lambda p: write_wav(p, 0.0))),
-    Fault('audio', 'shorter than a frame', 'audio_too_short', 'left out', recorded(lambda p: write_wav(p, 0.005))),
+    Fault('audio', 'no samples', 'audio_no_samples', 'skipped', recorded(lambda p: write_wav(p, 0.0))),
+    Fault('audio', 'shorter than a frame', 'audio_too_short', 'skipped', recorded(lambda p: write_wav(p, 0.005))),
     Fault('audio', 'all silence', TAKEN, 'legal', recorded(lambda p: write_wav(p, level=0.0))),
-    Fault('audio', 'NaN or infinite samples', 'audio_not_finite', 'left out when it is read',
+    Fault('audio', 'NaN or infinite samples', 'audio_not_finite', 'skipped when it is read',
           recorded(lambda p: soundfile.write(p, np.full(1600, np.nan, np.float32), 16000, subtype='FLOAT'))),
     Fault('audio', 'two hours', 'overlong', 'as a conversation over the limit', recorded(two_hours)),
-    Fault('audio', 'no permission', TAKEN if ROOT_READS else 'audio_no_permission', 'left out (root may read it)',
+    Fault('audio', 'no permission', TAKEN if ROOT_READS else 'audio_no_permission', 'skipped (root may read it)',
           recorded(forbidden)),
-    Fault('audio', 'path is a folder', 'audio_not_a_file', 'left out', recorded(lambda p: p.mkdir())),
+    Fault('audio', 'path is a folder', 'audio_not_a_file', 'skipped', recorded(lambda p: p.mkdir())),
     Fault('tar', 'cut in a payload', 'audio_not_in_tar', 'what stands before the cut is taken', member, 5),
     Fault('tar', 'cut between members', 'audio_not_in_tar', 'what stands before the cut is taken', member, 5),
     Fault('tar', 'cut in a header', 'audio_not_in_tar', 'what stands before the cut is taken', member, 5),
     Fault('tar', 'zeros at the end', 'audio_not_in_tar', 'what stands before them is taken', member, 5),
-    Fault('tar', 'empty', 'audio_not_in_tar', 'left out', member),
+    Fault('tar', 'empty', 'audio_not_in_tar', 'skipped', member),
     Fault('tar', 'member twice', TAKEN, 'the first one counts', member),
     Fault('tar', 'order unlike the manifest', TAKEN, 'members are found by name', member),
-    Fault('tar', 'member absent', 'audio_not_in_tar', 'left out', member),
-    Fault('line', 'cut', 'not_json', 'left out', raw(JSON[:-3])),
+    Fault('tar', 'member absent', 'audio_not_in_tar', 'skipped', member),
+    Fault('line', 'cut', 'not_json', 'skipped', raw(JSON[:-3])),
     Fault('line', 'blank', TAKEN, 'no conversation at all', raw(b'   ')),
     Fault('line', 'byte order mark', TAKEN, 'ignored',
           raw(b'\xef\xbb\xbf' + JSON + b'{"from": "Assistant", "type": "text", "value": "y"}]}')),
-    Fault('line', 'not UTF-8', 'not_json', 'left out', raw(JSON + b'{"from": "Assistant", "value": "\xff\xfe"}]}')),
-    Fault('line', 'NaN literal', 'not_json', 'left out', raw(b'{"id": "ID", "conversations": NaN}')),
-    Fault('line', 'missing key', 'missing_key', 'left out', raw(b'{"id": "ID"}')),
-    Fault('line', 'only user turns', 'wrong_turns', 'left out', said(text('User', 'x'))),
-    Fault('line', 'only assistant turns', 'wrong_turns', 'left out', said(text('Assistant', 'x'))),
-    Fault('line', 'unknown role', 'unknown_role', 'left out', said(text('Narrator', 'x'), text('Assistant', 'y'))),
-    Fault('line', 'null or empty text', 'missing_key', 'left out',
+    Fault('line', 'not UTF-8', 'not_json', 'skipped', raw(JSON + b'{"from": "Assistant", "value": "\xff\xfe"}]}')),
+    Fault('line', 'NaN literal', 'not_json', 'skipped', raw(b'{"id": "ID", "conversations": NaN}')),
+    Fault('line', 'missing key', 'missing_key', 'skipped', raw(b'{"id": "ID"}')),
+    Fault('line', 'only user turns', 'wrong_turns', 'skipped', said(text('User', 'x'))),
+    Fault('line', 'only assistant turns', 'wrong_turns', 'skipped', said(text('Assistant', 'x'))),
+    Fault('line', 'unknown role', 'unknown_role', 'skipped', said(text('Narrator', 'x'), text('Assistant', 'y'))),
+    Fault('line', 'null or empty text', 'missing_key', 'skipped',
           lambda f, n: chat(f'{f.name}-{n}', question=None if n % 2 else '')),
     Fault('line', 'placeholder or special token in the text', TAKEN, 'ordinary text',
           asked('<|audioplaceholder|> <|im_end|> </s> <sound>')),
     Fault('line', 'a million characters', 'overlong', 'as a conversation over the limit', asked('lamp ' * 200_000)),
-    Fault('conversation', 'over the token limit', 'overlong', 'cut between turns, or left out (data.overlong)',
+    Fault('conversation', 'over the token limit', 'overlong', 'cut between turns, or skipped (data.overlong)',
           asked('green ' * 3000)),
     Fault('conversation', 'a hundred recordings', TAKEN, 'legal', many_clips),
     Fault('conversation', 'no recording at all', TAKEN, 'legal', asked('is it noon')),
-    Fault('conversation', 'offset negative or beyond the end', 'bad_span', 'left out', lambda f, n: recorded(
+    Fault('conversation', 'offset negative or beyond the end', 'bad_span', 'skipped', lambda f, n: recorded(
         write_wav, offset=-1.0 if n % 2 else 3.0)(f, n)),
-    Fault('conversation', 'duration unlike the file', 'duration_mismatch', 'left out (data.on_duration_mismatch)',
+    Fault('conversation', 'duration unlike the file', 'duration_mismatch', 'skipped (data.on_duration_mismatch)',
           lambda f, n: recorded(write_wav, duration=9.0 if n % 2 else 0.2)(f, n)),
 ]  # fmt: skip
 

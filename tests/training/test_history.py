@@ -29,10 +29,10 @@ from rich.console import Console
 from nemo_vtb.data.datamodule import VtbDataModule
 from nemo_vtb.model.blender import VoiceTextBlender
 from nemo_vtb.testing import TinyCorpus, tiny_model_cfg
-from nemo_vtb.training import History, ProgressLine, draw_curves, print_summary, read_history
-from nemo_vtb.training.history import _smooth
-from nemo_vtb.training.progress_bar import _clock
+from nemo_vtb.training.history import History, _smooth, draw_curves, read_history
+from nemo_vtb.training.progress_bar import ProgressLine, _clock
 from nemo_vtb.training.run_state import RunState
+from nemo_vtb.training.summary import print_summary
 
 Fit = Callable[..., tuple[str, RunState]]
 
@@ -108,7 +108,15 @@ def test_lines_history_curves_and_summary_of_a_run(fit: Fit, tmp_path: Path) -> 
     console = Console(width=120, record=True, file=io.StringIO())
     print_summary(tmp_path, next_commands=['type this'], console=console)
     text = console.export_text()
-    for word in ('What was learned', 'asked', 'delivered', '40.0%', '4 steps in', 'peak memory: CPU', 'curves.png'):
+    for word in (
+        'What was learned',
+        'requested',
+        'delivered',
+        '40.0%',
+        '4 steps in',
+        'peak memory: CPU',
+        'curves.png',
+    ):
         assert word in text
     assert 'type this' in text and 'validation loss: first' in text and 'quarantine' not in text
 
@@ -132,7 +140,7 @@ def test_resume_takes_back_steps_behind_the_checkpoint(
         stream.write(json.dumps(before[-1] | {'step': 3}) + '\n{"type": "tr')
     shown, _ = fit(4, checkpoint=str(tmp_path / 'last.ckpt'))
     train = [r for r in read_history(path) if r['type'] == 'train']
-    assert 'going on at step 2' in shown
+    assert 'resumed at step 2' in shown
     assert [r['step'] for r in train] == [1, 2, 3, 4] and train[:2] == before
     assert train[2]['time_s'] >= train[1]['time_s'] + 1
 

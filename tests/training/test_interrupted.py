@@ -20,7 +20,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import torch
 
-from nemo_vtb.training.interrupted import CompleteRun, clear_leftovers
+from nemo_vtb.training.interrupted import CompleteRun, clean_interrupted
 
 
 def test_the_newest_whole_checkpoint_is_kept(tmp_path: Path) -> None:
@@ -31,14 +31,14 @@ def test_the_newest_whole_checkpoint_is_kept(tmp_path: Path) -> None:
     os.utime(tmp_path / 'step=12-last.ckpt', (100, 100))
     for left in ('step=12-last-unfinished', '.step=16-last.ckpt.x7.ckpt', '.run.nemo.x8.nemo'):
         (tmp_path / left).touch()
-    assert clear_leftovers(tmp_path) == tmp_path / 'step=12-last.ckpt'
+    assert clean_interrupted(tmp_path) == tmp_path / 'step=12-last.ckpt'
     assert sorted(p.name for p in tmp_path.iterdir()) == ['step=12-last.ckpt', 'step=4.ckpt']
-    assert clear_leftovers(tmp_path) == tmp_path / 'step=12-last.ckpt'
+    assert clean_interrupted(tmp_path) == tmp_path / 'step=12-last.ckpt'
 
 
 def test_a_folder_without_any(tmp_path: Path) -> None:
-    assert clear_leftovers(tmp_path) is None
-    assert clear_leftovers(tmp_path / 'none') is None
+    assert clean_interrupted(tmp_path) is None
+    assert clean_interrupted(tmp_path / 'none') is None
 
 
 def test_nemo_resumes_from_what_is_left(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_nemo_resumes_from_what_is_left(tmp_path: Path) -> None:
     for name in ('step=8-last.ckpt', 'step=12-last.ckpt', 'step=12-last-unfinished', 'step=8-last-unfinished'):
         (folder / name).touch()
     trainer = pl.Trainer(accelerator='cpu', logger=False, enable_checkpointing=False)
-    newest = clear_leftovers(folder)
+    newest = clean_interrupted(folder)
     check_resume(trainer, str(tmp_path), resume_if_exists=True)
     assert trainer.ckpt_path == str(newest)
 
@@ -94,6 +94,6 @@ def test_a_run_killed_after_its_last_step_is_completed(tmp_path: Path) -> None:
     record = {'type': 'train', 'step': 1, 'time_s': 1.0, 'losses': {'text': 1.0}, 'targets': {'text': 1}}
     line = json.dumps(record | {'tokens': 1, 'audio_s': 0.0})
     (tmp_path / 'run_0' / 'history.jsonl').write_text(line + '\n')
-    fit(tmp_path, clear_leftovers(tmp_path))
+    fit(tmp_path, clean_interrupted(tmp_path))
     assert (tmp_path / 'mine.nemo').read_text() == expected
     assert (tmp_path / 'history.jsonl').is_file() and (tmp_path / 'curves.png').is_file()

@@ -34,7 +34,8 @@ from nemo_vtb.errors import VtbConfigError
 from nemo_vtb.model.blender import VoiceTextBlender
 from nemo_vtb.parallel.dims import ParallelDims
 from nemo_vtb.testing import TinyCorpus, tiny_model_cfg
-from nemo_vtb.training import History, ProgressLine, read_history
+from nemo_vtb.training.history import History, read_history
+from nemo_vtb.training.progress_bar import ProgressLine
 from nemo_vtb.training.retention_monitor import (
     PENALTY,
     RetentionMonitor,
@@ -206,7 +207,7 @@ def test_a_dead_adapter_is_deaf(run: SimpleNamespace) -> None:
 
 
 def auto(folder: Path, corpus: TinyCorpus, steps: int, resume: Path | None = None) -> SimpleNamespace:
-    """A run whose text ability is under the limit at once, so that more text is asked for at each validation."""
+    """A run whose text ability is under the limit at once, so that more text is requested at each validation."""
     torch.manual_seed(0)
     model = VoiceTextBlender(tiny_model_cfg(folder / 'm'))
     cfg = {
@@ -230,7 +231,7 @@ def auto(folder: Path, corpus: TinyCorpus, steps: int, resume: Path | None = Non
     return SimpleNamespace(data=data, model=model, ledger=state.ledger.to_json(), folder=folder)
 
 
-def test_more_text_is_asked_for_and_a_resumed_run_asks_the_same(
+def test_more_text_is_requested_and_a_resumed_run_requests_the_same(
     tmp_path: Path, corpus: TinyCorpus, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     # a tiny random LLM gains text ability by any training: what it kept is given here, all else is real
@@ -303,7 +304,7 @@ def test_ranks_share_the_questions(tiny_model: VoiceTextBlender, monkeypatch: py
         assert len(monitor._rows) > ranks
         trainer = SimpleNamespace(global_rank=rank, world_size=world, strategy=None)
         with torch.no_grad():
-            monitor._ask(trainer, tiny_model, torch.no_grad())
+            monitor._score(trainer, tiny_model, torch.no_grad())
         return seen[0]
 
     torch.testing.assert_close(sum(total(r, ranks) for r in range(ranks)), total(0, 1))
