@@ -93,17 +93,6 @@ def join_peers(states: Sequence[RandomState], peers: int) -> list[RandomState]:
     ]
 
 
-def gather_random_states(own: RandomState) -> list[RandomState]:
-    """The states of all ranks, in the order of the ranks; all ranks call it together."""
-    import torch.distributed as dist
-
-    if not dist.is_available() or not dist.is_initialized():
-        return [own]
-    gathered: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, own)
-    return gathered
-
-
 def restore_rank_state(states: Sequence[RandomState], rank: int, peer: int = 0) -> None:
     """Restore the generators of one rank; a rank that did not exist gets seeds of its own, always the same ones."""
     if rank < len(states):
