@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from nemo_vtb.factory.data_card import DataCard
-    from nemo_vtb.factory.stage import Stage
 
 KINDS = {
     'asr_ast': 'NeMo ASR and AST manifests to conversations',
@@ -62,7 +61,7 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace, console: 'Console') -> int:
     """Make one kind of data; returns the exit status."""
     from nemo_vtb.factory.dataset_files import finish
-    from nemo_vtb.factory.pipeline import parse_shard, produce
+    from nemo_vtb.factory.pipeline import make_stage, parse_shard, produce
     from nemo_vtb.scripts import start_script
 
     start_script()
@@ -82,31 +81,6 @@ def run(arguments: argparse.Namespace, console: 'Console') -> int:
     if produced.left == 0:
         show_card(finish(stage, stage.settings, out), out, console)  # type: ignore[attr-defined]
     return 0
-
-
-def make_stage(kind: str, inputs: Sequence[str], *layers: Mapping[str, Any]) -> 'Stage':
-    """The stage of a kind with settings out of layers.
-
-    Raises:
-        VtbConfigError: No input, or a wrong setting.
-    """
-    from nemo_vtb.config import read_settings
-    from nemo_vtb.factory import settings
-    from nemo_vtb.factory.asr_ast import AsrAstStage
-    from nemo_vtb.factory.mixed_modal import MixedModalStage
-    from nemo_vtb.factory.speech_qa import SpeechQaStage
-    from nemo_vtb.factory.text import TextStage
-
-    if not inputs:
-        raise VtbConfigError('No input files.', field='INPUT', allowed='manifests or conversations (.jsonl)')
-    stages: dict[str, tuple[type[Any], type[settings.Common]]] = {
-        'asr_ast': (AsrAstStage, settings.AsrAst),
-        'mixed_modal': (MixedModalStage, settings.MixedModal),
-        'speech_qa': (SpeechQaStage, settings.SpeechQa),
-        'text': (TextStage, settings.TextChats),
-    }
-    stage, keys = stages[kind]
-    return stage(read_settings(keys, *layers), tuple(inputs))
 
 
 def show_card(card: 'DataCard', out: Path, console: 'Console') -> None:

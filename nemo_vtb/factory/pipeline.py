@@ -20,7 +20,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -31,8 +31,14 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from nemo_vtb.config import read_settings
 from nemo_vtb.errors import VtbConfigError, VtbDataError
+from nemo_vtb.factory import settings
+from nemo_vtb.factory.asr_ast import AsrAstStage
+from nemo_vtb.factory.mixed_modal import MixedModalStage
+from nemo_vtb.factory.speech_qa import SpeechQaStage
 from nemo_vtb.factory.stage import KEPT, Journal, Outcome, Stage, WorkList, open_work_list, read_journals
+from nemo_vtb.factory.text import TextStage
 
 _PR_SET_PDEATHSIG = 1
 _SAY_EVERY_S = 15.0
@@ -53,6 +59,29 @@ class Produced:
     made: int
     left: int
     seconds: float
+
+
+def make_stage(kind: str, inputs: Sequence[str], *layers: Mapping[str, Any]) -> Stage:
+    """The stage of a kind.
+
+    Args:
+        kind: 'asr_ast', 'mixed_modal', 'speech_qa' or 'text'.
+        inputs: Manifests or conversations (.jsonl).
+        layers: Settings; later ones override earlier ones.
+
+    Raises:
+        VtbConfigError: No input, or a wrong setting.
+    """
+    if not inputs:
+        raise VtbConfigError('No input files.', field='INPUT', allowed='manifests or conversations (.jsonl)')
+    stages: dict[str, tuple[type[Any], type[settings.Common]]] = {
+        'asr_ast': (AsrAstStage, settings.AsrAst),
+        'mixed_modal': (MixedModalStage, settings.MixedModal),
+        'speech_qa': (SpeechQaStage, settings.SpeechQa),
+        'text': (TextStage, settings.TextChats),
+    }
+    stage, keys = stages[kind]
+    return stage(read_settings(keys, *layers), tuple(inputs))
 
 
 def parse_shard(text: str) -> tuple[int, int]:

@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 
 from nemo_vtb import cli
-from nemo_vtb.commands.data_make import make_stage
 from nemo_vtb.errors import VtbConfigError
+from nemo_vtb.factory.pipeline import make_stage
 
 CHATS = [
     {'instruction': 'What do bees make?', 'output': 'Bees make honey and wax.'},

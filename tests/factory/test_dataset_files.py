@@ -21,13 +21,12 @@ import numpy as np
 import pytest
 from factory_helpers import digest, read_lines, write_manifest
 
-from nemo_vtb.commands.data_make import make_stage
 from nemo_vtb.data.audio import read_audio
 from nemo_vtb.data.conversation import conversation_from_dict
 from nemo_vtb.data.sources import parse_input_cfg
 from nemo_vtb.errors import VtbDataError
 from nemo_vtb.factory.dataset_files import finish, split_of
-from nemo_vtb.factory.pipeline import produce
+from nemo_vtb.factory.pipeline import make_stage, produce
 from nemo_vtb.factory.settings import Common
 from nemo_vtb.factory.stage import Item, Journal, Outcome
 

@@ -23,10 +23,9 @@ import time
 import pytest
 from factory_helpers import digest, read_lines, write_chats
 
-from nemo_vtb.commands.data_make import make_stage
 from nemo_vtb.errors import VtbConfigError
 from nemo_vtb.factory.dataset_files import finish
-from nemo_vtb.factory.pipeline import parse_shard, produce
+from nemo_vtb.factory.pipeline import make_stage, parse_shard, produce
 
 FAST = {'chunk': 2, 'verify': {'asr': None}, 'tts': {'speakers': 4}, 'validation_share': 0.2, 'variants': 3}
 
