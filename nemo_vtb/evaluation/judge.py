@@ -371,7 +371,7 @@ def _ask_all(
         ended = refused  # not the texts are at fault
     if ended:
         raise VtbDataError(
-            'The judge cannot be asked.', field='judge.url',
+            'The judge does not answer.', field='judge.url',
             got=f'{judge.url}, model {judge.model}: {ended[0].got}',
             remedy=f'check server, judge.model, and the key in ${judge.api_key_env}; start again: all answers and '
             'verdicts so far are kept; or leave the judge out',

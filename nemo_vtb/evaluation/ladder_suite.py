@@ -60,7 +60,7 @@ class LadderQuestion:
 
 
 def ladder_questions(conversations: Iterable[Conversation], limit: int = LADDER_QUESTIONS) -> list[LadderQuestion]:
-    """The first question of each conversation that asks about one recording whose words are known.
+    """The first question of each conversation about one recording with a transcript.
 
     Args:
         conversations: Held-out conversations of kind `speech_qa`.

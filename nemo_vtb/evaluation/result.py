@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 SUITE_KEYS = ('text_suite', 'instruct', 'emergent', 'ladder')
-"""Keys of a result that a suite of its own fills: `tasks` by name, each with value, interval and base."""
+"""Keys of a result for the suites beside `speech`: `tasks` by name, each with value, interval and base."""
 
 FORMAT_VERSION = 1
 """Written into every JSON file; raised when a field changes its meaning."""
@@ -38,13 +38,13 @@ _TASK_NAMES = {
     'asr': 'Transcribe speech',
     'ast': 'Translate speech',
     'speech_qa': 'Answer about speech',
-    'mixed_modal': 'Typed + spoken chat',
-    'text': 'Typed chat',
+    'mixed_modal': 'Text + speech turns',
+    'text': 'Text only',
 }
 _SUITE_TITLES = {
     'text_suite': 'Text ability (percent): this model beside its base LLM',
     'instruct': 'Instructions that a program checks (percent), spoken and typed',
-    'emergent': 'What was never taught (percent)',
+    'emergent': 'Tasks outside the training data (percent)',
     'ladder': 'The same questions typed and spoken (percent)',
 }
 _PERCENT = ('WER', 'CER', 'exact match', 'F1', 'judge: correct')
@@ -53,7 +53,7 @@ _EXPLANATIONS = {
     'BLEU': 'BLEU: likeness to the reference translation (0 to 100; above 30 is understandable).',
     'exact match': 'exact match / F1: answers equal to the reference / words shared with it (100 = perfect).',
     'judge: correct': 'judge: answers that are right and no mere copies / redundancy: copied without need (1 to 10).',
-    'perplexity': 'perplexity: how surprised the LLM is by held-out chats; equal to the base = nothing was forgotten.',
+    'perplexity': 'perplexity: on held-out text-only conversations; equal to the base = nothing was forgotten.',
 }
 
 
@@ -67,7 +67,7 @@ class Row:
         metric: Name of the metric.
         n: Answers (conversations for the perplexity).
         ours: The value of this model.
-        base: The value of the base LLM; None where it cannot be asked, as it does not hear.
+        base: The value of the base LLM; None where the prompt has audio, which it cannot take.
         low: Lower end of the 95 % interval of `ours`.
         high: Upper end.
         higher_is_better: Direction of the metric.
@@ -101,14 +101,14 @@ class Sample:
         id: Conversation and number of the turn.
         task: As in `Row`.
         source: As in `Row`.
-        prompt: What was asked, readable; a recording is `▶ name (seconds)`.
-        reference: What should be answered.
-        hypothesis: What was answered.
-        audios: Paths of the recordings that were heard.
+        prompt: The prompt in readable form; a recording is `▶ name (seconds)`.
+        reference: The expected answer.
+        hypothesis: The answer of the model.
+        audios: Paths of the recordings in the prompt.
         said: Their transcripts, '' where unknown.
-        typed_and_spoken: Whether the turn that is answered is partly typed, partly spoken.
-        base: Answer of the base LLM to the same prompt, None where it cannot hear it.
-        verdict: What the judge said, or why it did not (`unjudged`); None where nobody judged.
+        typed_and_spoken: Whether the turn that is answered holds text and audio.
+        base: Answer of the base LLM to the same prompt, None if that has audio.
+        verdict: That of the judge, or why there is none (`unjudged`); None without a judge.
     """
 
     id: str
@@ -190,10 +190,9 @@ class Evaluation:
         return cls(tuple(rows), tuple(samples), data['info'], {k: data[k] for k in SUITE_KEYS if k in data})
 
     def examples(self) -> list[Sample]:
-        """Samples to look at, the first of each sort and none chosen by its quality.
+        """The first samples of each task, not chosen by quality.
 
-        Two questions about recordings, two turns that are partly typed and partly spoken, a transcript of each source,
-        one typed chat.
+        Two questions about recordings, two turns with text and audio, a transcript of each source, one text-only turn.
         """
         mixed = [s for s in self.samples if s.task == 'mixed_modal']
         chosen: list[Sample | None] = [
@@ -202,7 +201,7 @@ class Evaluation:
         ]
         for source in dict.fromkeys(s.source for s in self.samples if s.task == 'asr'):
             chosen.append(self._first(lambda s, source=source: s.task == 'asr' and s.source == source))
-        # written by a person where there is one: what a small LLM samples for itself is no answer to be shown beside
+        # written by a person if there is one: what a small LLM generates for itself is a poor reference to show
         written = self._first(lambda s: s.task == 'text' and s.source == 'reference')
         chosen.append(written or self._first(lambda s: s.task == 'text'))
         return [sample for sample in chosen if sample is not None]
@@ -211,7 +210,7 @@ class Evaluation:
         return next((s for s in self.samples if wanted(s)), None)
 
     def show(self, console: 'Console', *, examples: bool = True) -> None:
-        """Print all that there is: table, examples, suites."""
+        """Print table, examples and suites."""
         if self.rows:
             self.table(console)
             if examples:
@@ -249,11 +248,11 @@ class Evaluation:
         metrics = {row.metric for row in self.rows}
         lines = [text for metric, text in _EXPLANATIONS.items() if metric in metrics]
         if any(row.base is None for row in self.rows):
-            lines.append('-: the base LLM cannot hear, so there is nothing to compare with.')
+            lines.append('-: no base value, as the base LLM takes no audio.')
         console.print('\n'.join(lines), style='dim', highlight=False)
 
     def show_suites(self, console: 'Console') -> None:
-        """Print the suites: one line for each task, the base LLM beside it where it can be asked."""
+        """Print the suites: one line for each task, with the base LLM where it has a value."""
         from rich.table import Table
 
         for name, suite in self.suites.items():
@@ -280,12 +279,12 @@ class Evaluation:
                 console.print(f'{text} ({_percent(low)} to {_percent(high)})', style='dim', highlight=False)
 
     def show_examples(self, console: 'Console') -> None:
-        """Print what was asked and answered, with the base LLM's answer where it can be asked."""
+        """Print prompts and answers, with those of the base LLM where it has any."""
         from rich.table import Table
 
-        table = Table(title='Before your eyes', title_justify='left', header_style='bold', show_lines=True)
-        table.add_column('Asked', ratio=5)
-        for name in ('Should be', 'This model', 'Base LLM'):
+        table = Table(title='Examples', title_justify='left', header_style='bold', show_lines=True)
+        table.add_column('Prompt', ratio=5)
+        for name in ('Reference', 'This model', 'Base LLM'):
             table.add_column(name, ratio=3)
         for sample in self.examples():
             said = [f'[dim]said: "{plain(text)}"[/dim]' for text in sample.said if text]

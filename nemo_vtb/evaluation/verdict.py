@@ -25,7 +25,7 @@ LEVELS = ('green', 'amber', 'red')
 # percent of the base LLM's text ability: the goal of joint training, and the least that is acceptable
 KEPT_GOAL, KEPT_FLOOR = 98.0, 90.0
 # word error rate of the best source: recognises speech, and does not
-HEARS, DEAF = 20.0, 60.0
+WER_GOAL, WER_LIMIT = 20.0, 60.0
 _SUITE_MEAN = 'mean over the text suite'
 _INFO = ('datasets', 'limit', 'max_new_tokens', 'suites', 'judge')
 
@@ -78,7 +78,7 @@ def _of(kept: float | None, low: float | None, high: float | None) -> dict[str, 
 
 
 def verdict_of(evaluation: Evaluation, base: Evaluation | None = None, base_name: str = '') -> Verdict:
-    """The verdict on a model: does it hear, does it read as before, is it worse than the one it is compared with.
+    """The verdict on a model: does it recognise speech, did it keep its text ability, is it worse than the other one.
 
     Red: it kept less than 90 % of the text ability, by an interval that ends under 100 %, or its best word error rate
     is above 60 %. Green: it kept at least 98 % and no source has a word error rate above 60 %, the best at most 20 %.
@@ -107,7 +107,7 @@ def manifest_sections(result: Evaluation) -> tuple[dict[str, Any], dict[str, Any
         result: Of `vtb eval`.
 
     Returns:
-        `rows` (a record for each measure) with `info` of what was asked; `verdict` and what was `kept` of each measure
+        `rows` (a record for each measure) with `info` on the settings; `verdict` and what was `kept` of each measure
         of text ability, None where none was made.
     """
     rows = [
@@ -159,14 +159,14 @@ def _hearing(evaluation: Evaluation) -> tuple[str, str]:
     if not rates:
         return 'amber', 'How well it hears was not measured.'
     source, (best, metric) = min(rates.items(), key=lambda item: item[1][0])
-    lost = {s: rate for s, (rate, _) in rates.items() if rate > DEAF}
+    lost = {s: rate for s, (rate, _) in rates.items() if rate > WER_LIMIT}
     said = f'{metric} {best:.1f} % on {source}'
-    if best > DEAF:
+    if best > WER_LIMIT:
         return 'red', f'It does not hear ({said}, and that is its best).'
     if lost:
         others = ', '.join(f'{s} {rate:.0f} %' for s, rate in lost.items())
         return 'amber', f'It hears {source} ({metric} {best:.1f} %), but not {others}.'
-    if best > HEARS:
+    if best > WER_GOAL:
         return 'amber', f'It hears with many mistakes ({said}).'
     return 'green', f'It hears ({said}).'
 

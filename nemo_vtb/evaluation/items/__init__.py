@@ -11,9 +11,9 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Shipped test items as JSON lines, and the YAML tasks that make lm-eval ask those of the text suite.
+"""Shipped test items as JSON lines, and the YAML tasks by which lm-eval runs those of the text suite.
 
-`tools/evaluation_items/write.py` makes them; benchmarks of others cannot be shipped.
+`tools/evaluation_items/write.py` makes them; public benchmarks cannot be redistributed.
 """
 
 import json

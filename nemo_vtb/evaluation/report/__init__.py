@@ -11,4 +11,4 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The report of `vtb report`: one page, markdown and JSON about what models hear, what they kept, where they fail."""
+"""The report on models as one page, markdown and JSON: speech metrics, text ability kept, worst answers."""

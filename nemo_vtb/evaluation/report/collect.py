@@ -235,7 +235,7 @@ def _of_every_source(scored: list[tuple[float, Sample]], count: int) -> list[tup
 
 
 def word_diff(reference: str, answer: str) -> list[tuple[str, str]]:
-    """Runs of words as (`same`, `missing` or `wrong`, text): what was right, left out, and said instead."""
+    """Runs of words as (`same`, `missing` or `wrong`, text): what is right, missing, and in its place."""
     want, got = reference.split(), answer.split()
     plain = [[w.strip('.,!?;:"').lower() for w in words] for words in (want, got)]
     runs: list[tuple[str, str]] = []

@@ -40,19 +40,19 @@ def speech_table(report: Mapping[str, Any]) -> list[tuple[str, str, str, int, li
 
 
 def suites_in(report: Mapping[str, Any]) -> list[str]:
-    """Names of the suites that any model was asked."""
+    """Names of the suites that any model has results of."""
     return list(dict.fromkeys(name for model in report['models'] for name in model['suites']))
 
 
 def suite_table(
     report: Mapping[str, Any], suite: str
 ) -> list[tuple[str, int, float | None, list[Mapping[str, Any] | None]]]:
-    """Rows of title, n, value of the base LLM (None where it cannot be asked) and one record for each model."""
-    asked = [(model['suites'].get(suite) or {}).get('tasks') or {} for model in report['models']]
+    """Rows of title, n, value of the base LLM (None where it has none) and one record for each model."""
+    tables = [(model['suites'].get(suite) or {}).get('tasks') or {} for model in report['models']]
     found = []
-    for name, first in {name: task for tasks in asked for name, task in tasks.items()}.items():
+    for name, first in {name: task for tasks in tables for name, task in tasks.items()}.items():
         cells: list[Mapping[str, Any] | None] = []
-        for tasks in asked:
+        for tasks in tables:
             low, high = (tasks.get(name) or {}).get('interval') or (None, None)
             cells.append({'ours': _percent(tasks[name]['value']), 'low': _percent(low), 'high': _percent(high)}
                          if name in tasks else None)  # fmt: skip
