@@ -69,10 +69,10 @@ def digest(out: Path) -> dict[str, str]:
 
 
 @contextmanager
-def openai_server(folder: Path, faults: str = '') -> Iterator[str]:
-    """A server of `openai_server.py` in a process of its own; gives its base address."""
+def openai_server(folder: Path, faults: str = '', ready: str = '') -> Iterator[str]:
+    """A server of `openai_server.py` in a process of its own, with `ready` loaded; gives its base address."""
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, str(Path(__file__).with_name('openai_server.py')), str(folder), faults]
+    command = [sys.executable, str(Path(__file__).with_name('openai_server.py')), str(folder), faults, ready]
     process = subprocess.Popen(command)
     try:
         while not (folder / 'port').exists():

@@ -13,11 +13,12 @@
 # limitations under the License.
 """An OpenAI-compatible server for the tests: a real small language model and real voices, with faults on order.
 
-    python openai_server.py STATE_FOLDER [FAULTS]
+    python openai_server.py STATE_FOLDER [FAULTS [READY]]
 
 FAULTS is a list of words; request number n gets FAULTS[n], later ones are answered well: `ok`, `429`, `500`, `hang`
 (no answer for as long as the client may wait), `cut` (the connection ends), `junk` (an answer that is no JSON),
 `range` (a verdict out of range), `400`, `401`.
+READY is a list of what is loaded before the first request, so that no client waits for it: `model`, `voice`.
 It writes its port to STATE_FOLDER/port and every request with what it got to STATE_FOLDER/requests.jsonl.
 """
 
@@ -172,6 +173,11 @@ def speech(body: dict[str, Any]) -> bytes:
 def main() -> None:
     folder, faults = Path(sys.argv[1]), sys.argv[2].split() if len(sys.argv) > 2 else []
     server = Server(folder, faults)
+    ready = sys.argv[3].split() if len(sys.argv) > 3 else []
+    if 'model' in ready:
+        server.model()
+    if 'voice' in ready:
+        speech({'input': 'Ready.', 'voice': 'en-US', 'speed': 1.0})
     http = ThreadingHTTPServer(('127.0.0.1', 0), handler_of(server))
     http.daemon_threads = True
     (folder / 'port.part').write_text(str(http.server_port))

@@ -48,8 +48,8 @@ def test_what_passes_is_tried_again(tmp_path, faults, repeated):
 
 
 def test_a_server_that_hangs_is_asked_again(tmp_path):
-    with openai_server(tmp_path, 'hang') as url:
-        assert run(Endpoint(url, first_wait_s=0.05, timeout_s=2.0)) == [(True, 1)]
+    with openai_server(tmp_path, 'hang', 'voice') as url:
+        assert run(Endpoint(url, first_wait_s=0.05, timeout_s=5.0)) == [(True, 1)]
 
 
 def test_refusals_and_lasting_faults_are_errors(tmp_path):

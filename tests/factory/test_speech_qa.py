@@ -98,7 +98,7 @@ def test_a_production_against_a_server_with_faults(tmp_path, assets):
     manifest = write_manifest(tmp_path, [*TEXTS, 'No.'])
     # the last item is asked twice in vain: junk both times
     faults = '429 500 ok junk cut hang ok'
-    with openai_server(tmp_path / 'server', faults) as url:
+    with openai_server(tmp_path / 'server', faults, 'model') as url:
         settings = read_settings(SpeechQa, {**WORDS, 'llm': {**LLM, 'url': url, 'price_prompt': 2.0}})
         stage = SpeechQaStage(settings, (str(manifest),))
         assert produce(stage, tmp_path / 'out').left == 0
@@ -137,7 +137,7 @@ def test_junk_alone_is_an_outcome_and_no_error(tmp_path, assets):
 def test_no_answer_is_paid_for_twice_after_a_kill(tmp_path, assets):
     assets('minimind2-small')
     manifest, out = write_manifest(tmp_path, TEXTS), tmp_path / 'out'
-    with openai_server(tmp_path / 'server') as url:
+    with openai_server(tmp_path / 'server', ready='model') as url:
         words = ['chunk=6', 'judge=none', 'llm.max_tokens=24', 'llm.temperature=0', 'llm.concurrency=1']
         words += [f'llm.url={url}', 'llm.model=m', 'min_words=4', '--workers', '1']
         command = [sys.executable, '-m', 'nemo_vtb.cli', 'data', 'make', 'speech_qa', str(out), str(manifest), *words]
