@@ -11,12 +11,10 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What the runs of the study are: which data, which parts learn, in how many stages; and how large the study is."""
+"""The runs of the study: which data, which trainable parts, how many stages; and the size of the study."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-__all__ = ['RUNS', 'SIZES', 'STAGE_ONE', 'Run', 'Size', 'overrides', 'steps_of']
 
 SPEECH = {'asr_ast': 0.5, 'speech_qa': 0.22, 'mixed_modal': 0.18}
 JOINT = {'text': 0.1, **SPEECH}
@@ -35,9 +33,9 @@ class Run:
     Args:
         title: What a table calls it.
         shares: Kind -> share of all tokens, scaled to sum to 1.
-        lora: Whether the LLM learns (through LoRA), or stays as it is.
+        lora: Whether the LLM is trained (through LoRA), or frozen.
         init: The run whose model it starts from.
-        anchor: `model.text_anchor`; it acts on typed chats alone.
+        anchor: Whether `model.text_anchor` is on; it acts on text-only conversations alone.
         sampler: What draws the conversations: our token budget, or NeMo's loader (`nemo_loader.py`).
     """
 

@@ -16,9 +16,9 @@
     python benchmarks/study/run.py [--runs A B C D E M N O] [--seeds 0 1 2] [--quick | --full] [--out runs/study]
 
 Each run of each seed is one training (`examples/speechllm_joint_sft.py`) and one evaluation, in processes of their
-own. Killed at any moment, the same command goes on from the last checkpoint; what has its `result.json` is not made
-again. Without `--quick` (a test of the machinery) or `--full` (135 M parameters on one GPU): under two hours on two
-free cores. `python benchmarks/study/summarise.py` makes the table.
+own. Killed at any moment, the same command resumes from the last checkpoint; a leg with its `result.json` is complete.
+Without `--quick` (a smoke test) or `--full` (135 M parameters on one GPU): under two hours on two free cores.
+`python benchmarks/study/summarise.py` makes the table.
 """
 
 import argparse
@@ -53,16 +53,16 @@ class Leg:
 
     @property
     def result(self) -> Path:
-        """The file that says that nothing is left to do."""
+        """Written last: the leg is complete."""
         return self.folder / 'result.json'
 
 
 class OutOfTimeError(Exception):
-    """The time of this leg is over; the same command goes on."""
+    """The time of this leg is over; the same command resumes it."""
 
 
 def legs_of(runs: Sequence[str], seeds: Sequence[int], out: Path) -> list[Leg]:
-    """All legs, seed by seed, so that a study that was stopped has whole comparisons; first stages come first."""
+    """All legs, seed by seed, so that an interrupted study has complete comparisons; first stages come first."""
     needed = [STAGE_ONE] if any(RUNS[run].init for run in runs) else []
     return [Leg(run, seed, out / f'{run}-{seed}') for seed in seeds for run in (*needed, *runs)]
 
@@ -83,7 +83,7 @@ def call(command: Sequence[str], log: Path, deadline: float) -> None:
         try:
             status = process.wait(timeout=max(0.0, deadline - time.time()))
         except subprocess.TimeoutExpired:
-            # checkpoints are whole or not there, so that an end at any moment costs only the steps since the last one
+            # checkpoints are complete or absent, so that a kill at any moment costs only the steps since the last one
             process.kill()
             process.wait()
             raise OutOfTimeError from None
@@ -93,10 +93,10 @@ def call(command: Sequence[str], log: Path, deadline: float) -> None:
 
 
 def work(leg: Leg, size_name: str, deadline: float) -> str:
-    """Do what a leg still lacks: training, evaluation, result."""
+    """Complete a leg: training, evaluation, result."""
     run, size = RUNS[leg.run], SIZES[size_name]
     if leg.result.is_file():
-        return 'was there'
+        return 'already complete'
     began = time.time()
     leg.folder.mkdir(parents=True, exist_ok=True)
     # not in the folder: NeMo's experiment manager puts aside what it finds there
@@ -137,7 +137,7 @@ def study(legs: Sequence[Leg], size: str, jobs: int, deadline: float) -> int:
             done = work(leg, size, deadline)
             print(f'{time.strftime("%H:%M:%S")} {leg.run} seed {leg.seed}: {done}', flush=True)
         except OutOfTimeError:
-            print(f'{leg.run} seed {leg.seed}: time is over; the same command goes on', flush=True)
+            print(f'{leg.run} seed {leg.seed}: time is over; the same command resumes it', flush=True)
 
     waiting = [leg for leg in legs if not leg.result.is_file()]
     for seed in dict.fromkeys(leg.seed for leg in waiting):
@@ -161,7 +161,7 @@ def main() -> int:
     parser.add_argument('--runs', nargs='+', choices=names, default=names, help='which runs (default: all)')
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2], help='seeds (default: 0 1 2)')
     group = parser.add_mutually_exclusive_group()
-    group.add_argument('--quick', action='store_true', help='three steps of A and E: does everything work?')
+    group.add_argument('--quick', action='store_true', help='three steps of A and E, as a smoke test')
     group.add_argument('--full', action='store_true', help='135 M parameters, full schedule, one GPU')
     parser.add_argument('--out', type=Path, default=ROOT / 'runs' / 'study', help='folder (default: runs/study)')
     parser.add_argument('--jobs', type=int, default=None, help='legs at a time (default: 2, with --full 1)')

@@ -252,7 +252,7 @@ def main() -> int:
     tables = markdown(summary)
     print(tables)
     if summary['missing']:
-        print(f'not complete: {", ".join(summary["missing"])}; the same benchmarks/study/run.py goes on\n')
+        print(f'not complete: {", ".join(summary["missing"])}; the same benchmarks/study/run.py resumes\n')
     if arguments.markdown:
         arguments.markdown.write_text(tables, encoding='utf-8')
     if arguments.plot:

@@ -15,20 +15,25 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemo_vtb.errors import VtbConfigError, VtbDataError, first_line
 from nemo_vtb.evaluation.answers import AnswerCache
+from nemo_vtb.evaluation.emergent_suite import run_emergent
+from nemo_vtb.evaluation.instruct_suite import run_instruct
 from nemo_vtb.evaluation.judge import Judge, add_verdicts, check_judge
+from nemo_vtb.evaluation.ladder_suite import LADDER_QUESTIONS, LadderQuestion, ladder_questions, run_ladder
 from nemo_vtb.evaluation.result import Evaluation
 from nemo_vtb.evaluation.speech_suite import evaluate, load_conversations
+from nemo_vtb.evaluation.text_suite import TEXT_TASKS, check_installed, run_text_suite
 from nemo_vtb.evaluation.verdict import write_to_manifest
+from nemo_vtb.model.pretrained import restore
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from nemo_vtb.evaluation.ladder_suite import LadderQuestion
     from nemo_vtb.model.blender import VoiceTextBlender
 
 SUITE_NAMES = ('speech', 'text', 'instruct', 'emergent', 'ladder')
@@ -107,8 +112,6 @@ def evaluate_file(
     Raises:
         VtbCheckpointError: The file is not a model, or the result cannot be written.
     """
-    from nemo_vtb.model.pretrained import restore
-
     output = Path(output or Path(file).with_suffix('.eval.json'))
     plan = replace(plan, folder=plan.folder or output.with_suffix('.audio'))
     model = restore(str(file), device)
@@ -165,27 +168,27 @@ def run_suites(
         )
     if plan.judge is not None:
         result = add_verdicts(result, plan.judge, cache, controls=controls, console=console)
+    options: dict[str, Any] = {'batch_size': plan.batch_size, 'cache': cache, 'on_task': _announcer(console)}
     suites: dict[str, Any] = {}
     if 'text' in plan.suites:
-        suites['text_suite'] = _text(model, plan, cache, _teller(console))
-    for name in ('instruct', 'emergent'):
+        settings: dict[str, Any] = {'include': plan.include, 'chat_template': plan.chat_template, 'limit': plan.limit}
+        suites['text_suite'] = run_text_suite(model, plan.tasks or TEXT_TASKS, **settings, **options)
+    for name, run in (('instruct', run_instruct), ('emergent', run_emergent)):
         if name in plan.suites:
-            suites[name] = _spoken_items(name, model, plan, cache, _teller(console))
+            suites[name] = run(model, _folder(plan) / name, limit=plan.limit, **options)
     if 'ladder' in plan.suites:
-        suites['ladder'] = _ladder(model, ladder, plan, cache, _teller(console))
+        suites['ladder'] = run_ladder(model, ladder, _folder(plan) / 'ladder', **options)
     info = dict(result.info) | {'suites': list(plan.suites), 'left_out': skipped}
     return Evaluation(result.rows, result.samples, info, suites)
 
 
-def _prepare(plan: Plan) -> tuple[dict[str, str], list['LadderQuestion']]:
+def _prepare(plan: Plan) -> tuple[dict[str, str], list[LadderQuestion]]:
     """Suites out of several that cannot run here, and why (a single one is an error); the questions of the ladder.
 
     Raises:
         VtbConfigError: lm-eval is not installed, and nothing else is requested.
         VtbDataError: No question can be spoken, and nothing else is requested.
     """
-    from nemo_vtb.evaluation.text_suite import check_installed
-
     skipped: dict[str, str] = {}
     questions: list[LadderQuestion] = []
     for name, check in (('text', check_installed), ('ladder', lambda: questions.extend(_ladder_questions(plan)))):
@@ -199,63 +202,18 @@ def _prepare(plan: Plan) -> tuple[dict[str, str], list['LadderQuestion']]:
     return skipped, questions
 
 
-def _spoken_items(
-    name: str, model: 'VoiceTextBlender', plan: Plan, cache: AnswerCache, tell: Callable[[str], None] | None
-) -> dict[str, Any]:
-    from nemo_vtb.evaluation.emergent_suite import run_emergent
-    from nemo_vtb.evaluation.instruct_suite import run_instruct
-
-    run = {'instruct': run_instruct, 'emergent': run_emergent}[name]
-    options: dict[str, Any] = {'limit': plan.limit, 'batch_size': plan.batch_size, 'cache': cache}
-    return run(model, _folder(plan) / name, on_task=tell, **options)
-
-
 def _folder(plan: Plan) -> Path:
     if plan.folder is None:
         raise VtbConfigError('The suite writes recordings.', field='folder', got=None, allowed='a folder')
     return plan.folder
 
 
-def _ladder(
-    model: 'VoiceTextBlender',
-    questions: Sequence['LadderQuestion'],
-    plan: Plan,
-    cache: AnswerCache,
-    tell: Callable[[str], None] | None,
-) -> dict[str, Any]:
-    from nemo_vtb.evaluation.ladder_suite import run_ladder
-
-    folder = _folder(plan) / 'ladder'
-    return run_ladder(model, questions, folder, batch_size=plan.batch_size, cache=cache, on_task=tell)
-
-
-def _ladder_questions(plan: Plan) -> list['LadderQuestion']:
-    from itertools import chain
-
-    from nemo_vtb.evaluation.ladder_suite import LADDER_QUESTIONS, ladder_questions
-
+def _ladder_questions(plan: Plan) -> list[LadderQuestion]:
     held_out = chain.from_iterable(load_conversations(file, name) for name, file in (plan.datasets or {}).items())
     return ladder_questions(held_out, min(LADDER_QUESTIONS, plan.limit or LADDER_QUESTIONS))
 
 
-def _text(
-    model: 'VoiceTextBlender', plan: Plan, cache: AnswerCache, tell: Callable[[str], None] | None
-) -> dict[str, Any]:
-    from nemo_vtb.evaluation.text_suite import TEXT_TASKS, run_text_suite
-
-    return run_text_suite(
-        model,
-        plan.tasks or TEXT_TASKS,
-        include=plan.include,
-        chat_template=plan.chat_template,
-        limit=plan.limit,
-        batch_size=plan.batch_size,
-        cache=cache,
-        on_task=tell,
-    )
-
-
-def _teller(console: 'Console | None') -> Callable[[str], None] | None:
+def _announcer(console: 'Console | None') -> Callable[[str], None] | None:
     if console is None:
         return None
     return lambda name: console.print(f'{name} ...', style='dim', highlight=False, markup=False)

@@ -168,7 +168,7 @@ def test_what_is_done_is_not_done_again_and_time_is_kept(
     assert [leg.run for leg in legs] == ['stage1', 'A', 'C']
     write_leg(tmp_path, 'A', 0, 99.0, 10.0)
     monkeypatch.setattr(run, 'call', lambda *_: pytest.fail('nothing is to be done'))
-    assert run.work(legs[1], 'quick', time.time() + 9) == 'was there'
+    assert run.work(legs[1], 'quick', time.time() + 9) == 'already complete'
     monkeypatch.undo()
     script = tmp_path / 'slow.py'
     script.write_text('import time; time.sleep(60)')
