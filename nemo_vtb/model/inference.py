@@ -168,6 +168,7 @@ def embed_prompts(
 
 
 def encode_clips(model: 'VoiceTextBlender', clips: list[Tensor]) -> Sequence[Tensor]:
+    """Frames of each clip, encoded together: A tensors of (F_i, H)."""
     if not clips:
         return []
     lens = torch.tensor([c.numel() for c in clips], device=model.device)
@@ -178,6 +179,7 @@ def encode_clips(model: 'VoiceTextBlender', clips: list[Tensor]) -> Sequence[Ten
 
 
 def generation_defaults(model: 'VoiceTextBlender') -> dict[str, Any]:
+    """Options of transformers' `generate` that end an answer: the tokenizer's end, padding and end-of-turn tokens."""
     stops = sorted({i for i in (model.text_eos_id, *model.renderer.end_of_turn_ids) if i is not None})
     return {'bos_token_id': model.text_bos_id, 'eos_token_id': stops, 'pad_token_id': model.text_pad_id}
 
@@ -216,6 +218,7 @@ def _strip_padding(model: 'VoiceTextBlender', row: Tensor) -> list[int]:
 
 
 def load_clip(model: 'VoiceTextBlender', audio: Audio) -> Tensor:
+    """Samples of a recording at the rate of the encoder: (S,) float32 on the CPU."""
     samples = read_audio(audio, sample_rate=model.sampling_rate)
     return torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32))
 
