@@ -223,8 +223,8 @@ def hugging_face_ways(llm: Any, row: Row, plan: Plan) -> dict[str, Callable[[], 
     """The HF backbone on a packed row, and a padded batch."""
     from peft import LoraConfig, get_peft_model
 
+    from nemo_vtb.backbone.attention import IMPLEMENTATION, register
     from nemo_vtb.backbone.hf import HFBackbone
-    from nemo_vtb.backbone.packed_attention import IMPLEMENTATION, register
 
     register()
     tuned = get_peft_model(llm.to(plan.device), LoraConfig(**LORA)).train()

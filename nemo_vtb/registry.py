@@ -31,8 +31,8 @@ NEMO_MODULE = 'nemo.core.classes.common'
 PREFIX = 'nemo_vtb.'
 # NeMo also looks at the base class, and knows strategies of Lightning's and its own alone
 STRATEGIES = (
-    'nemo_vtb.parallel.megatron.MegatronStrategy',
-    'nemo_vtb.parallel.fully_sharded.FullyShardedStrategy',
+    'nemo_vtb.parallel.strategies.MegatronStrategy',
+    'nemo_vtb.parallel.strategies.FullyShardedStrategy',
 )
 
 

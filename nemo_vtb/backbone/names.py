@@ -99,15 +99,26 @@ def base_weights(folder: str | Path, lora_names: Iterable[str] = ()) -> dict[str
     wrapped = {n.split('.lora_')[0].removeprefix('base_model.model.') for n in lora_names}
     inside = 'llm.base_model.model.' if wrapped else 'llm.'
     state: dict[str, Tensor] = {}
-    for file in _weight_files(folder):
-        for name, tensor in _mapped(file):
-            module, _, leaf = name.rpartition('.')
-            if module == 'model.embed_tokens':
-                state['embed_tokens.weight'] = tensor
-            else:
-                state[f'{inside}{module}{".base_layer" if module in wrapped else ""}.{leaf}'] = tensor
+    for name, tensor in published_weights(folder).items():
+        module, _, leaf = name.rpartition('.')
+        if module == 'model.embed_tokens':
+            state['embed_tokens.weight'] = tensor
+        else:
+            state[f'{inside}{module}{".base_layer" if module in wrapped else ""}.{leaf}'] = tensor
     state.setdefault(f'{inside}lm_head.weight', state['embed_tokens.weight'])
     return state
+
+
+def published_weights(folder: str | Path) -> dict[str, Tensor]:
+    """The tensors of an LLM under the names of its own files, each mapped and read when it is used.
+
+    Args:
+        folder: As of `base_weights`.
+
+    Raises:
+        VtbModelError: There are no safetensors files.
+    """
+    return {name: tensor for file in _weight_files(folder) for name, tensor in _mapped(file)}
 
 
 def _mapped(file: Path) -> Iterator[tuple[str, Tensor]]:

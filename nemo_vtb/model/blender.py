@@ -17,6 +17,7 @@ Source: Peng et al., VoiceTextBlender, NAACL 2025 (long paper 298). Letters: T r
 S samples, H LLM width, N targets.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from nemo.collections.speechlm2.models.salm import SALM
 from nemo.collections.speechlm2.parts.optim_setup import freeze_and_subset, is_frozen
 from nemo.collections.speechlm2.parts.pretrained import maybe_load_pretrained_models
 from nemo.core import ModelPT
+from nemo.core.classes.common import safe_instantiate
 from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
@@ -52,14 +54,21 @@ from nemo_vtb.data.collate import PackedRow
 from nemo_vtb.data.conversation import Conversation
 from nemo_vtb.data.template import AUDIO_SLOT, ChatRenderer
 from nemo_vtb.errors import VtbConfigError
-from nemo_vtb.model import inference, scoring
+from nemo_vtb.model import inference
 from nemo_vtb.model.frames import frame_counter
-from nemo_vtb.model.loss import anchored_loss, base_hidden, kind_sums, row_nll, text_divergence
-from nemo_vtb.model.optimizer import grouped_optimizer
-from nemo_vtb.model.perception import encode, encode_shared, setup_perception, silent_forward
-from nemo_vtb.model.splice import splice
-from nemo_vtb.parallel.base import backbone_class, build_backbone
+from nemo_vtb.model.loss import (
+    ValidationSums,
+    anchored_loss,
+    base_hidden,
+    conversation_nll,
+    kind_nll,
+    kind_sums,
+    row_nll,
+    text_divergence,
+)
+from nemo_vtb.model.perception import encode, encode_shared, setup_perception, silent_forward, splice
 from nemo_vtb.parallel.dims import ParallelDims
+from nemo_vtb.parallel.strategies import backbone_class, build_backbone
 from nemo_vtb.registry import register
 
 _LORA_PATTERN = r'^.+\.lora_.+$'
@@ -288,15 +297,15 @@ class VoiceTextBlender(SALM, ModelPT):
 
     def batch_nll(self, row: PackedRow, *, use_lora: bool = True) -> tuple[Tensor, Tensor]:
         """Sum of the losses and number of targets of one packed row, per kind: two float32 tensors of (4,)."""
-        return scoring.kind_nll(self, row, use_lora=use_lora)
+        return kind_nll(self, row, use_lora=use_lora)
 
     def conversation_nll(self, row: PackedRow, *, use_lora: bool = True) -> tuple[Tensor, Tensor]:
         """Sum of the losses and number of targets of each of the N conversations of a packed row: two of (N,)."""
-        return scoring.conversation_nll(self, row, use_lora=use_lora)
+        return conversation_nll(self, row, use_lora=use_lora)
 
     def on_validation_epoch_start(self) -> None:
         """Forget the sums of the last validation."""
-        self._validation = scoring.ValidationSums(self.device)
+        self._validation = ValidationSums(self.device)
 
     def validation_step(self, batch: PackedRow, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """One packed row of the validation set named by `batch.dataset`; returns what it is made of, per kind."""
@@ -415,6 +424,33 @@ class VoiceTextBlender(SALM, ModelPT):
     def list_available_models(cls) -> list:
         """No models are published."""
         return []
+
+
+def grouped_optimizer(model: VoiceTextBlender) -> dict[str, Any]:
+    """What Lightning's `configure_optimizers` returns; parameters in the order that optimizer states follow.
+
+    Raises:
+        VtbConfigError: A pattern of `lr_factors` matches no trained parameter.
+    """
+    own = {name: p for name, p in model.named_parameters() if p.requires_grad and not is_llm_weight(name)}
+    trained = model.backbone.trainable_parameters() | own  # in the order that optimizer states follow
+    groups: list[dict[str, Any]] = []
+    for number, entry in enumerate(model.cfg.get('lr_factors') or ()):
+        names = [name for name in trained if re.match(entry.match, name)]
+        if not names:
+            raise VtbConfigError(
+                'The pattern matches no trained parameter that an earlier one has left over.',
+                field=f'model.lr_factors[{number}].match',
+                got=entry.match,
+                allowed='a regular expression, e.g. ' + next(iter(trained), ''),
+            )
+        groups.append({'params': [trained.pop(n) for n in names], 'lr': model.cfg.optimizer.lr * entry.factor})
+    groups.append({'params': list(trained.values())})
+    optimizer = safe_instantiate(model.cfg.optimizer, groups, _convert_='all')
+    if 'lr_scheduler' not in model.cfg:
+        return {'optimizer': optimizer}
+    scheduler = safe_instantiate(model.cfg.lr_scheduler, optimizer)
+    return {'optimizer': optimizer, 'lr_scheduler': {'scheduler': scheduler, 'interval': 'step', 'frequency': 1}}
 
 
 def plain_dict(cfg: DictConfig) -> dict[str, Any]:

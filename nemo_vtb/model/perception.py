@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Builds the speech side of the model (encoder, adapter, projection) and runs it over the clips of a packed row.
+"""Builds the speech side of the model (encoder, adapter, projection), runs it, and puts its frames into packed rows.
 
 Letters: A clips, S samples, F frames of all clips together, T frames of one clip, D adapter width, H LLM width.
 """
@@ -375,6 +375,33 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, training in modes:
             part.training = training
+
+
+def splice(text_embeds: Tensor, frames: Tensor, positions: Tensor) -> Tensor:
+    """Put audio frames into a row of text embeddings.
+
+    Args:
+        text_embeds: (T, H) embeddings of the row's tokens; the values at `positions` are ignored.
+        frames: (F, H) output of the perception module, all clips one after the other, without padding.
+        positions: (F,) int64, where each frame stands in the row.
+
+    Returns:
+        (T, H) in the dtype of `text_embeds`.
+
+    Raises:
+        VtbModelError: The encoder made another number of frames than the data pipeline counted.
+    """
+    if frames.shape[0] != positions.shape[0]:
+        raise VtbModelError(
+            'The encoder made another number of frames than the data pipeline counted.',
+            field='perception',
+            got=f'{frames.shape[0]} frames for {positions.shape[0]} positions',
+            allowed='equal numbers',
+            remedy='build the data module with the frame counter of this very model (model.frames)',
+        )
+    if frames.shape[0] == 0:
+        return text_embeds
+    return text_embeds.index_copy(0, positions, frames.to(text_embeds.dtype))  # (T, H)
 
 
 # ---- a light adapter

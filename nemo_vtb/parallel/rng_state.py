@@ -36,11 +36,6 @@ def follow(read: Callable[[], _Named], write: Callable[[_Named], None]) -> None:
     _followed[:] = [(read, write)]
 
 
-def unfollow() -> None:
-    """Forget what `follow` was told."""
-    _followed.clear()
-
-
 def random_state() -> RandomState:
     """The generators of Python, NumPy, torch and the present CUDA device, JSON-able (12 kB)."""
     version, words, gauss = random.getstate()

@@ -26,8 +26,7 @@ from nemo_vtb.data.sampler import BatchPlan
 from nemo_vtb.model.blender import VoiceTextBlender, plain_dict
 from nemo_vtb.model.pretrained import warm_start
 from nemo_vtb.parallel.dims import ParallelDims
-from nemo_vtb.parallel.fully_sharded import register_fully_sharded
-from nemo_vtb.parallel.megatron import register_strategy
+from nemo_vtb.parallel.strategies import register_strategies
 from nemo_vtb.training.interrupted import CompleteRun, clean_interrupted
 from nemo_vtb.training.retention_monitor import retention_monitor_of
 from nemo_vtb.training.run_state import RunState
@@ -54,8 +53,7 @@ def build_trainer(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> Traine
     options.setdefault('use_distributed_sampler', False)
     if isinstance(interval, int):  # the data has one long epoch: validation is counted in batches, across epochs
         options['check_val_every_n_epoch'] = None
-    register_strategy()
-    register_fully_sharded()
+    register_strategies()
     trainer = Trainer(**options)
     batch = BatchPlan.of(trainer, cfg.data.get('rows_per_batch'), ParallelDims.of(trainer).data_size)
     if isinstance(interval, int):

@@ -13,16 +13,23 @@
 # limitations under the License.
 """The loss on supervised positions: the plain one, in whatever chunks, and defined where nothing is supervised."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from nemo_vtb.constants import IGNORE_INDEX
-from nemo_vtb.model.loss import kind_sums, target_nll
+from nemo_vtb.model.loss import kind_sums, row_nll
 
 pytestmark = pytest.mark.unit
 T, H, V = 23, 8, 11
+
+
+def nll_of(hidden: Tensor, labels: Tensor, head: Callable[[Tensor], Tensor], chunk: int = 1024) -> Tensor:
+    """`row_nll` by a head that gives whole logits, as that of the Hugging Face backbone does."""
+    return row_nll(hidden, labels, lambda h, y: cross_entropy(head(h).float(), y, reduction='none'), chunk=chunk)
 
 
 def row() -> tuple[Tensor, Tensor, nn.Linear]:
@@ -35,12 +42,12 @@ def row() -> tuple[Tensor, Tensor, nn.Linear]:
 def test_equals_plain_cross_entropy_over_the_whole_row() -> None:
     hidden, labels, head = row()
     plain = cross_entropy(head(hidden), labels, reduction='none', ignore_index=IGNORE_INDEX)
-    torch.testing.assert_close(target_nll(hidden, labels, head), plain[labels != IGNORE_INDEX])
+    torch.testing.assert_close(nll_of(hidden, labels, head), plain[labels != IGNORE_INDEX])
 
 
 def test_by_hand() -> None:
     logits = torch.tensor([[0.0, 0.0], [0.0, 0.0], [2.0, 0.0]])  # the head is the identity
-    nll = target_nll(logits, torch.tensor([1, IGNORE_INDEX, 0]), nn.Identity())
+    nll = nll_of(logits, torch.tensor([1, IGNORE_INDEX, 0]), nn.Identity())
     torch.testing.assert_close(nll, torch.tensor([0.693147, 0.126928]))
 
 
@@ -49,7 +56,7 @@ def test_chunks_change_neither_loss_nor_gradients(chunk: int) -> None:
     hidden, labels, head = row()
     results = []
     for size in (10_000, chunk):
-        nll = target_nll(hidden, labels, head, chunk=size)
+        nll = nll_of(hidden, labels, head, chunk=size)
         grads = torch.autograd.grad((nll * torch.arange(1, len(nll) + 1)).sum(), [hidden, *head.parameters()])
         results.append((nll.detach(), *grads))
     for whole, parts in zip(*results, strict=True):
@@ -65,20 +72,20 @@ def test_only_supervised_positions_reach_the_vocabulary_and_in_chunks() -> None:
         return head(h)
 
     with torch.no_grad():
-        target_nll(hidden, labels, counting, chunk=4)
+        nll_of(hidden, labels, counting, chunk=4)
     assert sum(seen) == int((labels != IGNORE_INDEX).sum())
     assert max(seen) <= 4
 
 
 def test_half_precision_is_summed_in_float32() -> None:
     hidden, labels, head = row()
-    nll = target_nll(hidden.bfloat16(), labels, head.bfloat16())
+    nll = nll_of(hidden.bfloat16(), labels, head.bfloat16())
     assert nll.dtype is torch.float32
 
 
 def test_without_targets_gradients_are_zero_not_undefined() -> None:
     hidden, _, head = row()
-    nll = target_nll(hidden, torch.full((T,), IGNORE_INDEX), head)
+    nll = nll_of(hidden, torch.full((T,), IGNORE_INDEX), head)
     assert nll.shape == (0,)
     assert nll.dtype is torch.float32
     (gradient,) = torch.autograd.grad(nll.sum(), [hidden])
@@ -95,8 +102,8 @@ def test_kind_sums_by_hand() -> None:
 
 def test_kind_sums_carry_no_gradient_and_stand_an_empty_row() -> None:
     hidden, labels, head = row()
-    sums, _ = kind_sums(target_nll(hidden, labels, head), labels, torch.zeros(T, dtype=torch.long), 4)
+    sums, _ = kind_sums(nll_of(hidden, labels, head), labels, torch.zeros(T, dtype=torch.long), 4)
     assert not sums.requires_grad
     empty = torch.full((T,), IGNORE_INDEX)
-    sums, counts = kind_sums(target_nll(hidden, empty, head), empty, torch.full((T,), -1), 4)
+    sums, counts = kind_sums(nll_of(hidden, empty, head), empty, torch.full((T,), -1), 4)
     assert sums.tolist() == counts.tolist() == [0, 0, 0, 0]

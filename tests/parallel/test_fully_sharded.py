@@ -22,7 +22,7 @@ from test_megatron import Runs
 
 pytestmark = pytest.mark.integration
 
-SHARDED = 'nemo_vtb.parallel.fully_sharded.FullyShardedStrategy'
+SHARDED = 'nemo_vtb.parallel.strategies.FullyShardedStrategy'
 
 
 def sharded(devices: int = 2, **options: Any) -> dict[str, Any]:

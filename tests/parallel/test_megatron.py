@@ -28,7 +28,7 @@ from nemo_vtb.training.history import read_history
 pytest.importorskip('megatron.core')
 pytestmark = pytest.mark.integration
 
-STRATEGY = 'nemo_vtb.parallel.megatron.MegatronStrategy'
+STRATEGY = 'nemo_vtb.parallel.strategies.MegatronStrategy'
 CONFORMER = {
     '_target_': 'nemo.collections.asr.modules.ConformerEncoder', 'feat_in': 32, 'feat_out': -1, 'n_layers': 1,
     'd_model': 32, 'subsampling': 'striding', 'subsampling_factor': 1, 'n_heads': 2, 'conv_kernel_size': 5,

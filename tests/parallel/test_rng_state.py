@@ -17,15 +17,16 @@ import json
 import random
 
 import numpy as np
+import pytest
 import torch
 
+from nemo_vtb.parallel import rng_state
 from nemo_vtb.parallel.rng_state import (
     follow,
     join_peers,
     random_state,
     restore_random_state,
     restore_rank_state,
-    unfollow,
 )
 
 
@@ -52,26 +53,25 @@ def test_a_new_rank_gets_its_own_seeds_always_the_same() -> None:
     assert len(set(seen)) == 3
 
 
-def test_peers_keep_the_generators_of_their_own() -> None:
+def test_peers_keep_the_generators_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     own = {'own': torch.tensor([1, 2, 3], dtype=torch.uint8)}
+    monkeypatch.setattr(rng_state, '_followed', [])
     follow(lambda: dict(own), own.update)
-    try:
-        states = []
-        for rank in range(4):  # two LLMs on two ranks each
-            own['own'] = torch.tensor([rank, rank, rank], dtype=torch.uint8)
-            states.append(json.loads(json.dumps(random_state())))
-        joined = join_peers(states, 2)
-        assert len(joined) == 2
-        restore_rank_state(joined, 1, 1)
-        assert own['own'].tolist() == [3, 3, 3]
-        restore_rank_state(joined, 0, 1)
-        assert own['own'].tolist() == [1, 1, 1]
-        restore_rank_state(joined, 0, 2)  # was not there
-        assert own['own'].tolist() == [1, 1, 1]
-        own['own'] = torch.zeros(5, dtype=torch.uint8)  # another device
-        restore_rank_state(joined, 0, 0)
-        assert own['own'].tolist() == [0] * 5
-    finally:
-        unfollow()
+    states = []
+    for rank in range(4):  # two LLMs on two ranks each
+        own['own'] = torch.tensor([rank, rank, rank], dtype=torch.uint8)
+        states.append(json.loads(json.dumps(random_state())))
+    joined = join_peers(states, 2)
+    assert len(joined) == 2
+    restore_rank_state(joined, 1, 1)
+    assert own['own'].tolist() == [3, 3, 3]
+    restore_rank_state(joined, 0, 1)
+    assert own['own'].tolist() == [1, 1, 1]
+    restore_rank_state(joined, 0, 2)  # was not there
+    assert own['own'].tolist() == [1, 1, 1]
+    own['own'] = torch.zeros(5, dtype=torch.uint8)  # another device
+    restore_rank_state(joined, 0, 0)
+    assert own['own'].tolist() == [0] * 5
+    rng_state._followed.clear()
     restore_rank_state(joined, 0)  # on a backbone that has none
     assert 'peers' not in random_state()

@@ -120,7 +120,7 @@ def leave_out_a_row(model: Any, rank: int) -> None:
 
 def check_copies(model: Any, trainer: Any) -> None:
     """What every rank holds whole must be the same on all of them, to the bit."""
-    from nemo_vtb.backbone.sharded import ShardedHFBackbone
+    from nemo_vtb.backbone.hf import ShardedHFBackbone
 
     for name, value in model.state_dict().items():
         if not name.startswith('llm.') and value.is_floating_point():

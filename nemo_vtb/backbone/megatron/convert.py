@@ -19,7 +19,6 @@ Padded heads, MLP columns and vocabulary rows are zero and never leave: what is 
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -27,46 +26,6 @@ from torch import Tensor, nn
 from nemo_vtb.backbone.megatron.families import Family, Geometry
 from nemo_vtb.backbone.megatron.runtime import gather
 from nemo_vtb.errors import VtbModelError, first_line
-
-
-class HFWeights(Mapping[str, Tensor]):
-    """The tensors of a Hugging Face folder, each read when it is asked for.
-
-    Args:
-        folder: With `model.safetensors`, or its shards; or the name of one in the local hub cache.
-
-    Raises:
-        VtbModelError: There are no safetensors in it.
-    """
-
-    def __init__(self, folder: str | Path) -> None:
-        from safetensors import safe_open
-
-        path = Path(folder).expanduser()
-        if not path.is_dir():
-            from huggingface_hub import snapshot_download
-
-            path = Path(snapshot_download(str(folder), allow_patterns=['*.safetensors', '*.json']))
-        files = sorted(path.glob('*.safetensors'))
-        if not files:
-            raise VtbModelError(
-                'There are no weights in this folder.',
-                field='model.pretrained_llm',
-                got=str(folder),
-                allowed='a folder with *.safetensors',
-                remedy='convert older *.bin files with transformers (save_pretrained)',
-            )
-        self._open = [safe_open(file, framework='pt') for file in files]
-        self._of = {name: handle for handle in self._open for name in handle.keys()}
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._of[name].get_tensor(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._of)
-
-    def __len__(self) -> int:
-        return len(self._of)
 
 
 def pad_rows(weight: Tensor, rows: int, padded: int) -> Tensor:

@@ -40,9 +40,9 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor, nn
 
+from nemo_vtb.backbone.attention import attend, window_mask
 from nemo_vtb.backbone.megatron import runtime
 from nemo_vtb.backbone.megatron.families import Family
-from nemo_vtb.backbone.packed_attention import attend, window_mask
 from nemo_vtb.errors import VtbConfigError
 
 logger = logging.getLogger(__name__)

@@ -32,6 +32,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
+from nemo_vtb.backbone.attention import keep_float32
 from nemo_vtb.backbone.base import Backbone, greedy_options
 from nemo_vtb.backbone.megatron import convert, lora, runtime
 from nemo_vtb.backbone.megatron.families import Family, Geometry, family_of, geometry_of
@@ -46,8 +47,7 @@ from nemo_vtb.backbone.megatron.layers import (
     packed_row,
 )
 from nemo_vtb.backbone.megatron.runtime import tp_group, tp_rank, tp_size
-from nemo_vtb.backbone.names import base_weights, peft_name, state_name
-from nemo_vtb.backbone.rotary import keep_float32
+from nemo_vtb.backbone.names import base_weights, peft_name, published_weights, state_name
 from nemo_vtb.backbone.spec import BackboneSpec
 from nemo_vtb.errors import VtbModelError
 
@@ -432,7 +432,7 @@ def build_backbone(
     backbone = MegatronBackbone(config, sequence_parallel=sequence_parallel, dtype=dtype, **overrides)
     if pretrained:
         convert.load_weights(
-            backbone.gpt, convert.HFWeights(source), backbone.family, backbone.geometry,
+            backbone.gpt, published_weights(source), backbone.family, backbone.geometry,
             rank=tp_rank(), ranks=tp_size(), tied=backbone.tied,
         )  # fmt: skip
     backbone.requires_grad_(False)

@@ -185,7 +185,7 @@ def test_an_llm_is_found_by_its_name_in_the_hub_cache(
     from huggingface_hub import constants
     from transformers import AutoModelForCausalLM
 
-    from nemo_vtb.backbone.megatron.convert import HFWeights
+    from nemo_vtb.backbone.names import published_weights
 
     model = tmp_path / 'models--some--llm'
     AutoModelForCausalLM.from_config(tiny_config('llama')).save_pretrained(model / 'snapshots' / 'abc')
@@ -193,7 +193,7 @@ def test_an_llm_is_found_by_its_name_in_the_hub_cache(
     (model / 'refs' / 'main').write_text('abc')
     monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path))
     monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
-    assert 'model.norm.weight' in HFWeights('some/llm')
+    assert 'model.norm.weight' in published_weights('some/llm')
 
 
 @pytest.mark.parametrize('name', ['llama', 'gemma_mqa'])
@@ -222,7 +222,8 @@ def test_kernels_that_cannot_run_are_refused(alone: None, wanted: str) -> None:
 
 
 def test_weights_that_are_missing_or_misshapen_are_named(alone: None) -> None:
-    from nemo_vtb.backbone.megatron.convert import HFWeights, load_weights
+    from nemo_vtb.backbone.megatron.convert import load_weights
+    from nemo_vtb.backbone.names import published_weights
 
     backbone = build()
     weights = dict(backbone.base_weights())
@@ -234,8 +235,8 @@ def test_weights_that_are_missing_or_misshapen_are_named(alone: None) -> None:
         load({k: v for k, v in weights.items() if k != 'model.norm.weight'})
     with pytest.raises(VtbModelError, match='embed_tokens'):
         load(weights | {'model.embed_tokens.weight': torch.zeros(7, 64)})
-    with pytest.raises(VtbModelError, match='no weights in this folder'):
-        HFWeights(Path(__file__).parent)
+    with pytest.raises(VtbModelError, match='no weights that can be read'):
+        published_weights(Path(__file__).parent)
 
 
 def test_ranks_that_cannot_be_dealt_are_refused(alone: None) -> None:

@@ -131,14 +131,14 @@ def test_the_likelihood_of_targets_and_the_most_likely_tokens(alone: None) -> No
 def test_the_strategy_reaches_the_configuration_of_megatron(
     alone: None, options: dict[str, Any], fields: dict[str, Any]
 ) -> None:
-    from nemo_vtb.parallel.megatron import MegatronStrategy
+    from nemo_vtb.parallel.strategies import MegatronStrategy
 
     config = build(**MegatronStrategy(**options).decoder_options).gpt.config
     assert {name: getattr(config, name) for name in fields} == fields
 
 
 def test_an_unknown_recompute_is_refused() -> None:
-    from nemo_vtb.parallel.megatron import MegatronStrategy
+    from nemo_vtb.parallel.strategies import MegatronStrategy
 
     with pytest.raises(VtbConfigError, match=r'trainer\.strategy\.recompute') as caught:
         MegatronStrategy(recompute='layers')  # type: ignore[arg-type]
