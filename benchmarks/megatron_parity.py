@@ -59,9 +59,8 @@ def measure(out: Path | None, answers: bool) -> dict[str, Any]:
 
     world = int(os.environ.get('WORLD_SIZE', 1))
     runtime.initialize(world)
+    from megatron_cases import CASES, check, check_answers
     from transformers.utils import logging as hf_logging
-
-    from nemo_vtb.testing.megatron_parity import CASES, check, check_answers
 
     hf_logging.disable_progress_bar()
     flags = (False, True) if world > 1 else (False,)

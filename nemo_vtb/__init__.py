@@ -26,69 +26,39 @@ from nemo_vtb.package_info import __version__
 from nemo_vtb.registry import ASSET_PROVIDERS, register
 
 if TYPE_CHECKING:
-    from nemo_vtb.assets.resolve import resolve_assets
-    from nemo_vtb.config.check import check_config
-    from nemo_vtb.config.schema import EvalConfig, ExportConfig, GenerateConfig, TrainConfig
-    from nemo_vtb.constants import KINDS
-    from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn
-    from nemo_vtb.data.datamodule import VtbDataModule
-    from nemo_vtb.data.template import ChatRenderer
-    from nemo_vtb.errors import VtbError, report_errors
-    from nemo_vtb.evaluation.inputs import (
-        conversations_from_audio,
-        conversations_from_manifest,
-        evaluation_plan,
-        print_answers,
-    )
-    from nemo_vtb.evaluation.runner import evaluate_file
-    from nemo_vtb.evaluation.speech_suite import evaluate
-    from nemo_vtb.export.export import default_export_path, export_model
-    from nemo_vtb.export.questions import export_questions
-    from nemo_vtb.model.blender import VoiceTextBlender
-    from nemo_vtb.model.pretrained import restore
-    from nemo_vtb.scripts import quiet_logs, start_script
-    from nemo_vtb.training.history import History
-    from nemo_vtb.training.progress_bar import ProgressLine
-    from nemo_vtb.training.run import build_model, build_trainer
-    from nemo_vtb.training.summary import print_summary
-
-__all__ = [
-    'KINDS',
-    'Audio',
-    'ChatRenderer',
-    'Conversation',
-    'EvalConfig',
-    'ExportConfig',
-    'GenerateConfig',
-    'History',
-    'ProgressLine',
-    'Text',
-    'TrainConfig',
-    'Turn',
-    'VoiceTextBlender',
-    'VtbDataModule',
-    'VtbError',
-    '__version__',
-    'build_model',
-    'build_trainer',
-    'check_config',
-    'conversations_from_audio',
-    'conversations_from_manifest',
-    'default_export_path',
-    'evaluate',
-    'evaluate_file',
-    'evaluation_plan',
-    'export_model',
-    'export_questions',
-    'print_answers',
-    'print_summary',
-    'quiet_logs',
-    'register',
-    'report_errors',
-    'resolve_assets',
-    'restore',
-    'start_script',
-]
+    from nemo_vtb.assets.resolve import resolve_assets as resolve_assets
+    from nemo_vtb.config.check import check_config as check_config
+    from nemo_vtb.config.schema import EvalConfig as EvalConfig
+    from nemo_vtb.config.schema import ExportConfig as ExportConfig
+    from nemo_vtb.config.schema import GenerateConfig as GenerateConfig
+    from nemo_vtb.config.schema import TrainConfig as TrainConfig
+    from nemo_vtb.constants import KINDS as KINDS
+    from nemo_vtb.data.conversation import Audio as Audio
+    from nemo_vtb.data.conversation import Conversation as Conversation
+    from nemo_vtb.data.conversation import Text as Text
+    from nemo_vtb.data.conversation import Turn as Turn
+    from nemo_vtb.data.datamodule import VtbDataModule as VtbDataModule
+    from nemo_vtb.data.template import ChatRenderer as ChatRenderer
+    from nemo_vtb.errors import VtbError as VtbError
+    from nemo_vtb.errors import report_errors as report_errors
+    from nemo_vtb.evaluation.inputs import conversations_from_audio as conversations_from_audio
+    from nemo_vtb.evaluation.inputs import conversations_from_manifest as conversations_from_manifest
+    from nemo_vtb.evaluation.inputs import evaluation_plan as evaluation_plan
+    from nemo_vtb.evaluation.inputs import print_answers as print_answers
+    from nemo_vtb.evaluation.runner import evaluate_file as evaluate_file
+    from nemo_vtb.evaluation.speech_suite import evaluate as evaluate
+    from nemo_vtb.export.export import default_export_path as default_export_path
+    from nemo_vtb.export.export import export_model as export_model
+    from nemo_vtb.export.questions import export_questions as export_questions
+    from nemo_vtb.model.blender import VoiceTextBlender as VoiceTextBlender
+    from nemo_vtb.model.pretrained import restore as restore
+    from nemo_vtb.scripts import quiet_logs as quiet_logs
+    from nemo_vtb.scripts import start_script as start_script
+    from nemo_vtb.training.history import History as History
+    from nemo_vtb.training.progress_bar import ProgressLine as ProgressLine
+    from nemo_vtb.training.run import build_model as build_model
+    from nemo_vtb.training.run import build_trainer as build_trainer
+    from nemo_vtb.training.summary import print_summary as print_summary
 
 _LAZY = {
     'KINDS': 'nemo_vtb.constants:KINDS',
@@ -125,6 +95,9 @@ _LAZY = {
     'restore': 'nemo_vtb.model.pretrained:restore',
     'start_script': 'nemo_vtb.scripts:start_script',
 }
+
+__all__ = ['__version__', 'register']
+__all__.extend(_LAZY)
 
 
 def __getattr__(name: str) -> object:

@@ -25,6 +25,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from nemo_vtb.errors import VtbCheckpointError, VtbConfigError
+
 if TYPE_CHECKING:
     from nemo_vtb.backbone.spec import BackboneSpec
 
@@ -176,14 +178,23 @@ class Backbone(ABC):
         """
 
 
+def lora_misfit(got: object, allowed: object) -> VtbCheckpointError:
+    """The error for LoRA weights that do not fit a model."""
+    return VtbCheckpointError(
+        'The LoRA weights do not fit this model.',
+        field='lora',
+        got=got,
+        allowed=allowed,
+        remedy='use the rank and the target modules that the weights were trained with',
+    )
+
+
 def greedy_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """What a backbone that decodes by itself needs of the options of transformers' `generate`.
 
     Raises:
         VtbConfigError: They ask for more than greedy answers.
     """
-    from nemo_vtb.errors import VtbConfigError
-
     plain = {'do_sample': False, 'num_beams': 1, 'use_cache': True, 'repetition_penalty': 1.0}
     read = ('max_new_tokens', 'eos_token_id', 'pad_token_id')
     silent = ('bos_token_id', 'transformers_version', '_from_model_config', *read)

@@ -27,9 +27,9 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from nemo_vtb.backbone.attention import IMPLEMENTATION, keep_float32, register
-from nemo_vtb.backbone.base import Backbone
+from nemo_vtb.backbone.base import Backbone, lora_misfit
 from nemo_vtb.backbone.names import base_weights, is_base_weight
-from nemo_vtb.errors import VtbCheckpointError, VtbModelError, first_line
+from nemo_vtb.errors import VtbModelError, first_line
 
 if TYPE_CHECKING:
     from nemo_vtb.backbone.spec import BackboneSpec
@@ -158,13 +158,7 @@ class HFBackbone(Backbone):
         own = self.lora_state()
         missing, surplus = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
         if missing or surplus:
-            raise VtbCheckpointError(
-                'The LoRA weights do not fit this model.',
-                field='lora',
-                got=f'missing {missing[:3]}, left over {surplus[:3]}',
-                allowed=f'{len(own)} keys',
-                remedy='use the rank and the target modules that the weights were trained with',
-            )
+            raise lora_misfit(f'missing {missing[:3]}, left over {surplus[:3]}', f'{len(own)} keys')
         from peft import set_peft_model_state_dict
 
         set_peft_model_state_dict(self._llm, dict(state))
@@ -338,13 +332,7 @@ def _checked(source: str, make: Callable[[], PreTrainedModel]) -> PreTrainedMode
     try:
         llm = make()
     except (OSError, SafetensorError, RuntimeError, KeyError) as error:
-        raise VtbModelError(
-            'The LLM cannot be loaded.',
-            field='model.pretrained_llm',
-            got=f'{source}: {first_line(error)}',
-            allowed='a folder with config.json and *.safetensors',
-            remedy='download it again, or name another folder; `vtb assets` lists the embedded ones',
-        ) from error
+        raise unloadable(source, first_line(error)) from error
     except ValueError as error:
         raise VtbModelError(
             'transformers does not know this family of LLM.',
@@ -363,6 +351,17 @@ def _checked(source: str, make: Callable[[], PreTrainedModel]) -> PreTrainedMode
             remedy='choose a decoder LLM such as Llama, Qwen, Gemma or Mistral',
         )
     return llm
+
+
+def unloadable(source: str, why: str) -> VtbModelError:
+    """The error for an LLM whose files are there but cannot be read."""
+    return VtbModelError(
+        'The LLM cannot be loaded.',
+        field='model.pretrained_llm',
+        got=f'{source}: {why}',
+        allowed='a folder with config.json and *.safetensors',
+        remedy='download it again, or name another folder; `vtb assets` lists the embedded ones',
+    )
 
 
 def check_llm_folder(source: str) -> None:

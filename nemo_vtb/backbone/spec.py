@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nemo_vtb.backbone.hf import load_llm, shape_of_llm, with_lora
+from nemo_vtb.backbone.hf import load_llm, shape_of_llm, unloadable, with_lora
 from nemo_vtb.backbone.names import base_weights, has_safetensors, lora_like_peft
 from nemo_vtb.errors import VtbConfigError, VtbModelError, first_line
 
@@ -208,10 +208,4 @@ def _embedding(source: str) -> Tensor:
     except (OSError, ValueError, KeyError) as error:
         if isinstance(error, VtbModelError):
             raise
-        raise VtbModelError(
-            'The LLM cannot be loaded.',
-            field='model.pretrained_llm',
-            got=f'{source}: {type(error).__name__}: {first_line(error)}',
-            allowed='a folder with config.json and *.safetensors',
-            remedy='download it again, or name another folder; `vtb assets` lists the embedded ones',
-        ) from error
+        raise unloadable(source, f'{type(error).__name__}: {first_line(error)}') from error

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from nemo_vtb.backbone.base import lora_misfit
 from nemo_vtb.backbone.names import base_fingerprint, base_weights, is_llm_weight, peft_name, state_name
 from nemo_vtb.errors import VtbCheckpointError
 
@@ -75,13 +76,7 @@ def load_trained_state(model: 'VoiceTextBlender', state: Mapping[str, Tensor]) -
 def _check_shapes(own: Mapping[str, Tensor], lora: Mapping[str, Tensor]) -> None:
     here, there = ({f'{name} {tuple(v.shape)}' for name, v in each.items()} for each in (own, lora))
     if here != there:
-        raise VtbCheckpointError(
-            'The LoRA weights do not fit this model.',
-            field='lora',
-            got=sorted(there - here)[:3],
-            allowed=sorted(here - there)[:3],
-            remedy='use the rank and the target modules that the weights were trained with',
-        )
+        raise lora_misfit(sorted(there - here)[:3], sorted(here - there)[:3])
 
 
 def drop_frozen_llm(model: 'VoiceTextBlender', checkpoint: dict[str, Any], buffers: Mapping[str, Tensor]) -> None:

@@ -26,7 +26,7 @@ from nemo_vtb.data.audio import read_audio
 from nemo_vtb.data.conversation import Audio, Conversation, conversation_from_messages
 from nemo_vtb.data.template import AUDIO_SLOT
 from nemo_vtb.errors import VtbDataError
-from nemo_vtb.model.perception import encode
+from nemo_vtb.model.perception import encode, evaluating
 
 if TYPE_CHECKING:
     from nemo_vtb.model.blender import VoiceTextBlender
@@ -128,17 +128,11 @@ def next_token_logits(model: 'VoiceTextBlender', conversation: Conversation) -> 
 def _generate(
     model: 'VoiceTextBlender', rows: list[list[int]], clips: list[Tensor], config: GenerationConfig | None, **kw: Any
 ) -> Tensor:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
+    with evaluating(model):
         embeds, mask = _left_pad(embed_prompts(model, rows, clips))  # (B, T, H), (B, T)
         # transformers 5 wants one of the two: a config, or single options
         options = {'generation_config': config} if config else generation_defaults(model)
         return model.backbone.generate(embeds, mask, **options, **kw)
-    finally:
-        # one by one: a frozen encoder may have been in evaluation mode all the time
-        for module, training in modes:
-            module.training = training
 
 
 def embed_prompts(

@@ -361,13 +361,14 @@ def silent_forward(perception: AudioPerceptionModule) -> Tensor:
     # four frames, and never so short that a normalisation sees a single mel frame
     samples = math.ceil(4 * perception.token_equivalent_duration * SAMPLE_RATE_HZ)
     signal = torch.zeros(1, samples, device=device)
-    with _evaluating(perception):
+    with evaluating(perception):
         frames, _ = perception(input_signal=signal, input_signal_length=torch.tensor([samples], device=device))
     return 0.0 * frames.float().sum()
 
 
 @contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode, put back part by part: what is frozen may have been in it all the time."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:

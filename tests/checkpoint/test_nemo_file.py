@@ -34,8 +34,7 @@ from nemo_vtb.data.conversation import Conversation, Text, Turn
 from nemo_vtb.errors import VtbCheckpointError, VtbModelError
 from nemo_vtb.model.blender import VoiceTextBlender
 from nemo_vtb.model.pretrained import restore
-from nemo_vtb.testing import tiny_model_cfg
-from nemo_vtb.testing.tiny import tiny_llm
+from nemo_vtb.testing import tiny_llm, tiny_model_cfg
 
 
 @pytest.fixture(scope='module')

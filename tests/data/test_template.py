@@ -25,8 +25,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn
 from nemo_vtb.data.template import AUDIO_SLOT, ChatRenderer, Rendered
 from nemo_vtb.errors import VtbTemplateError
-from nemo_vtb.testing import tiny_llm
-from nemo_vtb.testing.tiny import CHATML, GEMMA, LLAMA3
+from nemo_vtb.testing import CHATML, GEMMA, LLAMA3, tiny_llm
 
 pytestmark = pytest.mark.unit
 TAG = '<|audioplaceholder|>'

@@ -204,14 +204,16 @@ class SDPACore(nn.Module):
         packed_seq_params: PackedRow | None = None,
     ) -> Tensor:
         """(T, B, heads, D) on (S, B, KV heads, D) to (T, B, heads x D); the mask is that of `PackedSelfAttention`."""
-        q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))  # (B, heads, T, D)
-        length = q.shape[2]
         if packed_seq_params is not None:
-            spans = pairwise(packed_seq_params.borders)
-            out = torch.cat([self._block(q[:, :, b:e], k[:, :, b:e], v[:, :, b:e], None) for b, e in spans], dim=2)
-        else:
-            out = self._block(q, k, v, attention_mask)
-        return out.permute(2, 0, 1, 3).reshape(length, q.shape[0], -1)
+            return self._packed(query, key, value, packed_seq_params)
+        q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))  # (B, heads, T, D)
+        return self._block(q, k, v, attention_mask).permute(2, 0, 1, 3).flatten(2)
+
+    def _packed(self, query: Tensor, key: Tensor, value: Tensor, row: PackedRow) -> Tensor:
+        q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))  # (1, heads, T, D)
+        spans = pairwise(row.borders)
+        out = torch.cat([self._block(q[:, :, b:e], k[:, :, b:e], v[:, :, b:e], None) for b, e in spans], dim=2)
+        return out.permute(2, 0, 1, 3).flatten(2)
 
     def _block(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         length, seen = q.shape[2], k.shape[2]
@@ -225,32 +227,23 @@ class SDPACore(nn.Module):
             return attend(q, k, v, mask, causal, self.scale, dropout, self.softcap)
 
 
-class TECore(nn.Module):
-    """Attention by Transformer Engine's variable-length kernels; packed rows alone, everything else by `SDPACore`."""
+class TECore(SDPACore):
+    """Attention by Transformer Engine's variable-length kernels; packed rows alone, everything else as `SDPACore`."""
 
     def __init__(self, config: TransformerConfig, layer_number: int, **options: Any) -> None:
-        super().__init__()
+        super().__init__(config, layer_number, **options)
         from megatron.core.extensions.transformer_engine import TEDotProductAttention
 
-        self.sdpa = SDPACore(config, layer_number, **options)
         self.te = TEDotProductAttention(
             config=config, layer_number=layer_number, attn_mask_type=AttnMaskType.padding_causal,
             attention_type='self', softmax_scale=options.get('softmax_scale'),
         )  # fmt: skip
 
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None = None,
-        packed_seq_params: PackedRow | None = None,
-    ) -> Tensor:
-        """See `SDPACore.forward`."""
-        if packed_seq_params is None or self.sdpa.window is not None or self.sdpa.softcap is not None:
-            return self.sdpa(query, key, value, attention_mask, packed_seq_params)
+    def _packed(self, query: Tensor, key: Tensor, value: Tensor, row: PackedRow) -> Tensor:
+        if self.window is not None or self.softcap is not None:
+            return super()._packed(query, key, value, row)
         q, k, v = (x.squeeze(1) for x in (query, key, value))  # (T, heads, D)
-        out = self.te(q, k, v, None, attn_mask_type=AttnMaskType.padding_causal, packed_seq_params=packed_seq_params)
+        out = self.te(q, k, v, None, attn_mask_type=AttnMaskType.padding_causal, packed_seq_params=row)
         return out.reshape(query.shape[0], 1, -1)
 
 

@@ -30,10 +30,11 @@ from megatron.core.tensor_parallel import mappings
 from torch import Tensor, nn
 from torch.nn.functional import dropout, linear
 
+from nemo_vtb.backbone.base import lora_misfit
 from nemo_vtb.backbone.megatron.convert import pad_rows
 from nemo_vtb.backbone.megatron.families import Geometry
 from nemo_vtb.backbone.megatron.runtime import gather, tp_group
-from nemo_vtb.errors import VtbCheckpointError, VtbModelError
+from nemo_vtb.errors import VtbModelError
 
 PROJECTIONS = {
     'q_proj': 'self_attn',
@@ -297,12 +298,9 @@ def load_lora(gpt: nn.Module, g: Geometry, state: Mapping[str, Tensor]) -> None:
             except (AssertionError, RuntimeError, ValueError):
                 wrong.append(full)
     if wrong or left:
-        raise VtbCheckpointError(
-            'The LoRA weights do not fit this model.',
-            field='lora',
-            got=f'missing or of another shape {wrong[:3]}, left over {sorted(left)[:3]}',
-            allowed='one pair of factors for each target module of each layer',
-            remedy='use the rank and the target modules that the weights were trained with',
+        raise lora_misfit(
+            f'missing or of another shape {wrong[:3]}, left over {sorted(left)[:3]}',
+            'one pair of factors for each target module of each layer',
         )
 
 

@@ -27,9 +27,10 @@ FULL = {'recompute_granularity': 'full', 'recompute_method': 'uniform', 'recompu
 
 
 def build(sequence_parallel: bool, **options: Any) -> Any:
+    from megatron_cases import tiny_config
+
     from nemo_vtb.backbone.megatron import lora, runtime
     from nemo_vtb.backbone.megatron.model import MegatronBackbone
-    from nemo_vtb.testing.megatron_parity import tiny_config
 
     runtime.seed_everything(3)
     backbone = MegatronBackbone(tiny_config('llama'), sequence_parallel=sequence_parallel, **options)

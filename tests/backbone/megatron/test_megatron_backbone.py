@@ -21,13 +21,13 @@ from typing import Any
 
 import pytest
 import torch
+from megatron_cases import CASES, tiny_config
 from torch import Tensor
 
 from nemo_vtb.backbone.base import Backbone
 from nemo_vtb.backbone.megatron import runtime
 from nemo_vtb.backbone.megatron.families import FAMILIES, family_of, geometry_of
 from nemo_vtb.errors import VtbCheckpointError, VtbConfigError, VtbModelError
-from nemo_vtb.testing.megatron_parity import CASES, tiny_config
 
 pytestmark = pytest.mark.unit
 

@@ -22,8 +22,7 @@ from transformers import GenerationConfig
 
 from nemo_vtb.errors import VtbConfigError
 from nemo_vtb.model.blender import VoiceTextBlender
-from nemo_vtb.testing import tiny_corpus, tiny_model_cfg
-from nemo_vtb.testing.tiny import AUDIO_TAG
+from nemo_vtb.testing import AUDIO_TAG, tiny_corpus, tiny_model_cfg
 
 pytestmark = pytest.mark.integration
 

@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from nemo_vtb.testing.megatron_parity import CASES
+from megatron_cases import CASES
 
 pytestmark = pytest.mark.integration
 TOLERANCE = 1e-4

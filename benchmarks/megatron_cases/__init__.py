@@ -13,7 +13,8 @@
 # limitations under the License.
 """Parity of the Megatron backbone with Hugging Face and PEFT, family by family, on tiny random models.
 
-Runs in each process of a tensor-parallel group; used by the tests, by the benchmark, and by whoever adds a family.
+Runs in each process of a tensor-parallel group; used by `megatron_parity.py`, by the tests, and by whoever adds a
+family.
 """
 
 import tempfile
