@@ -23,7 +23,8 @@ import importlib
 import inspect
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any, TypeVar
 
@@ -55,10 +56,11 @@ _OPAQUE = '<resolver>'
 HYDRA_KEYS = ('_target_', '_args_', '_convert_', '_partial_', '_recursive_', 'target')
 # importing a target runs its module; only those that NeMo would instantiate anyway are looked at
 IMPORTABLE = ('lightning.', 'megatron.', 'nemo.', 'nemo_vtb.', 'torch.', 'torchmetrics.')
-DATACLASSES = {
+CLASSES = {
     'exp_manager': 'nemo.utils.exp_manager.ExpManagerConfig',
     'loader': 'nemo.collections.common.data.lhotse.dataloader.LhotseDataLoadingConfig',
     'lora': 'peft.LoraConfig',
+    'trainer': 'lightning.pytorch.Trainer',
 }
 DEFAULT_TARGETS = {
     'encoder': 'nemo.collections.asr.modules.ConformerEncoder',
@@ -167,13 +169,20 @@ def check_values(cfg: DictConfig | Mapping[str, Any], cls: type = TrainConfig) -
         key.check(path, _resolved(conf, path, value))
     for name in ('freeze_params', 'prevent_freeze_params'):
         for index, pattern in enumerate(OmegaConf.select(conf, f'model.{name}') or ()):
-            _check_regex(f'model.{name}[{index}]', pattern)
+            try:
+                re.compile(str(pattern))
+            except re.error as error:
+                raise VtbConfigError(
+                    f'the pattern is not a regular expression: {error}',
+                    field=f'model.{name}[{index}]',
+                    got=pattern,
+                    remedy="NeMo's patterns are Python regular expressions, as in '^llm\\..+$'",
+                ) from error
 
 
 def check_budget(cfg: DictConfig | Mapping[str, Any]) -> None:
     """Raises VtbConfigError unless the token shares of `data.budget` (if there are any) sum to 1 within 1e-6."""
-    conf = cfg if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg))
-    budget = OmegaConf.select(conf, 'data.budget')
+    budget = OmegaConf.select(OmegaConf.create(_raw(cfg)), 'data.budget')
     if not budget:
         return
     shares = {str(kind): float(share) for kind, share in budget.items() if kind != 'auto'}
@@ -193,7 +202,7 @@ def check_budget(cfg: DictConfig | Mapping[str, Any]) -> None:
 
 def _check_monitor(cfg: DictConfig | Mapping[str, Any]) -> None:
     """A checkpoint callback that waits for a metric that nobody logs would stop the run at its first validation."""
-    conf = cfg if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg))
+    conf = OmegaConf.create(_raw(cfg))
     path = 'exp_manager.checkpoint_callback_params.monitor'
     monitor = OmegaConf.select(conf, path)
     if OmegaConf.select(conf, 'data.budget.auto') and not OmegaConf.select(conf, 'gate.enabled'):
@@ -241,9 +250,7 @@ def _unknown_keys(cfg: object, node: Node, path: str) -> Iterator[tuple[str, set
         for name, value in cfg.items():
             yield from _unknown_keys(value, node.item, join(path, name))
     elif isinstance(node, Section) and isinstance(cfg, Mapping):
-        more: Mapping[str, Node] | None = {}
-        if node.more and not set(cfg) <= set(node.keys):
-            more = more_keys(node.more, cfg)
+        more = more_keys(node.more, cfg) if node.more and not set(cfg) <= set(node.keys) else {}
         if more is None:
             return
         known = {**more, **node.keys}
@@ -264,7 +271,7 @@ def _known_paths(node: Node, path: str, depth: int = 0) -> Iterator[tuple[str, s
             yield from _known_paths(child, join(path, name), depth + 1)
 
 
-def _nearest(path: str, siblings: Sequence[str] | set[str], everywhere: Mapping[str, str]) -> str | None:
+def _nearest(path: str, siblings: Collection[str], everywhere: Mapping[str, str]) -> str | None:
     parent, _, name = path.rpartition('.')
     close = difflib.get_close_matches(name, sorted(siblings), n=1, cutoff=0.6)
     if close:
@@ -276,40 +283,36 @@ def _nearest(path: str, siblings: Sequence[str] | set[str], everywhere: Mapping[
 def more_keys(provider: str, cfg: Mapping[str, Any]) -> Mapping[str, Node] | None:
     """The keys that somebody else's class takes, or None if that cannot be known (then all may pass)."""
     if provider == 'entry':
-        return NEMO_ENTRY_KEYS
-    if provider in DATACLASSES:
-        return _dataclass_keys(DATACLASSES[provider])
-    if provider == 'trainer':
-        return _signature_keys('lightning.pytorch.Trainer')
+        return dict.fromkeys(NEMO_ENTRY_KEYS, Key())
+    if provider in CLASSES:
+        return keys_of_class(CLASSES[provider])
     target = cfg.get('_target_') or cfg.get('target') or DEFAULT_TARGETS.get(provider)
     if not isinstance(target, str) or not target.startswith(IMPORTABLE):
         return None
-    names = _signature_keys(target)
+    names = keys_of_class(target)
     return None if names is None else {**dict.fromkeys(HYDRA_KEYS, Key()), **names}
 
 
-def _import(dotted: str) -> Any | None:
+@cache
+def keys_of_class(dotted: str) -> Mapping[str, Node] | None:
+    """The fields of a dataclass, or the parameters of another class or function; None where it cannot be imported."""
     module, _, name = dotted.rpartition('.')
     try:
-        return getattr(importlib.import_module(module), name)
+        found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError):
         return None
+    return _fields(found) if is_dataclass(found) else _parameters(found)
 
 
-@cache
-def _signature_keys(dotted: str) -> Mapping[str, Node] | None:
-    """Returns the parameters of a class, those of its bases included where it passes `**kwargs` on to them."""
-    cls = _import(dotted)
-    if cls is None:
-        return None
+def _parameters(found: Any) -> Mapping[str, Node] | None:
+    """Those of the base classes included where a class passes `**kwargs` on to them."""
     names: dict[str, Node] = {}
-    for base in cls.__mro__ if inspect.isclass(cls) else (cls,):
+    for base in found.__mro__ if inspect.isclass(found) else (found,):
         function = base.__dict__.get('__init__') if inspect.isclass(base) else base
-        # Lightning's Trainer is wrapped by a decorator that takes (*args, **kwargs)
-        function = inspect.unwrap(function) if function is not None else None
         if function is None:
             continue
-        parameters = list(inspect.signature(function).parameters.values())
+        # Lightning's Trainer is wrapped by a decorator that takes (*args, **kwargs)
+        parameters = list(inspect.signature(inspect.unwrap(function)).parameters.values())
         names.update({p.name: Key() for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)})
         if not any(p.kind == p.VAR_KEYWORD for p in parameters):
             names.pop('self', None)
@@ -317,19 +320,12 @@ def _signature_keys(dotted: str) -> Mapping[str, Node] | None:
     return None
 
 
-@cache
-def _dataclass_keys(dotted: str) -> Mapping[str, Node] | None:
-    """Returns the fields of a dataclass; a field that holds another dataclass becomes a section of its own."""
-    cls = _import(dotted)
-    return None if cls is None else _fields(cls)
-
-
-def _fields(cls: type) -> dict[str, Node]:
+def _fields(cls: Any) -> dict[str, Node]:
+    """A field that holds another dataclass becomes a section of its own."""
     names: dict[str, Node] = {}
-    for name, item in getattr(cls, '__dataclass_fields__', {}).items():
-        factory = item.default_factory
-        nested = factory() if callable(factory) else None
-        names[name] = Section(_fields(type(nested))) if hasattr(nested, '__dataclass_fields__') else Key()
+    for item in fields(cls):
+        nested = item.default_factory() if callable(item.default_factory) else None
+        names[item.name] = Section(_fields(nested)) if is_dataclass(nested) else Key()
     return names
 
 
@@ -355,16 +351,4 @@ def _resolved(conf: DictConfig, path: str, value: object) -> object:
             field=path,
             got=value,
             remedy=str(error).splitlines()[0],
-        ) from error
-
-
-def _check_regex(path: str, pattern: object) -> None:
-    try:
-        re.compile(str(pattern))
-    except re.error as error:
-        raise VtbConfigError(
-            f'the pattern is not a regular expression: {error}',
-            field=path,
-            got=pattern,
-            remedy="NeMo's patterns are Python regular expressions, as in '^llm\\..+$'",
         ) from error

@@ -29,7 +29,7 @@ import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -153,16 +153,12 @@ def key(
         keys: The dataclass whose keys the block holds, where the annotation is a plain mapping.
         more: Whose class takes further keys in this block (`check.more_keys`).
     """
-    metadata = {
-        'meaning': meaning, 'unit': unit, 'low': low, 'high': high, 'choices': tuple(choices),
-        'refused': dict(refused or {}), 'keys': keys, 'more': more,
-    }  # fmt: skip
+    rule = Key((), low, high, tuple(choices), refused=dict(refused or {}))
+    metadata = {'meaning': meaning, 'unit': unit, 'rule': rule, 'keys': keys, 'more': more}
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata={**metadata, 'names': tuple(default)})
-    if isinstance(default, type):
-        return field(default_factory=default, metadata=metadata)
     if is_dataclass(default):
-        return field(default_factory=lambda: default, metadata=metadata)
+        return field(default_factory=default if isinstance(default, type) else lambda: default, metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
@@ -207,14 +203,8 @@ def _node(hint: Any, metadata: Mapping[str, Any], seen: dict[type, Section]) -> 
             return MapOf(_node(arguments[1], metadata, seen))
     if Any in kinds:
         return Key()
-    return Key(
-        (*kinds, int) if float in kinds else kinds,
-        metadata['low'],
-        metadata['high'],
-        metadata['choices'],
-        null=type(None) in members,
-        refused=metadata['refused'],
-    )
+    accepted = (*kinds, int) if float in kinds else kinds
+    return replace(metadata['rule'], types=accepted, null=type(None) in members)
 
 
 def typed_values(values: object, node: Node, path: str = '') -> Iterator[tuple[str, object, Key]]:
@@ -244,7 +234,7 @@ def join(path: str, name: object) -> str:
 
 def settings_dict(settings: Any) -> dict[str, Any]:
     """Settings as plain values, as they would stand in a YAML file."""
-    return {name: plain_value(value) for name, value in asdict(settings).items()}
+    return plain_value(asdict(settings))
 
 
 def plain_value(value: Any) -> Any:

@@ -25,7 +25,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from nemo_vtb.config.keys import NO_DEFAULT, Key, Node, key, section_of
+from nemo_vtb.config.keys import NO_DEFAULT, Key, key, section_of
 from nemo_vtb.constants import KINDS, SAMPLE_RATE
 from nemo_vtb.errors import VtbConfigError
 from nemo_vtb.io import cache_dir
@@ -53,25 +53,11 @@ UNREAD_TYPES = {
 }
 """NeMo's types that are refused by name -> what to do instead."""
 
-NEMO_ENTRY_KEYS: dict[str, Node] = {
-    'paths': Key(),
-    'language': Key((str,)),
-    'audio_locator_tag': Key((str,)),
-    'token_equivalent_duration': Key((float, int), low=0.0),
-    'audio_prompt_mapping': Key(),
-    'shuffle': Key((bool,), null=False),
-    'shuffle_shards': Key((bool,), null=False),
-    'shard_seed': Key(),
-    'slice_length': Key((int,), low=1),
-    'metadata_only': Key((bool,), null=False),
-    'force_finite': Key((bool,), null=False),
-    'force_map_dataset': Key((bool,), null=False),
-    'force_iterable_dataset': Key((bool,), null=False),
-    'max_open_streams': Key((int,), low=1),
-    'skip_missing_manifest_entries': Key((bool,), null=False),
-    'tarred_random_access': Key((bool,), null=False),
-    'indexed': Key((bool,), null=False),
-}
+NEMO_ENTRY_KEYS = (
+    'paths', 'language', 'audio_locator_tag', 'token_equivalent_duration', 'audio_prompt_mapping', 'shuffle',
+    'shuffle_shards', 'shard_seed', 'slice_length', 'metadata_only', 'force_finite', 'force_map_dataset',
+    'force_iterable_dataset', 'max_open_streams', 'skip_missing_manifest_entries', 'tarred_random_access', 'indexed',
+)  # fmt: skip
 """Keys of NeMo's entries that its own loader reads and the token budget does not need."""
 
 

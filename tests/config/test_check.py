@@ -309,4 +309,4 @@ def test_every_key_is_commented(path: Path) -> None:
 
 
 def test_unknown_target_is_let_through() -> None:
-    assert check._signature_keys('torch.optim.DoesNotExist') is None
+    assert check.keys_of_class('torch.optim.DoesNotExist') is None
