@@ -13,6 +13,7 @@
 # limitations under the License.
 """Errors that a user can act on: each names the field, the value, what is allowed and the remedy."""
 
+import copyreg
 import functools
 import sys
 from collections.abc import Callable
@@ -51,7 +52,7 @@ class VtbError(Exception):
 
     def __reduce__(self) -> tuple:
         # loader workers send exceptions through pickle, which would call __init__ with the message alone
-        return _rebuild, (type(self), self.args, self.__dict__)
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 class VtbConfigError(VtbError, ValueError):
@@ -114,10 +115,3 @@ def first_line(error: BaseException) -> str:
 def _short(value: object, limit: int = 400) -> str:
     text = value if isinstance(value, str) else repr(value)
     return text if len(text) <= limit else text[:limit] + ' ...'
-
-
-def _rebuild(cls: type[VtbError], args: tuple, state: dict) -> VtbError:
-    error = cls.__new__(cls)
-    Exception.__init__(error, *args)
-    error.__dict__.update(state)
-    return error

@@ -171,6 +171,15 @@ def read_json_lines(path: str | Path) -> list[Any]:
     return values
 
 
+def read_json_object(path: str | Path) -> dict[str, Any]:
+    """The object in a JSON file; {} where there is no file, or something else in it."""
+    try:
+        value = json.loads(Path(path).read_text(encoding='utf-8'))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 @contextmanager
 def file_lock(path: Path) -> Iterator[bool]:
     """Hold an exclusive lock between processes; yields True if another process was waited for.

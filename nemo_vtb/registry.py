@@ -21,7 +21,7 @@ that waits for that one module, runs once and removes itself.
 
 import sys
 from collections.abc import Callable, Sequence
-from importlib.abc import Loader, MetaPathFinder
+from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
@@ -74,7 +74,7 @@ class _NemoFinder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Returns the ordinary spec with its loader wrapped, or None for every other module."""
+        """Returns the ordinary spec, whose loader registers once it has run, or None for every other module."""
         if fullname != NEMO_MODULE or self._busy:
             return None
         self._busy = True
@@ -84,32 +84,16 @@ class _NemoFinder(MetaPathFinder):
             self._busy = False
         if spec is None or spec.loader is None:
             return None
-        spec.loader = _RegisteringLoader(spec.loader, self)
+        loader = spec.loader
+        run = loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            del loader.__dict__['exec_module']
+            run(module)
+            _add_prefix(module)
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
+
+        # on this loader alone, which belongs to this one module
+        loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
-
-
-class _RegisteringLoader(Loader):
-    """Runs the real loader, then adds the prefix and takes the finder out of `sys.meta_path`."""
-
-    def __init__(self, loader: Loader, finder: _NemoFinder) -> None:
-        self._loader = loader
-        self._finder = finder
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        """Leaves the creation of the module to the real loader."""
-        return self._loader.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        """Executes the module as if nobody watched, then registers."""
-        spec = module.__spec__
-        if spec is not None:
-            spec.loader = self._loader
-        module.__loader__ = self._loader
-        self._loader.exec_module(module)
-        _add_prefix(module)
-        if self._finder in sys.meta_path:
-            sys.meta_path.remove(self._finder)
-
-    def __getattr__(self, name: str) -> object:
-        # inspect, pkgutil and the like ask the loader for get_source, is_package ...
-        return getattr(self._loader, name)

@@ -259,10 +259,19 @@ def _learn(backbone: Any, loss: Tensor, embeds: Tensor) -> dict[str, Any]:
 
     backbone.zero_grad()
     loss.backward()
-    backbone.sum_partial_gradients()
+    sum_partial_gradients(backbone)
     gradients = lora.lora_state(backbone.gpt, backbone.geometry, gradients=True)
     gradients = {key: value.clone() for key, value in gradients.items()}
     return {'loss': loss.item(), 'gradients': gradients, 'embeds': embeds.grad}
+
+
+def sum_partial_gradients(backbone: Any) -> None:
+    """What the strategy does after a backward pass: sum over the ranks what whole LoRA factors saw of the row."""
+    from nemo_vtb.backbone.megatron.runtime import tp_group
+
+    for parameter in backbone.parameters():
+        if parameter.grad is not None and getattr(parameter, 'partial_gradient', False):
+            dist.all_reduce(parameter.grad, group=tp_group())
 
 
 def _largest(pairs: Sequence[tuple[Tensor, Tensor]]) -> float:

@@ -23,9 +23,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from nemo_vtb.constants import SAMPLE_RATE
 from nemo_vtb.errors import VtbConfigError, VtbModelError
 
-SAMPLE_RATE_HZ = 16000
 WHISPER_HOP = 160
 # 80 ms: 50 Hz frames then divide by 4, the reduction to the 12.5 Hz that the LLM sees
 WHISPER_ALIGN = 1280
@@ -145,7 +145,7 @@ def frame_counter(perception_cfg: Mapping[str, Any], *, chunk_s: float | None = 
         )
     name, cfg = sections[0]
     mel = _builder(name, cfg)(cfg)
-    return FrameCounter(tuple(stages), max(1, round(chunk_s * SAMPLE_RATE_HZ)), _min_chunk_samples(mel, _hop(cfg)))
+    return FrameCounter(tuple(stages), max(1, round(chunk_s * SAMPLE_RATE)), _min_chunk_samples(mel, _hop(cfg)))
 
 
 def _section(perception_cfg: Mapping[str, Any], name: str) -> tuple[str, Mapping[str, Any]]:
@@ -184,7 +184,7 @@ def _builder(name: str, cfg: Mapping[str, Any]) -> StageBuilder:
 def _hop(cfg: Mapping[str, Any]) -> int:
     if not str(cfg.get('_target_')).startswith('nemo.'):
         return WHISPER_HOP
-    rate = cfg.get('sample_rate', SAMPLE_RATE_HZ)
+    rate = cfg.get('sample_rate', SAMPLE_RATE)
     stride_s = cfg.get('window_stride', 0.01)
     return int(stride_s * rate) if stride_s else int(cfg.get('n_window_stride') or 0)
 
@@ -216,7 +216,7 @@ class _Mel:
 
 
 def _nemo_mel(cfg: Mapping[str, Any]) -> list[Stage]:
-    rate = cfg.get('sample_rate', SAMPLE_RATE_HZ)
+    rate = cfg.get('sample_rate', SAMPLE_RATE)
     window_s = cfg.get('window_size', 0.02)
     window = int(window_s * rate) if window_s else int(cfg.get('n_window_size') or 0)
     hop = _hop(cfg)
@@ -244,10 +244,6 @@ def _whisper_mel_step(width: int, valid: int) -> tuple[int, int]:
     per_unit = WHISPER_ALIGN // WHISPER_HOP
     units = -(-valid // WHISPER_ALIGN)
     return max(1, -(-width // WHISPER_ALIGN)) * per_unit, units * per_unit
-
-
-def _whisper_mel(cfg: Mapping[str, Any]) -> list[Stage]:
-    return [Stage(_whisper_mel_step)]
 
 
 # ---- encoders and adapters
@@ -329,24 +325,14 @@ def _conformer(cfg: Mapping[str, Any]) -> list[Stage]:
     return stages
 
 
-def _whisper(cfg: Mapping[str, Any]) -> list[Stage]:
-    return [Stage(_Ceil(2))]
-
-
-def _stacked_mlp(cfg: Mapping[str, Any]) -> list[Stage]:
-    return [Stage(_Ceil(cfg.get('subsampling_factor', 4)))]
-
-
-def _identity(cfg: Mapping[str, Any]) -> list[Stage]:
-    return []
-
-
 _NEMO: dict[str, StageBuilder] = {
     'AudioToMelSpectrogramPreprocessor': _nemo_mel,
     'ConformerEncoder': _conformer,
-    'IdentityConnector': _identity,
-    'MultiLayerProjectionConnector': _identity,
+    'IdentityConnector': lambda cfg: [],
+    'MultiLayerProjectionConnector': lambda cfg: [],
 }
-register_stages('nemo_vtb.model.whisper.WhisperMelPreprocessor', _whisper_mel)
-register_stages('nemo_vtb.model.whisper.WhisperEncoder', _whisper)
-register_stages('nemo_vtb.model.perception.StackedMLPAdapter', _stacked_mlp)
+register_stages('nemo_vtb.model.whisper.WhisperMelPreprocessor', lambda cfg: [Stage(_whisper_mel_step)])
+register_stages('nemo_vtb.model.whisper.WhisperEncoder', lambda cfg: [Stage(_Ceil(2))])
+register_stages(
+    'nemo_vtb.model.perception.StackedMLPAdapter', lambda cfg: [Stage(_Ceil(cfg.get('subsampling_factor', 4)))]
+)

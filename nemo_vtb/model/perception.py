@@ -36,13 +36,14 @@ from torch.nn.utils.rnn import pad_sequence
 
 from nemo_vtb.checkpoint.nemo_file import SafeConnector
 from nemo_vtb.config.schema import PerceptionKeys
+from nemo_vtb.constants import SAMPLE_RATE
 from nemo_vtb.errors import VtbConfigError, VtbModelError
-from nemo_vtb.model.frames import SAMPLE_RATE_HZ, FrameCounter, frame_counter
+from nemo_vtb.model.frames import FrameCounter, frame_counter
 from nemo_vtb.model.whisper import is_whisper_folder, load_whisper_encoder, whisper_sections
 
 ADAPTER_INITS = ('match_embeddings', 'default')
 # clips that differ by less than this may share a batch whatever their ratio: a second of padding is cheap
-SIMILAR_SAMPLES = SAMPLE_RATE_HZ
+SIMILAR_SAMPLES = SAMPLE_RATE
 
 
 # ---- building
@@ -331,7 +332,7 @@ def _check_counts(made: list[Tensor], expected: list[int], perception: AudioPerc
 
 def _groups(lengths: list[int], counter: FrameCounter, max_group_s: float | None) -> Iterator[list[int]]:
     """Yields index groups of similar length, longest first, each small enough when padded to its longest."""
-    limit = math.inf if max_group_s is None else max_group_s * SAMPLE_RATE_HZ
+    limit = math.inf if max_group_s is None else max_group_s * SAMPLE_RATE
     order = sorted(range(len(lengths)), key=lambda index: (counter.batch_key(lengths[index]), -lengths[index]))
     group: list[int] = []
     for index in order:
@@ -359,7 +360,7 @@ def silent_forward(perception: AudioPerceptionModule) -> Tensor:
     """
     device = next(perception.parameters()).device
     # four frames, and never so short that a normalisation sees a single mel frame
-    samples = math.ceil(4 * perception.token_equivalent_duration * SAMPLE_RATE_HZ)
+    samples = math.ceil(4 * perception.token_equivalent_duration * SAMPLE_RATE)
     signal = torch.zeros(1, samples, device=device)
     with evaluating(perception):
         frames, _ = perception(input_signal=signal, input_signal_length=torch.tensor([samples], device=device))

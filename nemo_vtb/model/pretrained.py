@@ -30,6 +30,7 @@ from safetensors.torch import load_file
 from nemo_vtb.backbone.names import state_name
 from nemo_vtb.checkpoint.archive import read_info
 from nemo_vtb.errors import VtbCheckpointError, VtbError, VtbModelError
+from nemo_vtb.io import read_json_object
 from nemo_vtb.model.blender import VoiceTextBlender
 from nemo_vtb.model.perception import restore_asr
 
@@ -95,11 +96,7 @@ def restore(
 
 def is_salm_folder(path: str | Path) -> bool:
     """Whether a folder holds a SALM: a `config.json` with a perception, as `save_pretrained` of NeMo writes it."""
-    try:
-        config = json.loads((Path(path) / SALM_CONFIG).read_text(encoding='utf-8'))
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and 'perception' in config and 'pretrained_llm' in config
+    return {'perception', 'pretrained_llm'} <= read_json_object(Path(path) / SALM_CONFIG).keys()
 
 
 def read_salm(folder: str | Path, *, base_llm: str | Path | None = None) -> tuple[VoiceTextBlender, list[str]]:

@@ -28,19 +28,17 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nemo_vtb.constants import SAMPLE_RATE
 from nemo_vtb.errors import VtbModelError
-from nemo_vtb.model.frames import SAMPLE_RATE_HZ, WHISPER_ALIGN, WHISPER_HOP
+from nemo_vtb.io import read_json_object
+from nemo_vtb.model.frames import WHISPER_ALIGN, WHISPER_HOP
 
 N_FFT = 400
 
 
 def is_whisper_folder(path: str | Path) -> bool:
     """Tells whether the path is a folder whose config.json says `model_type: whisper`."""
-    try:
-        config = json.loads((Path(path) / 'config.json').read_text(encoding='utf-8'))
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and config.get('model_type') == 'whisper'
+    return read_json_object(Path(path) / 'config.json').get('model_type') == 'whisper'
 
 
 def whisper_sections(folder: str | Path) -> dict[str, dict[str, Any]]:
@@ -80,7 +78,7 @@ def _sections(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
         'preprocessor': {
             '_target_': prefix + 'WhisperMelPreprocessor',
             'features': config['num_mel_bins'],
-            'sample_rate': SAMPLE_RATE_HZ,
+            'sample_rate': SAMPLE_RATE,
         },
         'encoder': {
             '_target_': prefix + 'WhisperEncoder',
@@ -142,7 +140,7 @@ def _weight_files(folder: Path) -> list[str]:
 class _Featurizer:
     """What NeMo asks a preprocessor's featurizer: its rate, its hop and the number of mel frames."""
 
-    sample_rate = SAMPLE_RATE_HZ
+    sample_rate = SAMPLE_RATE
     hop_length = WHISPER_HOP
 
     @staticmethod
@@ -166,14 +164,14 @@ class WhisperMelPreprocessor(NeuralModule):
         VtbModelError: Another sample rate.
     """
 
-    def __init__(self, features: int = 80, sample_rate: int = SAMPLE_RATE_HZ) -> None:
+    def __init__(self, features: int = 80, sample_rate: int = SAMPLE_RATE) -> None:
         super().__init__()
-        if sample_rate != SAMPLE_RATE_HZ:
+        if sample_rate != SAMPLE_RATE:
             raise VtbModelError(
                 'Whisper hears 16 kHz only.',
                 field='perception.preprocessor.sample_rate',
                 got=sample_rate,
-                allowed=SAMPLE_RATE_HZ,
+                allowed=SAMPLE_RATE,
                 remedy='resample the recordings',
             )
         self.features = features
@@ -219,7 +217,7 @@ class WhisperMelPreprocessor(NeuralModule):
         if device not in self._tables:
             import librosa
 
-            filters = librosa.filters.mel(sr=SAMPLE_RATE_HZ, n_fft=N_FFT, n_mels=self.features, dtype=np.float32)
+            filters = librosa.filters.mel(sr=SAMPLE_RATE, n_fft=N_FFT, n_mels=self.features, dtype=np.float32)
             self._tables[device] = (
                 torch.hann_window(N_FFT, dtype=torch.float32, device=device),
                 torch.from_numpy(filters).to(device),

@@ -176,13 +176,7 @@ class ReducingStrategy(ModelParallelStrategy):
         """Give it back."""
         self._unsharded.close()
 
-    def on_test_start(self) -> None:
-        """As at a validation."""
-        self.on_validation_start()
-
-    def on_test_end(self) -> None:
-        """As at a validation."""
-        self.on_validation_end()
+    on_test_start, on_test_end = on_validation_start, on_validation_end
 
     # ---- optimizer
 

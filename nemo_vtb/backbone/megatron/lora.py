@@ -15,7 +15,8 @@
 
 Column-parallel linears (qkv, gate and up): A is whole on each rank, B is cut by rows. Row-parallel ones (o, down): A
 is cut by columns, B is whole. What is reduced over the ranks has the width of LoRA's rank, so that whole factors have
-whole gradients, except under sequence parallelism, where each rank saw a part of the row: `sum_partial_gradients`.
+whole gradients, except under sequence parallelism, where each rank saw a part of the row: those have
+`partial_gradient` set, and the strategy sums them.
 """
 
 import math
@@ -302,16 +303,6 @@ def load_lora(gpt: nn.Module, g: Geometry, state: Mapping[str, Tensor]) -> None:
             f'missing or of another shape {wrong[:3]}, left over {sorted(left)[:3]}',
             'one pair of factors for each target module of each layer',
         )
-
-
-def sum_partial_gradients(gpt: nn.Module) -> None:
-    """Sum over the tensor-parallel group the gradients of whole factors that saw a part of the row or of the heads."""
-    group = tp_group()
-    if group.size() == 1:
-        return
-    found = [p.grad for p in gpt.parameters() if p.grad is not None and getattr(p, 'partial_gradient', False)]
-    for gradient in found:
-        dist.all_reduce(gradient, group=group)
 
 
 def _outputs(name: str, g: Geometry) -> int:

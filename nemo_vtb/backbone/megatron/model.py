@@ -282,10 +282,6 @@ class MegatronBackbone(nn.Module, Backbone):
 
     # ---- beyond the contract
 
-    def sum_partial_gradients(self) -> None:
-        """To be called after the backward pass and before the optimizer, see `lora.sum_partial_gradients`."""
-        lora.sum_partial_gradients(self.gpt)
-
     def base_weights(self) -> Iterator[tuple[str, Tensor]]:
         """The LLM's own weights under Hugging Face's names, one after the other; all ranks take part."""
         return convert.export_weights(self.gpt, self.family, self.geometry, tied=self.tied)
