@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Who is who among the ranks: data and tensor parallelism, what is added up or gathered."""
+"""Who is who among the ranks: data and tensor parallelism, who writes files, what is added up or gathered."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -56,6 +56,11 @@ class ParallelDims:
     def world_size(self) -> int:
         """Number of all ranks."""
         return self.data_size * self.tensor_size
+
+    @property
+    def is_writer(self) -> bool:
+        """Whether this process writes the files of a run."""
+        return self.data_rank == 0 and self.tensor_rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
         """Add up values of all data-parallel ranks; each row counts once, however many ranks hold its LLM.

@@ -28,13 +28,15 @@ def trainer(rank: int, world: int, **strategy: int) -> SimpleNamespace:
 def test_no_trainer_is_one_process() -> None:
     dims = ParallelDims.of(None)
     assert (dims.data_rank, dims.data_size, dims.tensor_rank, dims.tensor_size) == (0, 1, 0, 1)
-    assert dims.world_size == 1
+    assert dims.is_writer and dims.world_size == 1
 
 
-@pytest.mark.parametrize('rank, place', [(0, (0, 0)), (1, (0, 1)), (2, (1, 0)), (5, (2, 1))])
-def test_ranks_of_one_llm_are_neighbours(rank: int, place: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    'rank, place', [(0, (0, 0, True)), (1, (0, 1, False)), (2, (1, 0, False)), (5, (2, 1, False))]
+)
+def test_ranks_of_one_llm_are_neighbours(rank: int, place: tuple[int, int, bool]) -> None:
     dims = ParallelDims.of(trainer(rank, 6, tensor_parallel=2))
-    assert (dims.data_rank, dims.tensor_rank) == place
+    assert (dims.data_rank, dims.tensor_rank, dims.is_writer) == place
     assert (dims.data_size, dims.tensor_size, dims.world_size) == (3, 2, 6)
 
 
