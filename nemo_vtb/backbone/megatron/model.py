@@ -401,36 +401,25 @@ class _Rotary(nn.Module):
 
 
 def build_backbone(
-    source: str | Path,
-    *,
-    lora_config: Mapping[str, Any] | None = None,
-    pretrained: bool = True,
-    sequence_parallel: bool = False,
-    dtype: torch.dtype = torch.float32,
-    **overrides: Any,
+    source: str | Path, *, lora_config: Mapping[str, Any] | None = None, **options: Any
 ) -> MegatronBackbone:
     """Build this rank's part of an LLM, after `runtime.initialize`.
 
     Args:
         source: Hugging Face folder.
         lora_config: Fields of PEFT's `LoraConfig`: r, lora_alpha, lora_dropout, target_modules; None for no LoRA.
-        pretrained: Whether to read the weights, or leave them as they are.
-        sequence_parallel: See `MegatronBackbone`.
-        dtype: Of the weights.
-        overrides: See `MegatronBackbone`.
+        options: See `MegatronBackbone`.
 
     Raises:
         VtbModelError: The family is not supported, or weights are missing or do not fit.
     """
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(str(source))
-    backbone = MegatronBackbone(config, sequence_parallel=sequence_parallel, dtype=dtype, **overrides)
-    if pretrained:
-        convert.load_weights(
-            backbone.gpt, published_weights(source), backbone.family, backbone.geometry,
-            rank=tp_rank(), ranks=tp_size(), tied=backbone.tied,
-        )  # fmt: skip
+    backbone = MegatronBackbone(AutoConfig.from_pretrained(str(source)), **options)
+    convert.load_weights(
+        backbone.gpt, published_weights(source), backbone.family, backbone.geometry,
+        rank=tp_rank(), ranks=tp_size(), tied=backbone.tied,
+    )  # fmt: skip
     backbone.requires_grad_(False)
     if lora_config:
         lora.add_lora(
