@@ -85,7 +85,17 @@ setup(
     license=INFO['__license__'],
     license_files=['LICENSE', 'NOTICE'],
     packages=find_packages(include=['nemo_vtb', 'nemo_vtb.*']),
-    package_data={'nemo_vtb': ['py.typed', 'factory/banks/*.yaml', 'evaluation/items/*', 'training/*.jsonl']},
+    package_data={
+        'nemo_vtb': [
+            'py.typed',
+            'assets/*.yaml',
+            'evaluation/items/*',
+            'factory/*.yaml',
+            'factory/banks/*.yaml',
+            'factory/demo/*.yaml',
+            'training/*.jsonl',
+        ]
+    },
     include_package_data=True,
     python_requires='>=3.11,<3.13',
     install_requires=INSTALL_REQUIRES,

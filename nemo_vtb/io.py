@@ -180,6 +180,21 @@ def read_json_object(path: str | Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def read_yaml(path: str | Path) -> Any:
+    """Content of a YAML file of plain values, read by libyaml where it is there (40 times as fast).
+
+    Raises:
+        yaml.YAMLError: The file is not YAML.
+    """
+    import yaml
+
+    loader = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)(Path(path).read_bytes())
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
+
 @contextmanager
 def file_lock(path: Path) -> Iterator[bool]:
     """Hold an exclusive lock between processes; yields True if another process was waited for.

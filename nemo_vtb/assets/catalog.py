@@ -14,8 +14,9 @@
 """The catalog of embedded assets: which packages hold each, their checksums, its licence, and what builds its folder.
 
 Sizes are in MB (1e6 bytes), times in seconds of a 2-core CPU. The catalog names no host: packages come through their
-ordinary clients (see fetch.py) from wherever the user's own configuration points. Models and recordings are registered
-by the modules that build them; whoever makes another asset registers it likewise.
+ordinary clients (see fetch.py) from wherever the user's own configuration points. Models and recordings are listed in
+`models.yaml` and `recordings.yaml`, beside the modules that build them; whoever makes another asset registers it
+likewise.
 """
 
 import difflib
@@ -24,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nemo_vtb.errors import VtbAssetError
+from nemo_vtb.io import read_yaml
 
 CLIENTS = ('pypi-wheel', 'pypi-sdist', 'npm', 'apt')
 
@@ -80,6 +82,7 @@ class Asset:
         optional_needs: Assets that are used when they are available.
         outputs: Files that the built folder must hold.
         params: Passed to the builder.
+        details: Further facts for the builder that are no part of the fingerprint, such as whom to credit.
         size_mb: Size of the built folder in MB.
         build_s: Seconds to build it, without the download.
         revision: Raised when the builder's output changes, so that old folders are rebuilt.
@@ -98,6 +101,7 @@ class Asset:
     optional_needs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     params: Mapping[str, object] = field(default_factory=dict)
+    details: Mapping[str, str] = field(default_factory=dict)
     size_mb: float = 0.0
     build_s: float = 0.0
     revision: int = 1
@@ -144,6 +148,22 @@ def register(assets: Iterable[Asset], packages: Iterable[Package] = ()) -> None:
     """Add assets to the catalog, and the packages that hold them; those of the same name are replaced."""
     PACKAGES.update((package.key, package) for package in packages)
     ASSETS.update((asset.name, asset) for asset in assets)
+
+
+def register_file(path: Path, builders: Mapping[str, Callable[[Job], None]]) -> None:
+    """Register the `packages` and `assets` of a YAML file, listed with the fields of their classes.
+
+    Args:
+        path: The file; each entry of an asset's `files` has the fields of `Inner`.
+        builders: Builders by the names that the file gives them.
+    """
+    content = read_yaml(path)
+    assets = []
+    for name, fields in content['assets'].items():
+        lists = {key: tuple(value) for key, value in fields.items() if isinstance(value, list)}
+        lists['files'] = tuple(Inner(**file) for file in fields.get('files', ()))
+        assets.append(Asset(name, **{**fields, **lists, 'builder': builders[fields['builder']]}))
+    register(assets, [Package(key, **fields) for key, fields in content.get('packages', {}).items()])
 
 
 def package_choices(entry: str) -> tuple[Package, ...]:

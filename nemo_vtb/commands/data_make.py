@@ -24,7 +24,7 @@ from nemo_vtb.errors import VtbConfigError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from nemo_vtb.factory.data_card import DataCard
+    from nemo_vtb.factory.dataset_files import DataCard
 
 KINDS = {
     'asr_ast': 'NeMo ASR and AST manifests to conversations',

@@ -34,7 +34,7 @@ from nemo_vtb.evaluation.metrics import paired_interval, paired_p_value
 from nemo_vtb.evaluation.result import readable
 from nemo_vtb.evaluation.speech_suite import answer_all, evaluating
 from nemo_vtb.evaluation.text_suite import compare, result_of
-from nemo_vtb.factory.sentences import spoken_form
+from nemo_vtb.factory.language import spoken_form
 from nemo_vtb.factory.settings import Verify
 from nemo_vtb.factory.synthesis import check_sound
 from nemo_vtb.factory.tts import PicoVoices, Utterance, Voices

@@ -25,8 +25,8 @@ from typing import Any
 from nemo_vtb.data.conversation import read_jsonl
 from nemo_vtb.errors import VtbDataError
 from nemo_vtb.factory.prompts import BANK_LANGUAGES, Bank, draw, load_bank
-from nemo_vtb.factory.settings import AsrAst
-from nemo_vtb.factory.stage import InputStage, Item, Outcome
+from nemo_vtb.factory.settings import AsrAst, SpeechQa
+from nemo_vtb.factory.stage import InputStage, Item, Outcome, audio_turn, text_turn
 
 _PUNCTUATED = re.compile(r'[.!?,;:。！？]')
 
@@ -58,28 +58,27 @@ class AsrAstStage(InputStage):
         row, settings = item.data, self.settings
         rng = Random(f'{settings.seed}:{item.id}')
         facts: dict[str, Any] = {'task': row['task'], 'lang': row['lang'], 'source': row['source']}
-        reason = self._check(row)
+        reason = recording_reason(row, settings)
         if reason is None:
-            reason = self.avoid_list.reason([row['text'], row.get('translation') or ''], [_span(row)])
+            reason = self.avoid_list.reason([row['text'], row.get('translation') or ''], [audio_span(row)])
         if reason is not None:
             return Outcome(item.id, item.group, None, reason, facts)
         answer, wording, worded = word_request(rng, row, settings)
         facts |= worded
-        audio = {'type': 'audio', 'from': 'User', 'value': row['audio'], 'duration': row['duration']}
-        audio |= {'offset': row['offset']} if row['offset'] else {}
-        audio['text'] = row['text']
-        entries = [{'type': 'text', 'from': 'User', 'value': part} if part else audio for part in wording]
-        entries.append({'type': 'text', 'from': 'Assistant', 'value': answer})
+        audio = audio_turn(row['audio'], row['duration'], row['text'], row['offset'])
+        entries = [text_turn('User', part) if part else audio for part in wording]
+        entries.append(text_turn('Assistant', answer))
         custom = {'kind': self.kind, **facts}
         return Outcome(item.id, item.group, {'id': item.id, 'conversations': entries, 'custom': custom}, facts=facts)
 
-    def _check(self, row: Mapping[str, Any]) -> str | None:
-        settings = self.settings
-        if row['duration'] is None:
-            return 'no_duration'
-        if not settings.min_s <= row['duration'] <= settings.max_s:
-            return 'too_short' if row['duration'] < settings.min_s else 'too_long'
-        return 'too_few_words' if len(row['text'].split()) < settings.min_words else None
+
+def recording_reason(row: Mapping[str, Any], settings: AsrAst | SpeechQa) -> str | None:
+    """Why a row of `manifest_rows` is not used, by its duration and words; None if it is."""
+    if row['duration'] is None:
+        return 'no_duration'
+    if not settings.min_s <= row['duration'] <= settings.max_s:
+        return 'too_short' if row['duration'] < settings.min_s else 'too_long'
+    return 'too_few_words' if len(row['text'].split()) < settings.min_words else None
 
 
 def word_request(
@@ -211,5 +210,6 @@ def _words(row: Mapping[str, Any]) -> list[tuple[str, float, float]] | None:
     return words
 
 
-def _span(row: Mapping[str, Any]) -> tuple[str, float, float | None]:
+def audio_span(row: Mapping[str, Any]) -> tuple[str, float, float | None]:
+    """Path, offset and duration of a row of `manifest_rows`."""
     return row['audio'], row['offset'], row['duration']

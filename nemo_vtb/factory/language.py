@@ -11,43 +11,143 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What language a text is in, as far as its commonest words and its script tell; unsure is a normal answer."""
+"""What language a text is in, which of its sentences can be spoken, and what a voice is given for them.
+
+What is known of each language stands in `languages.yaml`.
+"""
 
 import re
 import unicodedata
 from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-_COMMON = {
-    'en': (
-        'the of and to in is that it was for on are with as his they be at this have from or had by but what some '
-        'we can out other were all there when your how an which their if will each about many then them would so '
-        'these her'
-    ),
-    'de': (
-        'der die und in den von zu das mit sich des auf für ist im dem nicht ein eine als auch es an werden aus er '
-        'hat dass sie nach wird bei einer um am sind noch wie einem über einen so zum war haben nur oder aber vor '
-        'zur bis mehr'
-    ),
-    'es': (
-        'de la que el en y a los del se las por un para con no una su al lo como más pero sus le ya o este sí '
-        'porque esta entre cuando muy sin sobre también me hasta hay donde quien desde todo nos durante todos uno '
-        'les ni contra'
-    ),
-    'fr': (
-        'de la le et les des en un du une que est pour qui dans a par plus pas au sur ne se ce il sont avec mais '
-        'on où ou sa son aux cette ces comme nous vous elle leur était été fait être deux même tout bien peut sans '
-        'je'
-    ),
-    'it': (
-        'di e il la che in un a per è una sono con non del da le si dei al come della i più ma lo nel gli alla '
-        'anche ha ed o delle se dal suo questo ai quando questa molto essere sua perché tra dopo tutti stato nella '
-        'ci cosa'
-    ),
-}
-_WORDS = {lang: frozenset(words.split()) for lang, words in _COMMON.items()}
+from nemo_vtb.io import read_yaml
+
+LANGUAGES: dict[str, dict[str, Any]] = read_yaml(Path(__file__).with_name('languages.yaml'))
+_COMMON, _ABBREVIATIONS = (
+    {lang: frozenset(facts[name].split()) for lang, facts in LANGUAGES.items()}
+    for name in ('common_words', 'abbreviations')
+)
 _SCRIPTS = {'ru': 'CYRILLIC', 'uk': 'CYRILLIC', 'zh': 'CJK', 'ja': 'CJK', 'ko': 'HANGUL', 'ar': 'ARABIC'}
 _SCRIPTS |= {'hi': 'DEVANAGARI', 'el': 'GREEK', 'he': 'HEBREW', 'th': 'THAI'}
 _MARGIN = 1.3
+# an end of a sentence: stop, closing marks, space, and something that begins one
+_BOUNDARY = re.compile(r'(?<=[.!?…])["”’»)\]]*\s+(?=["“‘«(\[¿¡]*[^\W_a-z])|(?<=[。！？])')
+_FENCE = re.compile(r'```.*?(?:```|\Z)', re.DOTALL)
+_UNSPEAKABLE = re.compile(
+    r'https?://|www\.|\S+@\S+\.\w|`|\\[a-zA-Z(\[]|\$[^$\s][^$]*\$|</?\w+[^>]*>|\{\{?\w*\}?\}|[<>]=?\s*\d'
+    r'|[_^]\{|\w+\(\)|[A-Za-z]:\\|(?:/[\w.-]+){2,}|[=≤≥≈≠∑∫√∞±×÷→←]|\w\s*[*^]\s*\w\s*[-+*/=]|\d\s*[-+*/]\s*\d\s*=|::|#\w{3,}'
+)  # fmt: skip
+_MARKDOWN = re.compile(r'^\s*(?:#{1,6}\s+|>\s*|[-*+•]\s+|\d{1,2}[.)]\s+)|\*{1,3}|__|~~', re.MULTILINE)
+_PLAIN = str.maketrans({'“': '"', '”': '"', '„': '"', '«': '"', '»': '"', '’': "'", '‘': "'", '–': '-', '—': ', '})
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of a turn.
+
+    Args:
+        text: As in the source.
+        speakable: Whether it can be spoken.
+    """
+
+    text: str
+    speakable: bool
+
+
+def pieces_of(text: str, lang: str, max_words: int = 60) -> list[Piece]:
+    """Split a turn into sentences and pieces that must stay text, in order.
+
+    Args:
+        text: The turn.
+        lang: Two-letter code of its language.
+        max_words: Longer sentences stay text.
+
+    Returns:
+        Pieces; neighbours that stay text are one piece. Joined by spaces and line breaks they are the turn.
+    """
+    pieces: list[Piece] = []
+    place = 0
+    for fence in _FENCE.finditer(text):
+        pieces += _prose(text[place : fence.start()], lang, max_words)
+        pieces.append(Piece(fence[0], False))
+        place = fence.end()
+    pieces += _prose(text[place:], lang, max_words)
+    merged: list[Piece] = []
+    for piece in pieces:
+        if merged and not piece.speakable and not merged[-1].speakable:
+            merged[-1] = Piece(f'{merged[-1].text}\n{piece.text}', False)
+        else:
+            merged.append(piece)
+    return merged
+
+
+def _prose(text: str, lang: str, max_words: int) -> list[Piece]:
+    found = []
+    for line in text.splitlines():
+        if not line.strip():
+            continue
+        if line.count('|') >= 2 or '\t' in line.strip() or re.fullmatch(r'[\s|:=+*_-]{3,}', line):
+            found.append(Piece(line.strip(), False))  # a row of a table, or a rule
+            continue
+        for sentence in sentences_of(line, lang):
+            found.append(Piece(sentence, is_speakable(sentence, lang, max_words)))
+    return found
+
+
+def sentences_of(text: str, lang: str) -> list[str]:
+    """Split a paragraph into sentences; abbreviations, initials and decimals of the language are no ends."""
+    known = _ABBREVIATIONS.get(lang, frozenset())
+    sentences, begin = [], 0
+    for boundary in _BOUNDARY.finditer(text):
+        before = text[begin : boundary.start()]
+        last = before.rsplit(None, 1)[-1] if before.split() else ''
+        word = last.lstrip('("“‘«[').rstrip('.').lower()
+        if last.endswith('.') and (word in known or (len(word) == 1 and word.isalpha())):
+            continue
+        # the number of an item of a list; a German ordinal
+        if word.isdigit() and last.endswith('.') and (last == before.strip() or (lang == 'de' and len(word) < 3)):
+            continue
+        sentences.append(text[begin : boundary.end()].strip())
+        begin = boundary.end()
+    sentences.append(text[begin:].strip())
+    return [sentence for sentence in sentences if sentence]
+
+
+def is_speakable(text: str, lang: str, max_words: int = 60) -> bool:
+    """Whether a person would say this aloud: no code, address, formula or markup, words of the right script."""
+    if _UNSPEAKABLE.search(text) or len(text.split()) > max_words:
+        return False
+    letters = sum(character.isalpha() or character.isspace() for character in text)
+    digits = sum(character.isdigit() for character in text)
+    if letters < 0.6 * len(text) or digits > 12 or letters - text.count(' ') < 2:
+        return False
+    # a blank to fill in, or a title in another language, is read and not said
+    return '___' not in text and is_language(text, lang)
+
+
+def spoken_form(text: str, lang: str) -> str:
+    """What a voice is given for a text: no markup or emoji, signs and abbreviations in words; numbers stay digits.
+
+    Args:
+        text: A speakable piece.
+        lang: Two-letter code; signs are put into words for en, de, es, fr and it.
+    """
+    text = unicodedata.normalize('NFKC', _MARKDOWN.sub('', text).replace('…', '...')).translate(_PLAIN)
+    known = LANGUAGES.get(lang, {})
+    for short, long in known.get('spoken', {}).items():
+        left = r'(?<!\w)' if short[0].isalpha() else ''
+        right = r'(?!\w)' if short[-1].isalpha() else ''
+        text = re.sub(f'{left}{re.escape(short)}{right}', long, text)
+    for sign, name in zip('$€£', known.get('money', ()), strict=False):
+        amount = r'(\d[\d.,]*\d|\d)'
+        text = re.sub(rf'{re.escape(sign)}\s?{amount}', rf'\1 {name}', text)
+        text = re.sub(rf'{amount}\s?{re.escape(sign)}', rf'\1 {name}', text)
+    text = ''.join(' ' if unicodedata.category(c) in ('So', 'Sk', 'Cf', 'Co', 'Cs') else c for c in text)
+    text = re.sub(r'\s+([,.;:!?])', r'\1', ' '.join(text.split()))
+    return text.strip()
 
 
 def script_of(text: str) -> str:
@@ -61,9 +161,9 @@ def script_of(text: str) -> str:
 
 
 def guess_language(text: str) -> str | None:
-    """Two-letter code among en, de, es, fr and it; None where the words do not tell."""
+    """Two-letter code among en, de, es, fr and it; None where its commonest words do not tell: a normal answer."""
     words = re.findall(r"[^\W\d_]+", text.lower())
-    hits = {lang: sum(word in common for word in words) for lang, common in _WORDS.items()}
+    hits = {lang: sum(word in common for word in words) for lang, common in _COMMON.items()}
     (best, most), (_, second) = Counter(hits).most_common(2)
     return best if most >= 3 and most >= _MARGIN * second else None
 
@@ -74,4 +174,4 @@ def is_language(text: str, lang: str) -> bool:
     if script and script != _SCRIPTS.get(lang, 'LATIN'):
         return False
     guess = guess_language(text)
-    return guess is None or guess == lang or lang not in _WORDS
+    return guess is None or guess == lang or lang not in _COMMON

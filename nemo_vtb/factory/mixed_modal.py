@@ -21,12 +21,12 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from nemo_vtb.factory.language import Piece, pieces_of, spoken_form
 from nemo_vtb.factory.prompts import draw
-from nemo_vtb.factory.sentences import Piece, pieces_of, spoken_form
 from nemo_vtb.factory.settings import MixedModal
-from nemo_vtb.factory.stage import KEPT, InputStage, Item, Outcome, file_name
+from nemo_vtb.factory.stage import KEPT, InputStage, Item, Outcome, audio_turn, file_name, text_turn
 from nemo_vtb.factory.synthesis import Span, SynthesizedSpan, Synthesizer
-from nemo_vtb.factory.text import Chat, chat_items, chat_of_row, clean_reason
+from nemo_vtb.factory.text import Chat, chat_items, read_chat
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +96,8 @@ class MixedModalStage(InputStage):
         return [self._finish(plan, spoken) if isinstance(plan, _Plan) else plan for plan in plans]
 
     def _plan(self, item: Item) -> _Plan | Outcome:
-        settings, chat = self.settings, chat_of_row(item.data)
-        reason = clean_reason(chat, settings)
-        if reason is None and chat is not None:
-            reason = self.avoid_list.reason(text for _, text in chat.turns)
+        settings = self.settings
+        chat, reason = read_chat(item.data, settings, self.avoid_list)
         if reason is not None or chat is None:
             return Outcome(item.id, item.group, None, reason or 'not_text')
         rng = Random(f'{settings.seed}:{item.id}')
@@ -139,10 +137,9 @@ class MixedModalStage(InputStage):
             for part in parts:
                 one = next(queue) if part.spoken else None
                 if one is not None and one.file:
-                    entry = {'type': 'audio', 'from': 'User', 'value': one.file, 'duration': one.seconds}
-                    entries.append({**entry, 'text': part.text})
+                    entries.append(audio_turn(one.file, one.seconds, part.text))
                 else:
-                    entries.append({'type': 'text', 'from': role.capitalize(), 'value': part.text})
+                    entries.append(text_turn(role, part.text))
         wers = [one.facts['wer'] for one in mine if 'wer' in one.facts and one.file]
         custom = {
             'kind': self.kind, 'lang': settings.lang, 'source': item.group.rpartition('-')[0], 'task': 'chat',

@@ -20,6 +20,7 @@ from pathlib import Path
 from random import Random
 
 from nemo_vtb.errors import VtbConfigError
+from nemo_vtb.io import read_yaml
 
 BANK_LANGUAGES = ('en', 'de', 'es', 'fr', 'it')
 _LISTS = (
@@ -103,7 +104,7 @@ def _read(path: Path) -> dict:
     if not path.is_file():
         return {}
     try:
-        content = yaml.safe_load(path.read_text(encoding='utf-8'))
+        content = read_yaml(path)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise VtbConfigError('The bank is not YAML.', field='bank', got=f'{path}: {error}') from error
     unknown = sorted(set(content) - {'names', *_LISTS}) if isinstance(content, dict) else [type(content).__name__]

@@ -23,49 +23,21 @@ from random import Random
 from typing import Any
 
 from nemo_vtb.data.normalizers import normalize_answer
-from nemo_vtb.factory.asr_ast import manifest_rows
+from nemo_vtb.factory.asr_ast import audio_span, manifest_rows, recording_reason
 from nemo_vtb.factory.contamination import ngrams
-from nemo_vtb.factory.language import is_language
+from nemo_vtb.factory.language import LANGUAGES, is_language
 from nemo_vtb.factory.prompts import draw
 from nemo_vtb.factory.settings import SpeechQa
-from nemo_vtb.factory.stage import WORK, InputStage, Item, Outcome
+from nemo_vtb.factory.stage import WORK, InputStage, Item, Outcome, audio_turn, text_turn
 from nemo_vtb.factory.text_generation import Reply, Request, TextGenerator, load_generator
+from nemo_vtb.io import read_yaml
 
-_SYSTEM = (
-    'You write training data for an assistant that listens to recordings. You are given the transcript of one '
-    'recording. Questions and answers are about what is said in it and never mention a text or transcript: the user '
-    'hears a recording. You answer with one JSON object and nothing else.'
-)
-QUESTION_TYPES = {
-    'factual': 'Ask for one fact that is said in the recording. The answer is short, a few words or one sentence, and '
-    'uses the words of the recording.',
-    'inference': 'Ask something that is not said in these words but follows from what is said. The answer is one '
-    'sentence and gives the reason.',
-    'summary': 'Ask what the recording is about, or for its main point. The answer is one or two sentences in other '
-    'words than those of the recording.',
-    'unanswerable': 'Ask something that fits the topic of the recording but that it does not tell. As the answer, '
-    'write in a few words which piece of information is missing.',
-}
-REFUSALS = {
-    'en': ('The recording does not say that.', 'That is not mentioned in the recording.',
-           'I cannot tell from what is said.', 'The speaker does not mention it.'),
-    'de': ('Das wird in der Aufnahme nicht gesagt.', 'Die Aufnahme gibt darüber keine Auskunft.',
-           'Das geht aus dem Gesagten nicht hervor.'),
-    'es': ('La grabación no lo dice.', 'Eso no se menciona en la grabación.', 'No se puede saber por lo que se dice.'),
-    'fr': ("L'enregistrement ne le dit pas.", "Cela n'est pas mentionné dans l'enregistrement.",
-           'On ne peut pas le savoir à partir de ce qui est dit.'),
-    'it': ('La registrazione non lo dice.', 'Questo non è menzionato nella registrazione.',
-           'Non si può sapere da ciò che viene detto.'),
-}  # fmt: skip
-_JUDGE = (
-    'You are given the transcript of a recording and a question about it. Answer the question from the transcript '
-    'alone. Write "yes" or "no" in the field "answerable": whether the transcript holds the answer; then the answer, '
-    'or an empty text. You answer with one JSON object and nothing else.'
-)
+_TEXTS = read_yaml(Path(__file__).with_suffix('.yaml'))
+QUESTION_TYPES: Mapping[str, str] = _TEXTS['question_types']
+REFUSALS = {lang: tuple(facts['refusals']) for lang, facts in LANGUAGES.items()}
 _NO_QUESTION = re.compile(r'^(none|null|n/?a|no question)\W*$', re.IGNORECASE)
-_LANGUAGE_NAMES = {'en': 'English', 'de': 'German', 'es': 'Spanish', 'fr': 'French', 'it': 'Italian'}
 _POSITIONS = (True, True, False)
-_INSTRUCTIONS = frozenset(gram for text in (_SYSTEM, *QUESTION_TYPES.values()) for gram in ngrams(text, 5))
+_INSTRUCTIONS = frozenset(gram for text in (_TEXTS['system'], *QUESTION_TYPES.values()) for gram in ngrams(text, 5))
 
 
 @dataclass
@@ -125,14 +97,10 @@ class SpeechQaStage(InputStage):
         return outcomes
 
     def _unfit(self, row: Mapping[str, Any]) -> str | None:
-        settings, words = self.settings, len(row['text'].split())
-        if row['duration'] is None:
-            return 'no_duration'
-        if not settings.min_s <= row['duration'] <= settings.max_s:
-            return 'too_short' if row['duration'] < settings.min_s else 'too_long'
-        if not settings.min_words <= words <= settings.max_words:
-            return 'too_few_words' if words < settings.min_words else 'too_long'
-        return self.avoid_list.reason([row['text']], [(row['audio'], row['offset'], row['duration'])])
+        reason = recording_reason(row, self.settings)
+        if reason is None and len(row['text'].split()) > self.settings.max_words:
+            reason = 'too_long'
+        return reason or self.avoid_list.reason([row['text']], [audio_span(row)])
 
     def _first_reason(self, item: Item, reply: Reply) -> str | None:
         if reply.values is None:
@@ -158,7 +126,7 @@ class SpeechQaStage(InputStage):
             }
         requests = [
             Request(
-                _JUDGE, f'Transcript: {item.data["text"]}\n\nQuestion: {pairs[item.id]["question"]}',
+                _TEXTS['judge'], f'Transcript: {item.data["text"]}\n\nQuestion: {pairs[item.id]["question"]}',
                 ('answerable', 'answer'), _seed(settings.seed, f'judge-{item.id}'),
             )
             for item in items
@@ -182,12 +150,10 @@ class SpeechQaStage(InputStage):
         question, answer = reply.values['question'], reply.values['answer']
         if row['type'] == 'unanswerable':
             answer = rng.choice(REFUSALS.get(row['lang'], REFUSALS['en']))
-        audio = {'type': 'audio', 'from': 'User', 'value': row['audio'], 'duration': row['duration']}
-        audio |= {'offset': row['offset']} if row['offset'] else {}
-        audio['text'] = row['text']
-        text = {'type': 'text', 'from': 'User', 'value': question}
+        audio = audio_turn(row['audio'], row['duration'], row['text'], row['offset'])
+        text = text_turn('User', question)
         user = [audio, text] if rng.choice(_POSITIONS) else [text, audio]
-        entries = [*user, {'type': 'text', 'from': 'Assistant', 'value': answer}]
+        entries = [*user, text_turn('Assistant', answer)]
         custom = {'kind': self.kind, 'lang': row['lang'], 'source': row['source'], 'task': row['type']}
         line = {'id': item.id, 'conversations': entries, 'custom': custom}
         unique = f'{item.group}\n{normalize_answer(question)}'
@@ -196,13 +162,13 @@ class SpeechQaStage(InputStage):
 
 def question_request(row: Mapping[str, Any], type_: str, seed: int) -> Request:
     """The request for one question of a type about one transcript."""
-    lang = _LANGUAGE_NAMES.get(row['lang'], row['lang'])
+    lang = _TEXTS['language_names'].get(row['lang'], row['lang'])
     user = (
         f'Transcript of the recording: {row["text"]}\n\n{QUESTION_TYPES[type_]}\n'
         f'Write both in {lang}. If the transcript has no meaning that one could ask about, the question is "none".\n'
         'The JSON object has two text fields, "question" and "answer".'
     )
-    return Request(_SYSTEM, user, ('question', 'answer'), seed)
+    return Request(_TEXTS['system'], user, ('question', 'answer'), seed)
 
 
 def pair_reason(question: str, answer: str, row: Mapping[str, Any], settings: SpeechQa) -> str | None:

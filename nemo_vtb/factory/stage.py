@@ -237,6 +237,17 @@ def input_digests(paths: Sequence[str | Path]) -> dict[str, str]:
     return {str(Path(path).absolute()): file_digest(path) for path in paths}
 
 
+def text_turn(role: str, text: str) -> dict[str, str]:
+    """A text of a conversation; `role` in any case."""
+    return {'type': 'text', 'from': role.capitalize(), 'value': text}
+
+
+def audio_turn(path: str, seconds: float, text: str, offset: float = 0.0) -> dict[str, Any]:
+    """A recording of a user turn, in which `text` is said."""
+    begin = {'offset': offset} if offset else {}
+    return {'type': 'audio', 'from': 'User', 'value': path, 'duration': seconds, **begin, 'text': text}
+
+
 def file_name(id_: str) -> str:
     """An item's id with only letters, digits, hyphens and underscores."""
     return ''.join(c if c.isalnum() or c in '-_' else '-' for c in id_)

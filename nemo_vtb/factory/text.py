@@ -21,9 +21,10 @@ from typing import Any
 
 from nemo_vtb.data.conversation import parse_line, read_jsonl
 from nemo_vtb.errors import VtbDataError
+from nemo_vtb.factory.contamination import AvoidList
 from nemo_vtb.factory.language import is_language
 from nemo_vtb.factory.settings import TextChats
-from nemo_vtb.factory.stage import InputStage, Item, Outcome
+from nemo_vtb.factory.stage import InputStage, Item, Outcome, text_turn
 
 _ROLES = {
     'system': 'system', 'developer': 'system', 'user': 'user', 'human': 'user', 'prompter': 'user',
@@ -122,6 +123,15 @@ def clean_reason(chat: Chat | None, settings: TextChats) -> str | None:
     return None
 
 
+def read_chat(row: Mapping[str, Any], settings: TextChats, avoid_list: AvoidList) -> tuple[Chat | None, str | None]:
+    """The chat of a row, and why it is not used: `clean_reason`, or overlap with an evaluation set."""
+    chat = chat_of_row(row)
+    reason = clean_reason(chat, settings)
+    if reason is None and chat is not None:
+        reason = avoid_list.reason(text for _, text in chat.turns)
+    return chat, reason
+
+
 def _looks_cut(answer: str) -> bool:
     """Whether an answer ends inside a sentence or a block of code."""
     if answer.count('```') % 2:
@@ -183,14 +193,11 @@ class TextStage(InputStage):
         return [self._make(item) for item in items]
 
     def _make(self, item: Item) -> Outcome:
-        chat = chat_of_row(item.data)
+        chat, reason = read_chat(item.data, self.settings, self.avoid_list)
         facts = {'format': chat.format} if chat else {}
-        reason = clean_reason(chat, self.settings)
-        if reason is None and chat is not None:
-            reason = self.avoid_list.reason(text for _, text in chat.turns)
         if reason is not None or chat is None:
             return Outcome(item.id, item.group, None, reason or 'not_text', facts)
-        entries = [{'type': 'text', 'from': role.capitalize(), 'value': text} for role, text in chat.turns if text]
+        entries = [text_turn(role, text) for role, text in chat.turns if text]
         custom = {'kind': self.kind, 'lang': self.settings.lang, 'source': item.id.rpartition('-')[0], 'task': 'chat'}
         line = {'id': item.id, 'conversations': entries, 'custom': custom}
         said = '\n'.join(f'{role}: {" ".join(text.lower().split())}' for role, text in chat.turns)

@@ -22,6 +22,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import soundfile
 
 from nemo_vtb.assets.catalog import Job, get_asset
 from nemo_vtb.assets.recordings import (
@@ -31,7 +32,6 @@ from nemo_vtb.assets.recordings import (
     decode_audio,
     match_keys,
     parse_core_sounds,
-    read_wav,
     write_recordings,
     write_wav,
 )
@@ -129,7 +129,7 @@ def test_asterisk_packages_become_a_nemo_folder(tmp_path):
     ]
     for row in rows:
         assert not Path(row['audio_filepath']).is_absolute()
-        assert len(read_wav(task.into / row['audio_filepath'])) / SAMPLE_RATE == row['duration']
+        assert soundfile.info(task.into / row['audio_filepath']).duration == row['duration']
     card = json.loads((task.into / 'card.json').read_text(encoding='utf-8'))
     assert card['utterances'] == 3 and card['licence'] == 'CC-BY-3.0' and 'Carlo Flora' in card['credit']
 
@@ -157,14 +157,9 @@ def test_floats_and_integers_are_written_alike(tmp_path):
     samples = tone(0.1)
     write_wav(tmp_path / 'a.wav', samples)
     write_wav(tmp_path / 'b.wav', (samples / 32768).astype(np.float32))
-    assert np.array_equal(read_wav(tmp_path / 'a.wav'), samples)
-    assert np.array_equal(read_wav(tmp_path / 'b.wav'), samples)
-
-
-def test_a_wav_of_another_rate_is_refused(tmp_path):
-    (tmp_path / 'x.wav').write_bytes(encode(tone(0.1, 8000), 8000, 'wav', 'pcm_s16le'))
-    with pytest.raises(VtbAssetError, match='wrong form'):
-        read_wav(tmp_path / 'x.wav')
+    for name in ('a.wav', 'b.wav'):
+        written, rate = soundfile.read(tmp_path / name, dtype='int16')
+        assert np.array_equal(written, samples) and rate == SAMPLE_RATE
 
 
 def test_file_names_begin_with_the_asset_so_that_stems_stay_distinct(tmp_path):
@@ -188,7 +183,7 @@ def test_real_prompts(assets, lang, count, minutes):
     assert sum(row['duration'] for row in rows) / 60 == pytest.approx(minutes, abs=0.1)
     assert not any(mark in row['text'] for row in rows for mark in '([<\ufeff')
     for row in rows[::50]:
-        assert len(read_wav(folder / row['audio_filepath'])) / SAMPLE_RATE == row['duration']
+        assert soundfile.info(folder / row['audio_filepath']).duration == row['duration']
 
 
 @pytest.mark.real_weights

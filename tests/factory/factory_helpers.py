@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile
 
 from nemo_vtb.assets.recordings import write_wav
 from nemo_vtb.factory.demo.text_only import reference_chats
@@ -57,6 +58,11 @@ def write_manifest(folder: Path, texts: list[str], **more: Any) -> Path:
         seconds = write_wav(folder / f'rec-{number}.wav', audio)
         rows.append({'audio_filepath': f'rec-{number}.wav', 'duration': seconds, 'text': text, 'lang': 'en', **more})
     return write_jsonl(folder / 'manifest.jsonl', rows)
+
+
+def read_wav(path: Path) -> np.ndarray:
+    """Samples (S,) int16 of a recording."""
+    return soundfile.read(path, dtype='int16')[0]
 
 
 def digest(out: Path) -> dict[str, str]:

@@ -16,15 +16,14 @@
 from random import Random
 
 import pytest
-from factory_helpers import read_lines, write_chats, write_jsonl
+from factory_helpers import read_lines, read_wav, write_chats, write_jsonl
 
-from nemo_vtb.assets.recordings import read_wav
 from nemo_vtb.config import read_settings
 from nemo_vtb.data.conversation import conversation_from_dict
 from nemo_vtb.factory.dataset_files import finish
+from nemo_vtb.factory.language import pieces_of
 from nemo_vtb.factory.mixed_modal import MixedModalStage, choose_spans, plan_turn
 from nemo_vtb.factory.pipeline import make_stage, produce
-from nemo_vtb.factory.sentences import pieces_of
 from nemo_vtb.factory.settings import MixedModal
 
 NO_ASR = {'verify': {'asr': None}, 'chunk': 4}

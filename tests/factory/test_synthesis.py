@@ -16,8 +16,8 @@
 import numpy as np
 import pytest
 import soundfile
+from factory_helpers import read_wav
 
-from nemo_vtb.assets.recordings import read_wav
 from nemo_vtb.assets.voices import speak
 from nemo_vtb.errors import VtbConfigError
 from nemo_vtb.factory.settings import Noise, Tts, Verify

@@ -13,9 +13,12 @@
 # limitations under the License.
 """Whisper: the original .pt, a ggml file or a CTranslate2 file -> a Hugging Face folder in float32.
 
-Every reader gives `WhisperWeights`: sizes and tensors under Hugging Face names, without the prefix `model.`.
+Every reader gives `WhisperWeights`: sizes and tensors under Hugging Face names, without the prefix `model.`. The
+weight files carry no merges, so text can be read with them but not be written; OpenAI's package has them as a tiktoken
+file, which becomes the tokenizer of the folder.
 """
 
+import base64
 import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +32,7 @@ from nemo_vtb.errors import VtbAssetError
 if TYPE_CHECKING:
     import numpy as np
     import torch
-    from transformers import GenerationConfig, WhisperConfig
+    from transformers import GenerationConfig, WhisperConfig, WhisperTokenizer
 
 _GGML_MAGIC = 0x67676D6C
 _GGML_HALF = 1
@@ -40,6 +43,12 @@ _VOCABULARIES = (51864, 51865)
 _NUM_SPECIAL = 1608
 _NUM_LANGUAGES = 99
 _SPACE_TOKEN = 220
+_NUM_TIMES = 1501
+_TIME_STEP_S = 0.02
+# what OpenAI's decoder suppresses, to keep speaker tags and sound descriptions out of a transcript
+_SYMBOLS = [*'"#()*+/:;<=>@[\\]^_`{|}~「」『』', '<<', '>>', '<<<', '>>>', '--', '---', '-(', '-[', "('", '("']
+_SYMBOLS += ['((', '))', '(((', ')))', '[[', ']]', '{{', '}}', '♪♪', '♪♪♪']
+_NOTES = '♩♪♫♬♭♮♯'
 
 # longer patterns first: `cross_attn` holds `attn`, `cross_attn_ln` holds `cross_attn`, `mlp_ln` holds `mlp`
 _RENAMES = (
@@ -332,3 +341,88 @@ def _ct2_stem(stem: str) -> str:
 def _layer_numbers(state: Mapping[str, object], side: str) -> set[int]:
     pattern = re.compile(rf'{side}\.layers\.(\d+)\.')
     return {int(match.group(1)) for match in map(pattern.match, state) if match}
+
+
+# ---- the tokenizer
+
+
+def save_tokenizer(tiktoken_file: Path, into: Path) -> 'WhisperTokenizer':
+    """Write tokenizer.json and tokenizer_config.json into a folder.
+
+    Args:
+        tiktoken_file: gpt2.tiktoken (English models) or multilingual.tiktoken.
+        into: An existing folder.
+
+    Returns:
+        The tokenizer.
+    """
+    from tokenizers import AddedToken
+    from transformers import WhisperTokenizer
+    from transformers.models.whisper.tokenization_whisper import LANGUAGES
+
+    ranks = read_tiktoken(tiktoken_file)
+    letters = byte_letters()
+    vocabulary = {_spell(token, letters): rank for token, rank in ranks.items()}
+    languages = [f'<|{code}|>' for code in list(LANGUAGES)[:_NUM_LANGUAGES]]
+    special = ['<|endoftext|>', '<|startoftranscript|>', *languages, '<|translate|>', '<|transcribe|>']
+    special += ['<|startoflm|>', '<|startofprev|>', '<|nospeech|>', '<|notimestamps|>']
+    # all special ids stand in the model's vocabulary already, else their order would be left to chance
+    vocabulary.update({token: len(ranks) + index for index, token in enumerate(special)})
+    times = [f'<|{index * _TIME_STEP_S:.2f}|>' for index in range(_NUM_TIMES)]
+    vocabulary.update({token: len(ranks) + len(special) + index for index, token in enumerate(times)})
+    tokenizer = WhisperTokenizer(
+        vocab=vocabulary,
+        merges=[(_spell(left, letters), _spell(right, letters)) for left, right in _merges(ranks)],
+        additional_special_tokens=special[1:],
+        pad_token='<|endoftext|>',
+        model_max_length=1024,
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in times])
+    tokenizer.save_pretrained(into)
+    return tokenizer
+
+
+def read_tiktoken(path: Path) -> dict[bytes, int]:
+    """Bytes of each token -> rank, which is its id."""
+    lines = path.read_text(encoding='ascii').splitlines()
+    return {base64.b64decode(token): int(rank) for token, rank in map(str.split, lines)}
+
+
+def byte_letters() -> dict[int, str]:
+    """GPT-2's letter for each of the 256 bytes: printable ones stand for themselves."""
+    printable = [*range(ord('!'), ord('~') + 1), *range(ord('¡'), ord('¬') + 1), *range(ord('®'), ord('ÿ') + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {**{byte: chr(byte) for byte in printable}, **{byte: chr(256 + i) for i, byte in enumerate(others)}}
+
+
+def non_speech_ids(tokenizer: 'WhisperTokenizer') -> list[int]:
+    """Ids that OpenAI's decoder never samples: symbols that are no speech, and tokens that only steer the decoder."""
+
+    def encode(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False)
+
+    found = {encode(' -')[0], encode(" '")[0]}
+    for symbol in [*_SYMBOLS, *_NOTES]:
+        for ids in (encode(symbol), encode(f' {symbol}')):
+            if len(ids) == 1 or symbol in _NOTES:
+                found.add(ids[0])
+    steering = ['startoftranscript', 'translate', 'transcribe', 'startoflm', 'startofprev', 'nospeech']
+    found.update(tokenizer.convert_tokens_to_ids([f'<|{name}|>' for name in steering]))
+    return sorted(found)
+
+
+def _spell(token: bytes, letters: dict[int, str]) -> str:
+    return ''.join(letters[byte] for byte in token)
+
+
+def _merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
+    """Every split of a token into two others, in the order of the token's rank, as tiktoken merges."""
+    merges = []
+    for token in sorted(ranks, key=ranks.__getitem__):
+        splits = [(token[:cut], token[cut:]) for cut in range(1, len(token))]
+        known = [
+            (ranks[left], ranks[right], left, right) for left, right in splits if left in ranks and right in ranks
+        ]
+        merges += [(left, right) for _, _, left, right in sorted(known)]
+    return merges

@@ -32,15 +32,14 @@ from typing import TYPE_CHECKING, Any
 from nemo_vtb.assets import ensure
 from nemo_vtb.config import read_settings, settings_dict
 from nemo_vtb.factory.asr_ast import word_request
-from nemo_vtb.factory.data_card import DataCard
-from nemo_vtb.factory.dataset_files import ordered_outcomes
+from nemo_vtb.factory.dataset_files import DataCard, ordered_outcomes
 from nemo_vtb.factory.demo.corpus import SPLITS, CorpusMaker, CorpusSize, best_chats, check_corpus, text_line
 from nemo_vtb.factory.demo.dialogues import Recorder
 from nemo_vtb.factory.demo.household import PREFIXES
 from nemo_vtb.factory.demo.text_only import PromptChat, chat_prompts, generate_text_chats, reference_chats
 from nemo_vtb.factory.pipeline import produce
 from nemo_vtb.factory.settings import AsrAst, Demo, Noise, Tts
-from nemo_vtb.factory.stage import KEPT, WORK, Item, Outcome, Stage
+from nemo_vtb.factory.stage import KEPT, WORK, Item, Outcome, Stage, text_turn
 from nemo_vtb.factory.synthesis import Span, Synthesizer
 from nemo_vtb.io import write_atomically
 
@@ -270,5 +269,5 @@ def _worded(line: dict[str, Any], settings: Demo) -> dict[str, Any]:
     audio = next(entry for entry in line['conversations'] if entry['type'] == 'audio')
     row = {'task': 'asr', 'lang': line['custom']['lang'], 'text': audio['text']}
     answer, parts, _ = word_request(rng, row, _WORDING)
-    user = [{'type': 'text', 'from': 'User', 'value': part} if part else audio for part in parts]
-    return {**line, 'conversations': [*user, {'type': 'text', 'from': 'Assistant', 'value': answer}]}
+    user = [text_turn('User', part) if part else audio for part in parts]
+    return {**line, 'conversations': [*user, text_turn('Assistant', answer)]}

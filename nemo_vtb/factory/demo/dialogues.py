@@ -23,7 +23,9 @@ from nemo_vtb.assets.voices import random_style
 from nemo_vtb.factory.demo.household import (
     ASR_INSTRUCTIONS,
     NUMBERS,
+    PEOPLE,
     ROOMS,
+    THINGS,
     TIMES,
     Command,
     ask_both,
@@ -33,6 +35,7 @@ from nemo_vtb.factory.demo.household import (
     translate_instructions,
 )
 from nemo_vtb.factory.demo.text_only import PromptChat
+from nemo_vtb.factory.stage import audio_turn, text_turn
 from nemo_vtb.io import atomic_replace
 
 HELD_OUT_STYLE = ('en-US', 1.0, 1.0)
@@ -114,16 +117,12 @@ class Recorder:
             split: Split the recording belongs to.
             rng: Source of the voice.
         """
-        style = HELD_OUT_STYLE if split == 'test' else random_style(rng)
+        voice, speed, pitch = HELD_OUT_STYLE if split == 'test' else random_style(rng)
         stem = f'{name}-{split}'
         self._count[stem] = number = self._count.get(stem, 0) + 1
         path = f'wav/{stem}-{number:05d}.wav'
-        return Clip(path, self._note(path, text, style), text)
-
-    def _note(self, path: str, text: str, style: tuple[str, float, float]) -> float:
-        voice, speed, pitch = style
         self.spans.append((Path(path).stem, text, f'{voice}@{pitch}', speed))
-        return 0.0
+        return Clip(path, 0.0, text)
 
     def say_command(self, command: Command, split: str, rng: Random) -> SpokenCommand:
         """Have a command spoken; see `say`."""
@@ -153,22 +152,17 @@ def conversation(name: str, kind: str, turns: Turns, **custom: object) -> dict:
         turns: (role, parts) each; a part is text or a recording.
         custom: Further facts, such as source, lang and task.
     """
-    entries: list[dict] = []
-    for role, parts in turns:
-        for part in parts:
-            if isinstance(part, Clip):
-                entry = {'type': 'audio', 'from': role, 'value': part.path, 'duration': part.duration}
-                entries.append({**entry, 'text': part.text})
-            else:
-                entries.append({'type': 'text', 'from': role, 'value': part})
+    entries = [
+        audio_turn(part.path, part.duration, part.text) if isinstance(part, Clip) else text_turn(role, part)
+        for role, parts in turns
+        for part in parts
+    ]
     return {'id': name, 'conversations': entries, 'custom': {'kind': kind, **custom}}
 
 
 def asr_line(rng: Random, name: str, clip: Clip, source: str) -> dict:
     """Transcription of a recording, the instruction before or after it."""
-    instruction = rng.choice(ASR_INSTRUCTIONS)
-    user: Parts = [instruction, clip] if instruction.endswith(':') or rng.random() < 0.6 else [clip, instruction]
-    turns: Turns = [('User', user), ('Assistant', [clip.text])]
+    turns = _instructed(rng, ASR_INSTRUCTIONS, clip, clip.text)
     return conversation(name, 'asr_ast', turns, lang=clip.lang, source=source, task='asr', **_key(clip))
 
 
@@ -182,11 +176,15 @@ def ast_line(rng: Random, name: str, clip: Clip, target: str, lang: str) -> dict
         target: The translation.
         lang: Language of the translation.
     """
-    instruction = rng.choice(translate_instructions(lang))
-    user: Parts = [instruction, clip] if instruction.endswith(':') or rng.random() < 0.6 else [clip, instruction]
-    turns: Turns = [('User', user), ('Assistant', [target])]
+    turns = _instructed(rng, translate_instructions(lang), clip, target)
     facts = {'lang': clip.lang, 'target_lang': lang, 'source': 'asterisk-ast', 'task': 'ast', **_key(clip)}
     return conversation(name, 'asr_ast', turns, **facts)
+
+
+def _instructed(rng: Random, instructions: Sequence[str], clip: Clip, answer: str) -> Turns:
+    instruction = rng.choice(instructions)
+    user: Parts = [instruction, clip] if instruction.endswith(':') or rng.random() < 0.6 else [clip, instruction]
+    return _ask(user, answer)
 
 
 def qa_lines(rng: Random, pool: Pool, count: int) -> list[dict]:
@@ -207,7 +205,7 @@ def _qa_command(rng: Random, name: str, pool: Pool) -> dict:
     turns: Turns = []
     for number, (_, question, answer) in enumerate(asked):
         first: Parts = [clip, question] if rng.random() < 0.6 else [question, clip]
-        turns += [('User', first if number == 0 else [question]), ('Assistant', [answer])]
+        turns += _ask(first if number == 0 else [question], answer)
     tasks = [task for task, _, _ in asked]
     return conversation(name, 'speech_qa', turns, lang='en', source='commands-qa', task=tasks[0], tasks=tasks)
 
@@ -220,17 +218,16 @@ def _qa_both(rng: Random, name: str, pool: Pool) -> dict:
         second = rng.choice(same)
     task, question, answer = ask_both(rng, first.command, second.command)
     user: Parts = [first, second, question] if rng.random() < 0.5 else [question, first, 'and', second]
-    turns: Turns = [('User', user), ('Assistant', [answer])]
-    return conversation(name, 'speech_qa', turns, lang='en', source='commands-qa', task=task, tasks=[task])
+    return conversation(
+        name, 'speech_qa', _ask(user, answer), lang='en', source='commands-qa', task=task, tasks=[task]
+    )
 
 
 def _qa_prompt(rng: Random, name: str, pool: Pool) -> dict:
     clip, *others = rng.sample(list(pool.prompts), min(9, len(pool.prompts)))
     task, question, answer = ask_mention(rng, clip.text, [other.text for other in others])
-    turns: Turns = [('User', [clip, question]), ('Assistant', [answer])]
-    return conversation(
-        name, 'speech_qa', turns, lang='en', source='asterisk-qa', task=task, tasks=[task], **_key(clip)
-    )
+    facts = {'lang': 'en', 'source': 'asterisk-qa', 'task': task, 'tasks': [task], **_key(clip)}
+    return conversation(name, 'speech_qa', _ask([clip, question], answer), **facts)
 
 
 def _key(clip: Clip) -> dict[str, str]:
@@ -238,9 +235,6 @@ def _key(clip: Clip) -> dict[str, str]:
 
 
 # ---- mixed-modal: user turns of text and speech, whose answer needs both
-
-_PEOPLE = ('Anna', 'Ben', 'Clara', 'David', 'Emma')
-_THINGS = ('bread', 'milk', 'eggs', 'rice', 'apples', 'soap', 'tea', 'butter', 'paper', 'honey')
 
 Say = Callable[[str], Clip]
 
@@ -307,13 +301,13 @@ def _sum(rng: Random, pool: Pool, say: Say) -> Turns:
 
 
 def _shopping(rng: Random, pool: Pool, say: Say) -> Turns:
-    things = rng.sample(_THINGS, 4)
+    things = rng.sample(THINGS, 4)
     clip = say(f'{things[2]} and {things[3]}.')
     return _ask([f'My list: {things[0]}, {things[1]},', clip, 'Repeat the list.'], sentence(', '.join(things)))
 
 
 def _where(rng: Random, pool: Pool, say: Say) -> Turns:
-    people, rooms = rng.sample(_PEOPLE, 2), rng.sample(ROOMS, 2)
+    people, rooms = rng.sample(PEOPLE, 2), rng.sample(ROOMS, 2)
     typed = ' '.join(f'{person} is in the {room}.' for person, room in zip(people, rooms, strict=True))
     asked = rng.randrange(2)
     return _ask([typed, say(f'Tell me where {people[asked]} is.')], f'{people[asked]} is in the {rooms[asked]}.')
@@ -336,7 +330,7 @@ def _merge(rng: Random, pool: Pool, say: Say) -> Turns:
 
 def _who(rng: Random, pool: Pool, say: Say) -> Turns:
     clip, other = _changed(rng, pool, 'room', ROOMS)
-    person = rng.choice(_PEOPLE)
+    person = rng.choice(PEOPLE)
     turns = _ask([clip, f'Who will do it? {person}.'], f'{person} will {_plain(clip.command)}.')
     change = f'Make it the {other.room}.'
     return [*turns, *_ask([say(change) if rng.random() < 0.5 else change], f'{person} will {_plain(other)}.')]

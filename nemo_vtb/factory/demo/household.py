@@ -15,38 +15,20 @@
 
 from dataclasses import dataclass, replace
 from itertools import product
+from pathlib import Path
 from random import Random
 
-ROOMS = ('kitchen', 'bedroom', 'bathroom', 'office', 'garage', 'hallway')
-_SWITCHED = ('lamp', 'heater', 'fan', 'radio', 'television', 'kettle')
-_HINGED = ('window', 'door', 'curtain', 'drawer')
+from nemo_vtb.factory.prompts import load_bank
+from nemo_vtb.io import read_yaml
+
+_BANK = read_yaml(Path(__file__).with_suffix('.yaml'))
+ROOMS, TIMES, PREFIXES, NUMBERS, PEOPLE, THINGS = (
+    tuple(_BANK[name]) for name in ('rooms', 'times', 'prefixes', 'numbers', 'people', 'things')
+)
+_SWITCHED, _HINGED = tuple(_BANK['switched']), tuple(_BANK['hinged'])
 ACTIONS = {'turn on': _SWITCHED, 'turn off': _SWITCHED, 'open': _HINGED, 'close': _HINGED}
-TIMES = (
-    'now',
-    'tonight',
-    'at noon',
-    'at midnight',
-    'at seven',
-    'at half past eight',
-    'in ten minutes',
-    'tomorrow morning',
-)
-PREFIXES = ('', 'please', 'could you')
-
-_STATES = {'turn on': 'on', 'turn off': 'off', 'open': 'opened', 'close': 'closed'}
-NUMBERS = (
-    'zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen '
-    'seventeen eighteen nineteen twenty'
-).split()
-
-ASR_INSTRUCTIONS = (
-    'Transcribe the speech.',
-    'Write down what is said.',
-    'What does the speaker say?',
-    'Repeat the words of the recording.',
-    'Transcribe:',
-)
-_LANGUAGE_NAMES = {'en': 'English', 'es': 'Spanish', 'fr': 'French', 'it': 'Italian', 'ru': 'Russian'}
+ASR_INSTRUCTIONS = tuple(_BANK['transcribe'])
+_QUESTIONS = _BANK['questions']
 
 QuestionAnswer = tuple[str, str, str]  # task, question, answer
 
@@ -82,7 +64,7 @@ class Command:
     @property
     def state(self) -> str:
         """What becomes of the item: "on", "off", "opened" or "closed"."""
-        return _STATES[self.action]
+        return _BANK['states'][self.action]
 
     def but(self, **changes: str) -> 'Command':
         """The same command with other parts."""
@@ -113,8 +95,8 @@ def translate_instructions(lang: str) -> tuple[str, ...]:
     Args:
         lang: Two-letter code of the target language.
     """
-    name = _LANGUAGE_NAMES[lang]
-    return (f'Translate the speech into {name}.', f'Say this in {name}:', f'What does this mean in {name}?')
+    name = load_bank('en').names[lang]
+    return tuple(text.format(name) for text in _BANK['translate'])
 
 
 def ask_command(rng: Random, command: Command, count: int) -> list[QuestionAnswer]:
@@ -129,15 +111,10 @@ def ask_command(rng: Random, command: Command, count: int) -> list[QuestionAnswe
         (task, question, answer) each; answers are one to four words with capital letter and full stop.
     """
     # the count of words is asked less often: it is a riddle even for large models
-    askers = [_ask_room, _ask_item, _ask_time, _ask_state, _ask_mention_part]
+    tasks = ['room', 'item', 'time', 'state', 'mention']
     if rng.random() < 0.15:
-        askers.append(_ask_words)
-    return [asker(rng, command) for asker in rng.sample(askers, count)]
-
-
-def ask_single(rng: Random, command: Command) -> QuestionAnswer:
-    """One question about one command."""
-    return ask_command(rng, command, 1)[0]
+        tasks.append('words')
+    return [_ask(rng, command, task) for task in rng.sample(tasks, count)]
 
 
 def ask_mention(rng: Random, text: str, others: list[str]) -> QuestionAnswer:
@@ -155,8 +132,7 @@ def ask_mention(rng: Random, text: str, others: list[str]) -> QuestionAnswer:
     else:
         spoken = set(_words(text))
         word = rng.choice(sorted({w for other in others for w in _content_words(other)} - spoken))
-    question = rng.choice(('Does the speaker say the word "{}"?', 'Is the word "{}" said in this recording?'))
-    return 'mention', question.format(word), 'Yes.' if truth else 'No.'
+    return 'mention', rng.choice(_QUESTIONS['mention']).format(word), 'Yes.' if truth else 'No.'
 
 
 def ask_both(rng: Random, first: Command, second: Command) -> QuestionAnswer:
@@ -175,33 +151,18 @@ def ask_both(rng: Random, first: Command, second: Command) -> QuestionAnswer:
     wanted = rng.choice(('first', 'second'))
     value = getattr(first if wanted == 'first' else second, name)
     value = value if name == 'time' else f'the {value}'
-    question = rng.choice(('Which of the two recordings mentions {}?', 'Which recording speaks of {}?'))
-    return 'which', question.format(value), f'The {wanted}.'
+    return 'which', rng.choice(_QUESTIONS['which']).format(value), f'The {wanted}.'
 
 
-def _ask_room(rng: Random, command: Command) -> QuestionAnswer:
-    question = rng.choice(('Which room is it about?', 'In which room?', 'What room does the speaker mean?'))
-    return 'room', question, f'The {command.room}.'
-
-
-def _ask_item(rng: Random, command: Command) -> QuestionAnswer:
-    question = rng.choice(('Which object is it about?', 'What object does the speaker name?', 'Which thing is meant?'))
-    return 'item', question, f'The {command.item}.'
-
-
-def _ask_time(rng: Random, command: Command) -> QuestionAnswer:
-    question = rng.choice(('When should it happen?', 'At what time?', 'What time does the speaker name?'))
-    return 'time', question, sentence(command.time)
-
-
-def _ask_state(rng: Random, command: Command) -> QuestionAnswer:
+def _ask(rng: Random, command: Command, task: str) -> QuestionAnswer:
+    if task == 'words':
+        return task, 'How many words does the speaker say?', sentence(NUMBERS[len(command.body.split())])
+    if task == 'mention':
+        return _ask_mention_part(rng, command)
+    answer = command.state if task == 'state' else getattr(command, task)
     pair = 'turned on or off' if command.state in ('on', 'off') else 'opened or closed'
-    question = rng.choice((f'Should it be {pair}?', f'Is it to be {pair}?'))
-    return 'state', question, sentence(command.state)
-
-
-def _ask_words(rng: Random, command: Command) -> QuestionAnswer:
-    return 'words', 'How many words does the speaker say?', sentence(NUMBERS[len(command.body.split())])
+    question = rng.choice(_QUESTIONS[task]).format(pair)
+    return task, question, f'The {answer}.' if task in ('room', 'item') else sentence(answer)
 
 
 def _ask_mention_part(rng: Random, command: Command) -> QuestionAnswer:
