@@ -74,6 +74,14 @@ def test_console_script_and_typed_marker() -> None:
     assert (ROOT / 'nemo_vtb' / 'py.typed').is_file()
 
 
+def test_every_data_file_of_the_package_is_shipped() -> None:
+    package = ROOT / 'nemo_vtb'
+    patterns = ast.literal_eval(setup_argument('package_data'))['nemo_vtb']
+    shipped = {path for pattern in patterns for path in package.glob(pattern)}
+    data = {path for path in package.rglob('*') if path.is_file() and path.suffix not in ('.py', '.pyc')}
+    assert data and data - shipped == set()
+
+
 def test_pins_are_exact_complete_and_inside_the_bounds() -> None:
     from packaging.requirements import Requirement
 

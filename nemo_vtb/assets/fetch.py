@@ -32,7 +32,7 @@ from pathlib import Path
 
 from nemo_vtb.assets.catalog import Package
 from nemo_vtb.errors import VtbAssetError
-from nemo_vtb.io import atomic_replace, file_digest, file_lock
+from nemo_vtb.io import atomic_replace, file_digest, file_lock, read_yaml
 
 BACKOFF_S = (2.0, 8.0)
 # after a client found no network, the next packages of this process get one attempt each for so long
@@ -41,40 +41,7 @@ CLIENT_TIMEOUT_S = 1800
 SPARE_MB = 50
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
-_NO_NETWORK = (
-    'name resolution',
-    'failed to establish a new connection',
-    'connection error',
-    'connectionerror',
-    'connection broken',
-    'connection aborted',
-    'network is unreachable',
-    'could not resolve',
-    'could not connect',
-    'cannot initiate the connection',
-    'timed out',
-    'timeout',
-    'proxyerror',
-    'sslerror',
-    'remotedisconnected',
-    'enotfound',
-    'eai_again',
-    'econnrefused',
-    'econnreset',
-    'etimedout',
-)
-_GONE = (
-    'no matching distribution',
-    'no candidate',
-    'e404',
-    'etarget',
-    '404 ',
-    'unable to locate package',
-    "can't find a source",
-    'was not found',
-)
-_DISK = ('no space left', 'enospc', 'disk quota exceeded')
-
+_MESSAGES: dict[str, list[str]] = read_yaml(Path(__file__).with_name('client_messages.yaml'))
 _INSTALL = {
     'pip': 'run: python -m ensurepip --upgrade   (or: sudo apt-get install python3-pip python3-venv)',
     'npm': 'run: sudo apt-get install npm',
@@ -255,15 +222,15 @@ def _refusal(command: Sequence[str], output: str) -> _Refused:
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     last = next((line for line in reversed(lines) if 'error' in line.lower() or line.startswith('E:')), '')
     detail = (last or (lines[-1] if lines else 'no message'))[:300]
-    if any(mark in text for mark in _DISK):
+    if any(mark in text for mark in _MESSAGES['disk']):
         return _Refused(f'the disk is full ({detail})', 'free some space or set NEMO_VTB_CACHE and TMPDIR', False)
-    if any(mark in text for mark in _NO_NETWORK):
+    if any(mark in text for mark in _MESSAGES['no_network']):
         return _Refused(
             f'no network, or the registry does not answer ({detail})', 'check network and proxy', True, True
         )
     if command[0] == 'apt-get':
         return _Refused(detail, 'run: sudo apt-get update   (and check that this release has that version)', False)
-    if any(mark in text for mark in _GONE):
+    if any(mark in text for mark in _MESSAGES['gone']):
         return _Refused(
             f'the registry does not offer this version ({detail})', 'check the index that is configured', False
         )

@@ -36,8 +36,8 @@ from nemo_vtb.evaluation.speech_suite import answer_all, evaluating
 from nemo_vtb.evaluation.text_suite import compare, result_of
 from nemo_vtb.factory.language import spoken_form
 from nemo_vtb.factory.settings import Verify
+from nemo_vtb.factory.speech_models import PicoVoices, Utterance, Voices
 from nemo_vtb.factory.synthesis import check_sound
-from nemo_vtb.factory.tts import PicoVoices, Utterance, Voices
 from nemo_vtb.io import atomic_replace
 
 if TYPE_CHECKING:

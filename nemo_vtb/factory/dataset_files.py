@@ -25,13 +25,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from nemo_vtb.constants import SAMPLE_RATE
 from nemo_vtb.data.conversation import Audio
 from nemo_vtb.errors import VtbDataError
+from nemo_vtb.factory.settings import Common
 from nemo_vtb.factory.stage import KEPT, WORK, Outcome, Stage, file_name, open_work_list, read_journals, read_outcomes
 from nemo_vtb.io import atomic_replace, file_lock, write_atomically
 
@@ -156,16 +157,6 @@ class DataCard:
         figure.savefig(path, dpi=110, metadata={'Software': None})
 
 
-class Form(Protocol):
-    """What `finish` needs of the settings."""
-
-    seed: int
-    validation_share: float
-    test_share: float
-    form: str
-    shard_size: int
-
-
 @dataclass(frozen=True, slots=True)
 class _Reader:
     """The outcomes of all chunks, one chunk in memory at a time."""
@@ -213,7 +204,7 @@ def split_of(group: str, seed: int, validation_share: float, test_share: float) 
     return 'validation' if place < test_share + validation_share else 'train'
 
 
-def finish(stage: Stage, settings: Form, out: Path) -> DataCard:
+def finish(stage: Stage, settings: Common, out: Path) -> DataCard:
     """Write the data set of a complete stage and its card.
 
     Args:
@@ -257,7 +248,7 @@ def finish(stage: Stage, settings: Form, out: Path) -> DataCard:
     return card
 
 
-def _publish(part: Path, out: Path, name: str, settings: Form) -> None:
+def _publish(part: Path, out: Path, name: str, settings: Common) -> None:
     """Give a part its final form and place; an empty one leaves no file."""
     lines = part.read_text(encoding='utf-8')
     part.unlink()

@@ -11,14 +11,14 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""An OpenAI-compatible server: concurrent requests, retries with back-off, a rate limit, and counts."""
+"""An OpenAI-compatible server: concurrent requests, retries with back-off, and a rate limit."""
 
 import asyncio
 import os
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from nemo_vtb.errors import VtbConfigError, VtbDataError
@@ -27,15 +27,6 @@ A = TypeVar('A')
 B = TypeVar('B')
 _RETRIED = (408, 409, 425, 429, 500, 502, 503, 504)
 _MAX_WAIT_S = 60.0
-
-
-@dataclass
-class EndpointCounts:
-    """What the requests of one process came to."""
-
-    requests: int = 0
-    retries: int = 0
-    failures: int = 0
 
 
 @dataclass
@@ -59,7 +50,6 @@ class Endpoint:
     tries: int = 6
     requests_per_minute: int | None = None
     first_wait_s: float = 1.0
-    counts: EndpointCounts = field(default_factory=EndpointCounts)
     _next_slot: float = 0.0
 
     def __post_init__(self) -> None:
@@ -116,8 +106,6 @@ class Endpoint:
                 stop=stop_after_attempt(self.tries), wait=self._wait, retry=retry_if_exception_type(_RetryLater)
             ):
                 with attempt:
-                    self.counts.requests += 1
-                    self.counts.retries += attempt.retry_state.attempt_number > 1
                     await self._wait_for_slot()
                     try:
                         response = await client.post(f'{self.url.rstrip("/")}/{path}', json=dict(body))
@@ -126,7 +114,6 @@ class Endpoint:
                     if response.status_code in _RETRIED:
                         raise _RetryLater(f'HTTP {response.status_code}', response.headers.get('retry-after'))
                     if response.status_code != 200:
-                        self.counts.failures += 1
                         raise VtbDataError(
                             'The server refuses a request.', field=f'{self.url}/{path}',
                             got=f'HTTP {response.status_code}: {response.text[:300]}',
@@ -134,7 +121,6 @@ class Endpoint:
                         )  # fmt: skip
                     return response, attempt.retry_state.attempt_number - 1
         except RetryError as error:
-            self.counts.failures += 1
             last = error.last_attempt.exception()
             raise VtbDataError(
                 'The server does not answer.', field=f'{self.url}/{path}', got=f'{last} after {self.tries} tries',

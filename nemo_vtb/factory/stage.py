@@ -156,8 +156,6 @@ class WorkList:
                 if number % chunk == 0:
                     offsets.append(place)
                 place += len(raw)
-                self.num_items = number + 1
-        self.num_items = self.num_items if offsets else 0
         self._offsets = np.asarray([*offsets, place], dtype=np.int64)
 
     def __len__(self) -> int:

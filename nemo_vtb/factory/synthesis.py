@@ -26,9 +26,15 @@ from nemo_vtb.assets.recordings import write_wav
 from nemo_vtb.constants import SAMPLE_RATE
 from nemo_vtb.data.normalizers import get_normalizer, normalizer_for
 from nemo_vtb.factory.settings import Noise, Tts, Verify
+from nemo_vtb.factory.speech_models import (
+    Transcriber,
+    Transcript,
+    Utterance,
+    Voices,
+    load_transcriber,
+    load_voices,
+)
 from nemo_vtb.factory.stage import KEPT
-from nemo_vtb.factory.transcribers import Transcriber, Transcript, load_transcriber
-from nemo_vtb.factory.tts import Utterance, Voices, load_voices
 from nemo_vtb.io import atomic_replace
 
 _QUIET_DB, _QUIET_S, _FRAME = -40.0, 1.0, 320

@@ -200,8 +200,8 @@ def test_two_speakers_are_two_voices_in_one_recording(items: list) -> None:
 
 @pytest.mark.real_weights
 def test_a_recogniser_hears_the_words(items: list, assets: Any) -> None:
+    from nemo_vtb.factory.speech_models import load_transcriber
     from nemo_vtb.factory.synthesis import span_wer
-    from nemo_vtb.factory.transcribers import load_transcriber
 
     assets('whisper-tiny.en')
     wanted = [i for i in items if i.task in ('unseen_prompts', 'formats', 'maths', 'multi_turn')]

@@ -93,8 +93,8 @@ def test_recordings_are_loud_and_as_long_as_speech(items: list) -> None:
 
 @pytest.mark.real_weights
 def test_a_recogniser_hears_the_instructions(items: list, assets: Any) -> None:
+    from nemo_vtb.factory.speech_models import load_transcriber
     from nemo_vtb.factory.synthesis import span_wer
-    from nemo_vtb.factory.transcribers import load_transcriber
 
     assets('whisper-tiny.en')
     audios = [item.prompt.audios[0] for item in items[50::7]]

@@ -43,7 +43,6 @@ def test_what_passes_is_tried_again(tmp_path, faults, repeated):
     with openai_server(tmp_path, faults) as url:
         endpoint = Endpoint(url, first_wait_s=0.05, timeout_s=20)
         assert run(endpoint) == [(True, repeated)]
-        assert (endpoint.counts.requests, endpoint.counts.retries) == (repeated + 1, repeated)
         assert len(read_lines(tmp_path / 'requests.jsonl')) == repeated + 1
 
 
@@ -56,10 +55,9 @@ def test_refusals_and_lasting_faults_are_errors(tmp_path):
     with openai_server(tmp_path, '400 500 500') as url:
         with pytest.raises(VtbDataError, match='HTTP 400.*as ordered'):
             run(Endpoint(url, first_wait_s=0.01))
-        endpoint = Endpoint(url, first_wait_s=0.01, tries=2)
         with pytest.raises(VtbDataError, match='HTTP 500 after 2 tries'):
-            run(endpoint)
-        assert endpoint.counts.failures == 1
+            run(Endpoint(url, first_wait_s=0.01, tries=2))
+        assert len(read_lines(tmp_path / 'requests.jsonl')) == 3
     with pytest.raises(VtbDataError, match='does not answer'):
         run(Endpoint(url, first_wait_s=0.01, tries=2))
     with pytest.raises(VtbConfigError, match='address'):

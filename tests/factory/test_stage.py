@@ -54,7 +54,7 @@ def outcomes(chunk):
 
 def test_work_list_gives_each_item_once(tmp_path):
     work = open_work_list(Counting(), tmp_path)
-    assert (len(work), work.num_items) == (3, 10)
+    assert len(work) == 3
     items = [item for chunk in range(3) for item in work.read(chunk)]
     assert items == list(Counting().items())
     assert [len(work.read(chunk)) for chunk in range(3)] == [4, 4, 2]
@@ -80,7 +80,8 @@ def test_a_list_that_a_kill_left_without_stamp_is_made_anew(tmp_path):
     open_work_list(Counting(), tmp_path)
     (tmp_path / '.work' / 'stamp.json').unlink()
     (tmp_path / '.work' / 'work.jsonl').write_text('half')
-    assert open_work_list(Counting(), tmp_path).num_items == 10
+    work = open_work_list(Counting(), tmp_path)
+    assert [item for chunk in range(len(work)) for item in work.read(chunk)] == list(Counting().items())
 
 
 def test_identities_must_differ_and_something_must_be_there(tmp_path):

@@ -21,8 +21,8 @@ from factory_helpers import read_wav
 from nemo_vtb.assets.voices import speak
 from nemo_vtb.errors import VtbConfigError
 from nemo_vtb.factory.settings import Noise, Tts, Verify
+from nemo_vtb.factory.speech_models import load_transcriber
 from nemo_vtb.factory.synthesis import Span, Synthesizer, check_sound, span_wer
-from nemo_vtb.factory.transcribers import load_transcriber
 
 NO_ASR = Verify(asr=None)
 SPANS = [Span(f'span-{n}', text) for n, text in enumerate(

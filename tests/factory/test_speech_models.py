@@ -20,7 +20,7 @@ from factory_helpers import openai_server
 from nemo_vtb.assets.voices import VOICES, speak
 from nemo_vtb.errors import VtbConfigError
 from nemo_vtb.factory.settings import Tts
-from nemo_vtb.factory.tts import PicoVoices, Utterance, load_voices
+from nemo_vtb.factory.speech_models import PicoVoices, Utterance, load_voices
 
 
 @pytest.mark.parametrize('lang', VOICES)
