@@ -66,7 +66,7 @@ def test_tags_of_nemo_are_honoured(tmp_path: Path) -> None:
     assert said(read(tmp_path, CHAT, system_prompt='Be kind.'))[0] == ('system', ['Be kind.'])
 
 
-def test_a_line_can_ask_to_be_left_out(tmp_path: Path) -> None:
+def test_a_line_can_say_that_it_is_skipped(tmp_path: Path) -> None:
     assert read(tmp_path, CHAT | {'custom': {'_skipme': True}}, kind='text') is None
 
 
