@@ -27,7 +27,7 @@ if __name__ == '__main__':
 
 import logging
 import re
-import sys
+import runpy
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -266,13 +266,11 @@ def _nemo_config(sources: Sequence[FittedSource], shares: Sequence[float], setti
 
 def main() -> None:
     """`examples/speechllm_joint_sft.py` with this loader: the same arguments, the same files."""
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'examples'))
-    import speechllm_joint_sft as script
-
     build = nemo_vtb.build_trainer
     nemo_vtb.build_trainer = lambda cfg, callbacks: build(cfg, [*callbacks, NemoLedger()])
     nemo_vtb.VtbDataModule = NemoDataModule
-    script.main()
+    example = Path(__file__).resolve().parents[2] / 'examples' / 'speechllm_joint_sft.py'
+    runpy.run_path(str(example), run_name='__main__')
 
 
 if __name__ == '__main__':
