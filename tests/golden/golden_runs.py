@@ -145,7 +145,7 @@ def _prepare(name: str, job: Job, rank: int, port: int) -> None:
         trainer.callbacks.append(Recorder(Path(f'{name}.{rank}.jsonl')))
         fit(trainer, *args, **kwargs)
 
-    Trainer.fit = watched  # type: ignore[method-assign]
+    Trainer.fit = watched
 
 
 def restore() -> dict[str, Any]:
