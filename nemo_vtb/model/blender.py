@@ -106,7 +106,7 @@ class VoiceTextBlender(SALM, ModelPT):
         self.renderer = ChatRenderer(self.tokenizer.tokenizer)
         if self.cfg.get('text_anchor') and not self.cfg.get('lora'):
             raise VtbConfigError(
-                'Without LoRA there is no untouched LLM to hold typed chats to.',
+                'Without LoRA there is no untouched LLM to hold text-only conversations to.',
                 field='model.text_anchor',
                 got=self.cfg.text_anchor,
                 allowed='0, or any weight together with model.lora',

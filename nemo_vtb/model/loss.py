@@ -87,14 +87,14 @@ def kind_sums(nll: Tensor, labels: Tensor, label_kinds: Tensor, num_kinds: int) 
 
 @torch.no_grad()
 def base_hidden(backbone: Backbone, batch: PackedRow) -> Tensor:
-    """What the untouched LLM makes of the typed chats of a packed row.
+    """What the untouched LLM makes of the text-only conversations of a packed row.
 
     Args:
         backbone: The LLM.
         batch: A packed row, see `PackedRow`.
 
     Returns:
-        (M, H) hidden states of all positions of the typed chats in the order of the row; (0, H) where there is none.
+        (M, H) hidden states of all positions of these conversations in the order of the row; (0, H) without any.
     """
     borders = batch.cu_seqlens.tolist()
     spans = [(b, e) for b, e, kind in zip(borders, borders[1:], batch.kinds, strict=False) if kind == 'text']
@@ -113,7 +113,7 @@ def base_hidden(backbone: Backbone, batch: PackedRow) -> Tensor:
 def text_divergence(
     base: Tensor, hidden: Tensor, batch: PackedRow, backbone: Backbone, *, chunk: int = 1024
 ) -> Tensor:
-    """KL(base || model) over the vocabulary at each position of the typed chats, what the user typed included.
+    """KL(base || model) over the vocabulary at each position of text-only conversations, the user's turns included.
 
     Args:
         base: (M, H) of `base_hidden`.
@@ -123,7 +123,7 @@ def text_divergence(
         chunk: Positions that reach the vocabulary at once; their logits are made again in the backward pass.
 
     Returns:
-        (M,) float32 in nats, in the order of the row; (0,) where there is no typed chat.
+        (M,) float32 in nats, in the order of the row; (0,) where there is none.
     """
     is_text = torch.tensor([kind == 'text' for kind in batch.kinds], device=hidden.device, dtype=torch.bool)
     student = hidden[is_text.repeat_interleave(batch.cu_seqlens.diff().long())]  # (M, H)
@@ -143,10 +143,10 @@ def text_divergence(
 
 
 def anchored_loss(nll: Tensor, divergence: Tensor, target_kinds: Tensor, weight: float) -> Tensor:
-    """Sum over the targets of a row; each target of a typed chat counts max(0, 1 - weight) nll + weight KL.
+    """Sum over the targets of a row; those of text-only conversations count max(0, 1 - weight) nll + weight KL.
 
-    KL is the mean over all positions of the typed chats, so that the weight means the same whatever the share of them
-    that is supervised.
+    KL is the mean over all positions of these conversations, so that the weight means the same whatever the share
+    of them that is supervised.
 
     Args:
         nll: (N,) of all targets of the row.

@@ -239,7 +239,7 @@ def _take(model: VoiceTextBlender, warm: VoiceTextBlender) -> None:
 
 
 def load_asr_encoder(model: VoiceTextBlender, source: str | Path) -> list[str]:
-    """Load encoder and preprocessor of an ASR `.nemo` into a model; what the ASR model has beyond them is left out.
+    """Load encoder and preprocessor of an ASR `.nemo` into a model; what the ASR model has beyond them is skipped.
 
     Returns:
         Names of the ASR model's weights that were not taken (decoder, joint ...).
