@@ -79,6 +79,12 @@ def test_salm_folder_back_with_every_weight(model: VoiceTextBlender, forms: dict
         read_salm(folder)
 
 
+@pytest.fixture(autouse=True)
+def loud(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands quiet the logs of their process, which here is that of all tests."""
+    monkeypatch.setenv('NEMO_LOG_LEVEL', 'ERROR')
+
+
 def test_what_stock_salm_saves_comes_in(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """NeMo's own `save_pretrained`: no tokenizer, no LLM configuration. LoRA on q and v, as Canary-Qwen has it."""
     from nemo.collections.speechlm2 import SALM
