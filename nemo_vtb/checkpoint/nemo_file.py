@@ -44,11 +44,13 @@ from nemo_vtb.checkpoint.archive import (
     broken,
     extract,
     open_plain,
+    read_info,
     read_manifest,
     read_members,
     verify_unpacked,
     write_archive,
 )
+from nemo_vtb.checkpoint.foreign_config import check_asr, check_perception
 from nemo_vtb.checkpoint.manifest import SECTIONS, make_manifest, part_of
 from nemo_vtb.errors import VtbCheckpointError
 from nemo_vtb.io import atomic_path
@@ -185,10 +187,12 @@ def being_restored(model: 'VoiceTextBlender', cfg: Any) -> Restored | None:
         VtbCheckpointError: A file differs from its manifest, or the configuration wants to run code.
     """
     if isinstance(cfg, RestoredConfig):
+        check_perception(model.cfg.get('perception'))
         return cfg.__dict__['restored']
     if not ModelPT._is_model_being_restored():
         return None
-    _refuse_remote_code(model.cfg)
+    refuse_remote_code(model.cfg)
+    check_perception(model.cfg.get('perception'))
     folder = _unpacked_by_nemo(model)
     if folder is None:
         return None
@@ -242,7 +246,8 @@ def _read_part(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def _refuse_remote_code(cfg: DictConfig) -> None:
+def refuse_remote_code(cfg: Mapping[str, Any]) -> None:
+    """Raise VtbCheckpointError where a configuration grants itself what only the caller may grant."""
     if cfg.get('trust_remote_code'):
         raise VtbCheckpointError(
             'The file asks to run Python code that came with its LLM.',
@@ -277,12 +282,10 @@ class SafeConnector(SaveRestoreConnector):
         """NeMo's, which leaves the process in the state of restoring when it fails.
 
         Raises:
-            VtbCheckpointError: There is no configuration in the archive.
+            VtbCheckpointError: There is no configuration in the archive, or it names what no model needs.
         """
         try:
-            with open_plain(Path(restore_path)) as plain:
-                if CONFIG not in read_members(plain):
-                    raise broken(Path(restore_path), f'no {CONFIG} in it')
+            check_asr(read_info(restore_path).config)
             return super().restore_from(calling_cls, restore_path, *args, **kwargs)
         except BaseException:
             ModelPT._set_model_restore_state(is_being_restored=False)
@@ -326,7 +329,7 @@ class NemoConnector(SafeConnector):
             if return_config:
                 return cfg
             if not self._trust_remote_code:
-                _refuse_remote_code(cfg)
+                refuse_remote_code(cfg)
             restored = Restored(manifest or {}, self._base_llm)
             calling_cls._set_model_restore_state(is_being_restored=True, folder=name)
             try:
@@ -353,6 +356,14 @@ def _construct(calling_cls: Any, cfg: RestoredConfig, trainer: Any) -> Any:
     cls = calling_cls
     try:
         named = _get_allowed_target_class(cfg.target)
+        if not issubclass(named, cls) and not issubclass(cls, named):
+            raise VtbCheckpointError(
+                'The file holds another kind of model.',
+                field='target',
+                got=cfg.target,
+                allowed=f'{cls.__name__}, or a subclass of it',
+                remedy='open it with the class that wrote it',
+            )
         cls = cls if issubclass(cls, named) else named
     except (AttributeError, ImportError):
         logging.warning(f'{cfg.get("target")} is not there any more; {cls.__name__} is restored in its place')

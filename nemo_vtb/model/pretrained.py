@@ -29,6 +29,8 @@ from safetensors.torch import load_file
 
 from nemo_vtb.backbone.names import state_name
 from nemo_vtb.checkpoint.archive import read_info
+from nemo_vtb.checkpoint.foreign_config import check_perception
+from nemo_vtb.checkpoint.nemo_file import refuse_remote_code
 from nemo_vtb.errors import VtbCheckpointError, VtbError, VtbModelError
 from nemo_vtb.io import read_json_object
 from nemo_vtb.model.blender import VoiceTextBlender
@@ -110,7 +112,7 @@ def read_salm(folder: str | Path, *, base_llm: str | Path | None = None) -> tupl
         The model in evaluation mode, and what was completed: names of tied weights that the file leaves out.
 
     Raises:
-        VtbCheckpointError: A weight is missing, left over or of another shape.
+        VtbCheckpointError: A weight is missing, left over or of another shape; or the folder asks to run code.
         VtbModelError: The LLM's configuration or tokenizer is not found.
     """
     folder = Path(folder)
@@ -119,6 +121,8 @@ def read_salm(folder: str | Path, *, base_llm: str | Path | None = None) -> tupl
     if base_llm is None and not (llm / SALM_CONFIG).is_file():
         llm = Path(str(config['pretrained_llm']))
     own_tokenizer = (folder / 'tokenizer_config.json').is_file()
+    refuse_remote_code(config)
+    check_perception(config.get('perception'), what='folder')
     config |= {
         'pretrained_llm': str(llm),
         'pretrained_weights': False,

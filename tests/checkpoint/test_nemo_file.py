@@ -253,6 +253,26 @@ def adapter_outside(cfg: Any, folder: Path) -> None:
     cfg.perception.modality_adapter = {'_target_': 'os.system', 'command': f'touch {folder.parent / "sentinel"}'}
 
 
+WRITES = {'_target_': 'nemo.collections.asr.parts.utils.manifest_utils.write_manifest', 'target_manifest': [{}]}
+
+
+def argument_that_writes(cfg: Any, folder: Path) -> None:
+    cfg.perception.encoder.name = {**WRITES, 'output_path': str(folder.parent / 'sentinel')}
+
+
+def section_that_writes(cfg: Any, folder: Path) -> None:
+    cfg.perception.spec_augment = {**WRITES, 'output_path': str(folder.parent / 'sentinel')}
+
+
+def list_that_writes(cfg: Any, folder: Path) -> None:
+    cfg.perception.modality_adapter.names = [[{**WRITES, 'output_path': str(folder.parent / 'sentinel')}]]
+
+
+def argument_of_another_model(cfg: Any, folder: Path) -> None:
+    cfg.target = 'nemo.collections.asr.models.EncDecCTCModel'
+    cfg.preprocessor = {**WRITES, 'output_path': str(folder.parent / 'sentinel')}
+
+
 def file_read_elsewhere(cfg: Any, folder: Path) -> None:
     cfg.llm_files.passwd = '/etc/passwd'
 
@@ -275,6 +295,9 @@ MALICE = [
     trusted_code,
     target_outside,
     adapter_outside,
+    argument_that_writes,
+    section_that_writes,
+    list_that_writes,
     file_read_elsewhere,
     file_written_elsewhere,
     template_with_code,
@@ -291,6 +314,19 @@ def test_a_file_of_a_stranger_runs_no_code(saved: Path, tmp_path: Path, change: 
             model.answer([Conversation('', (Turn('user', (Text('hello'),)),))], max_new_tokens=1)
     finally:
         ModelPT._set_model_restore_state(is_being_restored=False)
+    assert not (tmp_path / 'sentinel').exists()
+
+
+@pytest.mark.parametrize('change', [argument_that_writes, section_that_writes, list_that_writes])
+def test_what_a_file_may_not_name_is_named(saved: Path, tmp_path: Path, change: Any) -> None:
+    with pytest.raises(VtbCheckpointError, match='names what no file may name') as caught:
+        restore(rewrite(saved, tmp_path / 'evil.nemo', change), 'cpu')
+    assert str(caught.value.field).startswith('perception.')
+
+
+def test_a_file_of_another_model_is_not_built(saved: Path, tmp_path: Path) -> None:
+    with pytest.raises(VtbCheckpointError, match='another kind of model'):
+        restore(rewrite(saved, tmp_path / 'evil.nemo', argument_of_another_model), 'cpu')
     assert not (tmp_path / 'sentinel').exists()
 
 
