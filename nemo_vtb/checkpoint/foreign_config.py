@@ -132,7 +132,7 @@ def check_asr(config: Any) -> None:
         loads = named == _TRANSFORMER and (section.get('pretrained') or section.get('checkpoint_file'))
         if loads or not _ASR_CLASS.fullmatch(named):
             raise _refused(f'{place}._target_', named, 'modules and losses of nemo.collections.asr', 'ASR model')
-        _refuse_nested(place, {key: value for key, value in section.items() if key != '_target_'}, 'ASR model')
+        check_section(place, section, [named], what='ASR model')
 
 
 def _refuse_nested(path: str, section: Mapping[str, Any], what: str) -> None:
