@@ -17,7 +17,7 @@ Letters: T row length, H width, n positions, V vocabulary, B batch.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from nemo_vtb.errors import VtbCheckpointError, VtbConfigError
+from nemo_vtb.errors import VtbCheckpointError
 
 if TYPE_CHECKING:
     from nemo_vtb.backbone.spec import BackboneSpec
@@ -187,29 +187,3 @@ def lora_misfit(got: object, allowed: object) -> VtbCheckpointError:
         allowed=allowed,
         remedy='use the rank and the target modules that the weights were trained with',
     )
-
-
-def greedy_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """What a backbone that decodes by itself needs of the options of transformers' `generate`.
-
-    Raises:
-        VtbConfigError: They ask for more than greedy answers.
-    """
-    plain = {'do_sample': False, 'num_beams': 1, 'use_cache': True, 'repetition_penalty': 1.0}
-    read = ('max_new_tokens', 'eos_token_id', 'pad_token_id')
-    silent = ('bos_token_id', 'transformers_version', '_from_model_config', *read)
-    if beyond := {k: v for k, v in options.items() if k not in silent and v is not None and v != plain.get(k)}:
-        raise VtbConfigError(
-            'The Megatron backbone answers greedily.',
-            field='generation',
-            got=beyond,
-            allowed=[*read, *(f'{key}={value}' for key, value in plain.items())],
-            remedy='leave it out, or generate with the Hugging Face backbone, which loads the same checkpoint',
-        )
-    eos, pad = options.get('eos_token_id'), options.get('pad_token_id')
-    stops: Collection[int] = list(eos) if isinstance(eos, list | tuple) else [] if eos is None else [eos]
-    return {
-        'max_new_tokens': options.get('max_new_tokens') or 20,  # the default of transformers
-        'eos_ids': stops,
-        'pad_id': pad if pad is not None else [*stops, 0][0],
-    }

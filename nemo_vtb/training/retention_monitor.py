@@ -123,13 +123,12 @@ class RetentionMonitor(pl.Callback):
             return
         sums, counts = outputs['kind_sums'].double().cpu(), outputs['kind_counts'].double().cpu()
         self._kinds += torch.stack([sums, counts])
-        # with sharded parameters all ranks must run the LLM equally often
-        everywhere = bool(getattr(pl_module, '_use_fsdp', False))
+        # ranks need not run the LLM equally often: a strategy that shards it gathers it for a validation
         with trainer.precision_plugin.val_step_context():
-            if self._base_chats is None and (everywhere or counts[_TEXT]):
+            if self._base_chats is None and counts[_TEXT]:
                 base, targets = pl_module.batch_nll(batch, use_lora=False)
                 self._chats += torch.stack([base[_TEXT], targets[_TEXT]]).double().cpu()
-            if batch_idx < _SILENT_ROWS and (everywhere or len(batch.audios)):
+            if batch_idx < _SILENT_ROWS and len(batch.audios):
                 silent, _ = pl_module.batch_nll(_without_sound(batch))
                 speech = _speech(torch.stack([sums, silent.double().cpu()]))
                 self._sound += torch.stack([speech, _speech(counts).expand(2)], dim=1)

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
 from nemo_vtb.backbone.attention import keep_float32
-from nemo_vtb.backbone.base import Backbone, greedy_options
+from nemo_vtb.backbone.base import Backbone
 from nemo_vtb.backbone.megatron import convert, lora, runtime
 from nemo_vtb.backbone.megatron.families import Family, Geometry, family_of, geometry_of
 from nemo_vtb.backbone.megatron.layers import (
@@ -49,7 +49,7 @@ from nemo_vtb.backbone.megatron.layers import (
 from nemo_vtb.backbone.megatron.runtime import tp_group, tp_rank, tp_size
 from nemo_vtb.backbone.names import base_weights, peft_name, published_weights, state_name
 from nemo_vtb.backbone.spec import BackboneSpec
-from nemo_vtb.errors import VtbModelError
+from nemo_vtb.errors import VtbConfigError, VtbModelError
 
 logger = logging.getLogger(__name__)
 
@@ -287,10 +287,10 @@ class MegatronBackbone(nn.Module, Backbone):
         return convert.export_weights(self.gpt, self.family, self.geometry, tied=self.tied)
 
     def generate(self, embeds: Tensor, attention_mask: Tensor, **options: Any) -> Tensor:
-        """(B, T, H) prompts to greedy answers (B, N) int64; see `greedy_options` for what may be asked."""
+        """(B, T, H) prompts to greedy answers (B, N) int64; see `_greedy_options` for what may be asked."""
         config = options.pop('generation_config', None)
         given = config.to_diff_dict() if config is not None else {}
-        return self.greedy(embeds, attention_mask, **greedy_options(given | options))
+        return self.greedy(embeds, attention_mask, **_greedy_options(given | options))
 
     @torch.no_grad()
     def first_logits(self, embeds: Tensor) -> Tensor:
@@ -495,3 +495,29 @@ def _distances(mask: Tensor, places: Tensor, queries: int) -> Tensor:
     seen = mask[:, None, :] & mask[:, -queries:, None] & (distance >= 0)
     itself = torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)[-queries:]
     return torch.where(seen, distance, torch.where(itself, 0, -1)).unsqueeze(1)
+
+
+def _greedy_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What a backbone that decodes by itself needs of the options of transformers' `generate`.
+
+    Raises:
+        VtbConfigError: They ask for more than greedy answers.
+    """
+    plain = {'do_sample': False, 'num_beams': 1, 'use_cache': True, 'repetition_penalty': 1.0}
+    read = ('max_new_tokens', 'eos_token_id', 'pad_token_id')
+    silent = ('bos_token_id', 'transformers_version', '_from_model_config', *read)
+    if beyond := {k: v for k, v in options.items() if k not in silent and v is not None and v != plain.get(k)}:
+        raise VtbConfigError(
+            'The Megatron backbone answers greedily.',
+            field='generation',
+            got=beyond,
+            allowed=[*read, *(f'{key}={value}' for key, value in plain.items())],
+            remedy='leave it out, or generate with the Hugging Face backbone, which loads the same checkpoint',
+        )
+    eos, pad = options.get('eos_token_id'), options.get('pad_token_id')
+    stops: Collection[int] = list(eos) if isinstance(eos, list | tuple) else [] if eos is None else [eos]
+    return {
+        'max_new_tokens': options.get('max_new_tokens') or 20,  # the default of transformers
+        'eos_ids': stops,
+        'pad_id': pad if pad is not None else [*stops, 0][0],
+    }
