@@ -11,12 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Tiny models and data for tests, made on the spot: nothing is downloaded, everything is built by the real classes.
-
->>> from nemo_vtb.testing import tiny_model_cfg
->>> from nemo_vtb.model.blender import VoiceTextBlender
->>> model = VoiceTextBlender(tiny_model_cfg(tmp_path))  # doctest: +SKIP
-"""
+"""Tiny models and data for tests, made on the spot: nothing is downloaded, everything is built by the real classes."""
 
 import json
 import math
