@@ -174,6 +174,12 @@ class DataSettings:
         'quarantine', 'A duration that differs from the file: quarantine it, an error, or a segment from its start',
         choices=('quarantine', 'error', 'segment'),
     )  # fmt: skip
+    max_line_bytes: int = key(1 << 21, 'Longest line of a manifest; a longer one is skipped', unit='bytes', low=1)
+    max_turns: int = key(1000, 'Most turns of a conversation; one with more is skipped', unit='turns', low=1)
+    max_clip_seconds: float = key(
+        3600.0, 'Longest clip, judged by the header; with several channels or a high rate the samples at 48 kHz count',
+        unit='s', low=0.0,
+    )  # fmt: skip
     max_skip_ratio: float = key(0.01, 'Broken lines of a source before the run stops', unit='share', low=0.0, high=1.0)
     sample_rate: int = key(SAMPLE_RATE, 'Rate at which the encoder reads', unit='Hz', low=1)
     resample: bool = key(True, 'Whether recordings of another rate are resampled, or skipped')

@@ -19,6 +19,7 @@ of a row is exact.
 
 import io
 import os
+import stat
 import tarfile
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,6 +29,7 @@ import numpy as np
 
 from nemo_vtb.data.conversation import Audio
 from nemo_vtb.data.faults import Reason, audio_fault
+from nemo_vtb.data.limits import LIMITS, Limits
 from nemo_vtb.errors import VtbDataError
 
 DURATION_TOLERANCE_S = 0.1
@@ -65,19 +67,19 @@ def probe(path: str | Path) -> AudioHeader:
     """
     archive, member = _split(str(path))
     try:
-        stat = os.stat(archive)
+        found = os.stat(archive)
     except OSError as error:
         raise _os_fault(path, error) from error
-    size = _member(archive, member)[1] if member else stat.st_size
-    return _probe(str(path), archive, size, stat.st_mtime_ns)
+    if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for ever
+        raise audio_fault(Reason.AUDIO_NOT_A_FILE, field='audio', got=str(path), allowed='a recording')
+    size = _member(archive, member)[1] if member else found.st_size
+    return _probe(str(path), archive, size, found.st_mtime_ns)
 
 
 @lru_cache(maxsize=1024)  # segments of one long recording ask for the same header again and again
 def _probe(path: str, file: str, size: int, _mtime_ns: int) -> AudioHeader:
     import soundfile
 
-    if not os.path.isfile(file):
-        raise audio_fault(Reason.AUDIO_NOT_A_FILE, field='audio', got=path, allowed='a recording')
     if size == 0:
         raise audio_fault(Reason.AUDIO_EMPTY_FILE, field='audio', got=path)
     if not os.access(file, os.R_OK):
@@ -123,13 +125,16 @@ def clip_span(audio: Audio, header: AudioHeader, sample_rate: int = 16000) -> Cl
     return ClipSpan(start, count, num_samples)
 
 
-def read_audio(audio: Audio, sample_rate: int = 16000, *, resample: bool = True) -> np.ndarray:
+def read_audio(
+    audio: Audio, sample_rate: int = 16000, *, resample: bool = True, limits: Limits = LIMITS
+) -> np.ndarray:
     """Read one clip as mono float32 at `sample_rate`: exactly `clip_span(...).num_samples` samples, shape (S,).
 
     Several channels are averaged; another rate is resampled.
 
     Raises:
-        VtbAudioError: The recording is missing, unreadable, cut, not finite, or of another rate with `resample=False`.
+        VtbAudioError: The recording is missing, unreadable, cut, too large, not finite, or of another rate with
+            `resample=False`.
     """
     header = probe(audio.path)
     if header.sample_rate != sample_rate and not resample:
@@ -141,6 +146,7 @@ def read_audio(audio: Audio, sample_rate: int = 16000, *, resample: bool = True)
             remedy='convert the recording or set resample to true',
         )
     span = clip_span(audio, header, sample_rate)
+    limits.check_clip(audio.path, span.count, header.sample_rate, header.num_channels)
     samples = _decode(audio.path, span)
     if not np.isfinite(samples).all():
         raise audio_fault(Reason.AUDIO_NOT_FINITE, field='audio', got=audio.path)
@@ -187,8 +193,8 @@ def open_audio(path: str) -> str | io.BytesIO:
 
 
 def _member(archive: str, member: str) -> tuple[int, int]:
-    stat = os.stat(archive)
-    found = _members(archive, stat.st_size, stat.st_mtime_ns).get(_member_name(member))
+    status = os.stat(archive)
+    found = _members(archive, status.st_size, status.st_mtime_ns).get(_member_name(member))
     if found is None:
         raise audio_fault(Reason.AUDIO_NOT_IN_TAR, field='audio', got=f'{member} in {archive}', remedy='write it anew')
     return found

@@ -24,6 +24,7 @@ from nemo_vtb.constants import IGNORE_INDEX, KINDS
 from nemo_vtb.data.audio import read_audio
 from nemo_vtb.data.conversation import Conversation
 from nemo_vtb.data.faults import Reason, audio_fault
+from nemo_vtb.data.limits import LIMITS, Limits
 from nemo_vtb.data.template import AUDIO_SLOT, ChatRenderer, Rendered
 
 
@@ -114,6 +115,7 @@ class Collator:
         frame_counter: Samples of a clip -> frames that the perception returns for it.
         sample_rate: Rate in Hz at which the encoder reads.
         resample: Whether recordings of another rate are resampled, or refused.
+        limits: The largest clip.
     """
 
     def __init__(
@@ -123,9 +125,10 @@ class Collator:
         sample_rate: int = 16000,
         *,
         resample: bool = True,
+        limits: Limits = LIMITS,
     ) -> None:
         self.renderer, self.frame_counter = renderer, frame_counter
-        self.sample_rate, self.resample = sample_rate, resample
+        self.sample_rate, self.resample, self.limits = sample_rate, resample, limits
 
     def __call__(self, conversations: Sequence[Conversation], index: int = 0) -> PackedRow:
         """Pack conversations into one row.
@@ -138,7 +141,8 @@ class Collator:
 
     def prepare(self, conversation: Conversation) -> PackItem:
         """Render one conversation and read its recordings; raises as calling the collator does."""
-        clips = [read_audio(audio, self.sample_rate, resample=self.resample) for audio in conversation.audios]
+        options: dict[str, Any] = {'resample': self.resample, 'limits': self.limits}
+        clips = [read_audio(audio, self.sample_rate, **options) for audio in conversation.audios]
         frames = [self.frame_counter(len(clip)) for clip in clips]
         for audio, clip, count in zip(conversation.audios, clips, frames, strict=True):
             if count < 1:

@@ -178,7 +178,8 @@ class VtbDataModule(pl.LightningDataModule):
         super().__init__()
         self.settings = cfg if isinstance(cfg, DataSettings) else DataSettings.from_config(cfg)
         self.meter = Meter.of(self.settings, renderer, frame_counter)
-        self.collator = Collator(renderer, frame_counter, self.settings.sample_rate, resample=self.settings.resample)
+        options: dict[str, Any] = {'resample': self.settings.resample, 'limits': self.meter.limits}
+        self.collator = Collator(renderer, frame_counter, self.settings.sample_rate, **options)
         self.sources: list[FittedSource] = []
         self.plan: TokenBudgetPlan | None = None
         self.sampler: TokenBudgetSampler | None = None

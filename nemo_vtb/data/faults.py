@@ -64,6 +64,9 @@ class Reason(StrEnum):
     DURATION_MISMATCH = 'duration_mismatch', 'the duration field differs from the recording by more than the tolerance'
     OVERLONG = 'overlong', 'longer than max_tokens, and it cannot be cut between turns'
     LINE_CHANGED = 'line_changed', 'the line is not as it was when it was indexed'
+    LINE_TOO_LONG = 'line_too_long', 'the line has more bytes than data.max_line_bytes'
+    TOO_MANY_TURNS = 'too_many_turns', 'the conversation has more turns than data.max_turns'
+    CLIP_TOO_LARGE = 'clip_too_large', 'the clip is longer than data.max_clip_seconds, or has too many samples'
     OTHER = 'other', 'the line is refused, and whoever refused it gave no reason of this list'
 
 

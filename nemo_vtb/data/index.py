@@ -26,7 +26,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,13 @@ from nemo_vtb.config.schema import DataSettings
 from nemo_vtb.data.audio import DURATION_TOLERANCE_S, clip_span, probe
 from nemo_vtb.data.conversation import Audio, Conversation, parse_line
 from nemo_vtb.data.faults import Reason, audio_fault, data_fault
+from nemo_vtb.data.limits import LIMITS, Limits, read_line
 from nemo_vtb.data.sources import SourceSpec
 from nemo_vtb.data.template import ChatRenderer
 from nemo_vtb.errors import VtbDataError, VtbError
 from nemo_vtb.io import atomic_replace, file_digest, head_tail_digest, write_atomically
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 _CHUNK_BYTES = 4 << 20
 _PARALLEL_BYTES = 8 << 20  # below this a second process costs more than it saves
 _BOM = b'\xef\xbb\xbf'
@@ -69,6 +70,7 @@ class Meter:
         sample_rate: Rate in Hz at which the encoder reads.
         resample: Whether recordings of another rate are resampled, or refused.
         on_duration_mismatch: See `DataSettings`.
+        limits: The largest line, conversation and clip.
     """
 
     renderer: ChatRenderer
@@ -76,11 +78,13 @@ class Meter:
     sample_rate: int = 16000
     resample: bool = True
     on_duration_mismatch: str = 'quarantine'
+    limits: Limits = LIMITS
 
     @classmethod
     def of(cls, settings: DataSettings, renderer: ChatRenderer, frame_counter: Callable[[int], int]) -> 'Meter':
         """The meter of the settings."""
-        return cls(renderer, frame_counter, settings.sample_rate, settings.resample, settings.on_duration_mismatch)
+        read = (settings.sample_rate, settings.resample, settings.on_duration_mismatch)
+        return cls(renderer, frame_counter, *read, Limits.of(settings))
 
     def measure(self, conversation: Conversation, *, segments: bool = True) -> dict[str, int | float]:
         """Length, text tokens, supervised tokens, frames, clips and seconds of one conversation.
@@ -92,6 +96,7 @@ class Meter:
         Raises:
             VtbDataError: The conversation cannot be trained on; `error.reason` says why.
         """
+        self.limits.check_turns(conversation)
         frames, seconds = 0, 0.0
         for audio in conversation.audios:
             samples = self._samples(audio, segments)
@@ -121,6 +126,7 @@ class Meter:
             got = f'{header.sample_rate} Hz: {audio.path}'
             raise audio_fault(Reason.AUDIO_WRONG_RATE, field='audio', got=got, allowed=f'{self.sample_rate} Hz')
         span = clip_span(audio, header, self.sample_rate)
+        self.limits.check_clip(audio.path, span.count, header.sample_rate, header.num_channels)
         if audio.duration_s is not None and not segments and self.on_duration_mismatch != 'segment':
             if header.duration_s - audio.duration_s > DURATION_TOLERANCE_S:
                 got = f'duration {audio.duration_s} s, recording {header.duration_s:.3f} s: {audio.path}'
@@ -144,6 +150,8 @@ class Meter:
             'sample_rate': self.sample_rate,
             'resample': self.resample,
             'on_duration_mismatch': self.on_duration_mismatch,
+            # only where they differ: runs that began before there were bounds go on
+            **({} if self.limits == LIMITS else {'limits': asdict(self.limits)}),
         }
 
 
@@ -512,18 +520,21 @@ def _quiet_tokenizers() -> None:
 def _scan(task: _Task) -> _Part:
     """Read the lines that begin in [start, end) of one file."""
     part = _Part()
-    path = task.spec.files[task.file]
+    path, limit = task.spec.files[task.file], task.meter.limits.max_line_bytes
     with open(path, 'rb') as stream:
         offset = task.start
         if offset:
             stream.seek(offset - 1)
-            offset += len(stream.readline()) - 1  # to the first line that begins here
-        while offset < task.end and (raw := stream.readline()):
+            offset += read_line(stream, limit)[1] - 1  # to the first line that begins here
+        while offset < task.end:
+            raw, size = read_line(stream, limit)
+            if not size:
+                break
             part.numbered += 1
             if stripped := raw.removeprefix(_BOM).strip():
                 part.lines += 1
-                _scan_line(task, part, stripped, offset, len(raw), path)
-            offset += len(raw)
+                _scan_line(task, part, stripped, offset, size, path)
+            offset += size
     return part
 
 
@@ -531,6 +542,7 @@ def _scan_line(task: _Task, part: _Part, raw: bytes, offset: int, nbytes: int, p
     line: dict[str, Any] = {}
     where = f'{path}: byte {offset}'
     try:
+        task.meter.limits.check_line(nbytes, where)
         line = parse_line(raw, where)
         conversation = task.spec.read(line, task.file, where)
         if conversation is None:

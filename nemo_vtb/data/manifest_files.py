@@ -24,15 +24,19 @@ import re
 import tarfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
+from nemo_vtb.data.limits import read_line
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 from nemo_vtb.io import atomic_replace, cache_dir, head_tail_digest
 
 _PATTERN = re.compile(r'[{}]|_OP_|_CL_|[\[(<][^/]*\.\.')
 _BRACES = {'(': '{', '[': '{', '<': '{', '_OP_': '{', ')': '}', ']': '}', '>': '}', '_CL_': '}'}
 _CHUNK = 1 << 20
+# text compresses ten times, or thirty where it repeats itself: what grows beyond this was made to fill a disk
+_MAX_GROWTH, _FREE_GROWTH = 100, 1 << 28
 _CUTS, _RECORDING = 'cuts', 'recording'
 
 
@@ -55,13 +59,14 @@ def unpack_gzip(path: str) -> str:
     """Path of the unpacked copy of a gzip file; made on first use, whole or not at all.
 
     Raises:
-        VtbDataError: It is cut off or damaged.
+        VtbDataError: It is cut off or damaged, or grows beyond any text.
     """
 
     def fill(out: IO[bytes]) -> None:
         with gzip.open(path, 'rb') as stream:
             while block := stream.read(_CHUNK):
                 out.write(block)
+                _check_growth(path, out.tell())
 
     return _cached([path], Path(path).name.removesuffix('.gz'), fill)
 
@@ -105,8 +110,12 @@ def unpack_shar(cuts: str, archive: str) -> str:
     def fill(out: IO[bytes]) -> None:
         members = _recordings(archive)
         with gzip.open(cuts, 'rb') if cuts.endswith('.gz') else open(cuts, 'rb') as stream:
-            for number, raw in enumerate(stream, start=1):
+            for number in count(1):
+                raw = read_line(stream, _FREE_GROWTH)[0]
+                if not raw:
+                    break
                 out.write(_with_member(raw, next(members, None), archive, f'{cuts}:{number}') + b'\n')
+                _check_growth(cuts, out.tell())
 
     return _cached([cuts, archive], f'{Path(cuts).name.removesuffix(".gz")}', fill)
 
@@ -154,6 +163,18 @@ def _with_member(raw: bytes, member: str | None, archive: str, where: str) -> by
         )
     recording['sources'] = [{'type': 'file', 'channels': [0], 'source': f'{Path(archive).absolute()}!/{member}'}]
     return json.dumps(cut, ensure_ascii=False).encode()
+
+
+def _check_growth(path: str, size: int) -> None:
+    allowed = os.path.getsize(path) * _MAX_GROWTH + _FREE_GROWTH
+    if size > allowed:
+        raise VtbDataError(
+            'A compressed manifest unpacks to more than text ever does; the copy is removed.',
+            field='manifest',
+            got=f'{path}: {size} bytes so far',
+            allowed=f'<= {allowed} bytes: {_MAX_GROWTH} times its size, and {_FREE_GROWTH >> 20} MiB',
+            remedy='ask its author what it was meant to do; a manifest that is right can be unpacked by hand',
+        )
 
 
 def _cached(originals: list[str], name: str, fill: Any) -> str:

@@ -15,6 +15,7 @@
 
 import hashlib
 import re
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,9 +25,11 @@ from nemo_vtb.config.schema import UNREAD_TYPES, DataSettings
 from nemo_vtb.constants import KINDS
 from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn, conversation_from_dict, parse_line
 from nemo_vtb.data.faults import Reason, data_fault
+from nemo_vtb.data.limits import read_line
 from nemo_vtb.data.manifest_files import expand_paths, shar_shards, unpack_gzip, unpack_shar
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 
+_PROBE_BYTES = 1 << 26
 EVAL_SECTIONS = ('validation_ds', 'test_ds')
 _LANGUAGES = {
     'ar': 'Arabic',
@@ -194,6 +197,14 @@ def _parse_entry(entry: dict[str, Any], where: str, temperatures: Sequence[float
             field=f'{where}.tarred_audio_filepaths',
             got=f'{len(tars)} archives for {len(files)} manifests',
         )
+    for path in tars:
+        if not Path(path).is_file():  # or it is a pipe, which would be waited for
+            raise VtbDataError(
+                'The archive does not exist.',
+                field=f'{where}.tarred_audio_filepaths',
+                got=path,
+                remedy='correct the path',
+            )
     options = _options(entry)
     kind = entry.get('kind') or _infer_kind(str(kind_of_entry), files, options, where)
     if kind not in KINDS:
@@ -257,7 +268,7 @@ def _infer_kind(type_: str, files: Sequence[str], options: Mapping[str, Any], wh
     probe = SourceSpec('probe', type_, '', tuple(files), options=options)
     for number, path in enumerate(files):
         with open(path, 'rb') as stream:
-            for raw in stream:
+            while raw := read_line(stream, _PROBE_BYTES)[0]:
                 try:
                     found = probe.read(parse_line(raw.strip().removeprefix(b'\xef\xbb\xbf'), path), number, path)
                 except VtbDataError:
@@ -312,7 +323,7 @@ def _read_share_gpt(spec: SourceSpec, line: Mapping[str, Any], base: str, where:
         raise data_fault(Reason.MISSING_KEY, field=f'{where}: conversations', got=entries, allowed='[{...}, ...]')
     listed = line.get('audios')
     single = line.get('sound') or line.get('ori_sound')
-    queue = list(listed) if isinstance(listed, list) else None
+    queue = deque(listed) if isinstance(listed, list) else None
     marks = spec.options.get('audio_placeholders') or ['<sound>', '<speech>', '<audio>']
     pattern = re.compile('|'.join(re.escape(m) for m in ([marks] if isinstance(marks, str) else marks)))
     turns: list[dict[str, Any]] = []
@@ -330,7 +341,7 @@ def _read_share_gpt(spec: SourceSpec, line: Mapping[str, Any], base: str, where:
 
 
 def _split_share_gpt(
-    entry: Mapping[str, Any], pattern: re.Pattern[str], queue: list | None, single: str | None, where: str
+    entry: Mapping[str, Any], pattern: re.Pattern[str], queue: deque | None, single: str | None, where: str
 ) -> list[dict[str, Any]]:
     role = entry.get('from')
     pieces = pattern.split(entry['value'])
@@ -342,7 +353,7 @@ def _split_share_gpt(
             turns.append({'from': role, 'type': 'text', 'value': piece.strip()})
         if number + 1 == len(pieces):
             continue
-        path = queue.pop(0) if queue else (None if queue is not None else single)
+        path = queue.popleft() if queue else (None if queue is not None else single)
         if not path:
             raise data_fault(Reason.PLACEHOLDER_MISMATCH, field=where, got='a placeholder without a recording')
         span = {key: entry[key] for key in ('duration', 'offset') if entry.get(key) is not None}
