@@ -19,13 +19,12 @@ python benchmarks/resume_matrix.py --full      # 100 kills
 
 Each attempt is examples/speechllm_joint_sft.py itself, with a tiny model that has dropout, dither and SpecAugment, in
 a process forked after the imports (so that a kill costs two seconds, not twenty). Compared are the conversations of
-each row, the loss of each row as raw bits, and SHA-256 over all parameters and the optimizer at the end. A
+each row, the loss of each row as raw bits, and `nemo_vtb.testing.oracle` of the whole state at the end. A
 kill ends the whole process group, loader processes too: at the start, while training, while a checkpoint is written.
 Then: one rank saves and two go on (gloo), and the reverse: same conversations in each global batch.
 """
 
 import argparse
-import hashlib
 import json
 import logging
 import os
@@ -48,13 +47,12 @@ from nemo_vtb.scripts import start_script
 
 start_script()
 
-import lightning.pytorch as pl
-import torch
 from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
 from nemo_vtb.testing import tiny_corpus, tiny_model_cfg
+from nemo_vtb.testing.oracle import RowRecorder, read_rows
 from nemo_vtb.training.history import read_history
 
 STEPS = 24
@@ -71,51 +69,6 @@ SAVES = {  # how checkpoints are made: as in conf/, after a validation; or every
 }
 KEPT = ('checkpoints/quickstart.nemo', 'history.jsonl', 'curves.png', 'ledger.json', 'ledger.png')
 console = Console()
-
-
-class Recorder(pl.Callback):
-    """Writes a line for each row that was trained on, and the digest of everything at the end."""
-
-    def __init__(self, folder: Path, attempt: int) -> None:
-        rank = int(os.environ.get('LOCAL_RANK', 0))
-        self.stream = open(folder / f'rows-{attempt:03}-{rank}.jsonl', 'w', encoding='utf-8')
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """One line; what was written survives a kill."""
-        row = {'row': batch.index, 'ids': batch.ids, 'loss': float(outputs['loss']).hex()}
-        self._write(row)
-
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The digest; also of a run that was killed after its last step and has nothing more to train."""
-        optimizers = [optimizer.state_dict()['state'] for optimizer in trainer.optimizers]
-        self._write({'digest': digest([pl_module.state_dict(), optimizers]), 'steps': trainer.global_step})
-
-    def _write(self, record: Mapping[str, Any]) -> None:
-        self.stream.write(json.dumps(record) + '\n')
-        self.stream.flush()
-
-
-def digest(value: Any) -> str:
-    """SHA-256 over nested values, tensors by their raw bytes."""
-    sha = hashlib.sha256()
-
-    def add(item: Any) -> None:
-        if isinstance(item, torch.Tensor):
-            sha.update(f'{item.dtype}{tuple(item.shape)}'.encode() + item.detach().cpu().numpy().tobytes())
-        elif isinstance(item, Mapping):
-            for key in sorted(item, key=str):
-                sha.update(str(key).encode())
-                add(item[key])
-        elif isinstance(item, list | tuple):
-            for each in item:
-                add(each)
-        else:
-            sha.update(repr(item).encode())
-
-    add(value)
-    return sha.hexdigest()
 
 
 @dataclass
@@ -157,7 +110,10 @@ class Run:
 
             import nemo_vtb
 
-            build, recorder = nemo_vtb.build_trainer, Recorder(self.folder, self.attempts)
+            build, recorder = (
+                nemo_vtb.build_trainer,
+                RowRecorder(self.folder / f'rows-{self.attempts:03}-{rank}.jsonl'),
+            )
             nemo_vtb.build_trainer = lambda cfg, callbacks: build(cfg, [*callbacks, recorder])
             sys.argv = ['speechllm_joint_sft.py', *self.overrides, f'trainer.devices={ranks}']
             script.main()
@@ -172,14 +128,8 @@ class Run:
 
     def rows(self, attempt: int | None = None) -> list[dict[str, Any]]:
         """The records of one attempt (the present one if none is named), of all its ranks."""
-        records = []
-        for path in sorted(self.folder.glob(f'rows-{attempt or self.attempts:03}-*.jsonl')):
-            for line in path.read_text(encoding='utf-8').splitlines():
-                try:
-                    records.append(json.loads(line))
-                except ValueError:  # cut by the kill
-                    continue
-        return records
+        paths = sorted(self.folder.glob(f'rows-{attempt or self.attempts:03}-*.jsonl'))
+        return [row for path in paths for row in read_rows(path)]
 
     def newest_step(self) -> int:
         """Optimizer step of the newest complete checkpoint; 0 without any."""
