@@ -67,6 +67,7 @@ from nemo_vtb.model.loss import (
     text_divergence,
 )
 from nemo_vtb.model.perception import encode, encode_shared, setup_perception, silent_forward, splice
+from nemo_vtb.parallel.accepted import check_strategy
 from nemo_vtb.parallel.dims import ParallelDims
 from nemo_vtb.parallel.strategies import backbone_class, build_backbone
 from nemo_vtb.registry import register
@@ -115,6 +116,7 @@ class VoiceTextBlender(SALM, ModelPT):
         base = restored.base_folder(self.cfg) if restored else None
         source = str(self.cfg.pretrained_llm) if pretrained else base or str(folder)
         self.spec = self._plan(source, pretrained or base is not None)
+        check_strategy(trainer)
         backbone_class(trainer).check(self.spec)
         object.__setattr__(self, 'backbone', None)
         # where SALM has them, so that state dict and optimizer keep their order; `configure_model` fills them

@@ -25,6 +25,7 @@ from nemo_vtb.checkpoint.checkpoint_io import AtomicCheckpointIO
 from nemo_vtb.data.sampler import BatchPlan
 from nemo_vtb.model.blender import VoiceTextBlender, plain_dict
 from nemo_vtb.model.pretrained import warm_start
+from nemo_vtb.parallel.accepted import accepted_strategy, check_strategy
 from nemo_vtb.parallel.dims import ParallelDims
 from nemo_vtb.parallel.strategies import register_strategies
 from nemo_vtb.training.interrupted import CompleteRun, clean_interrupted
@@ -38,7 +39,8 @@ def build_trainer(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> Traine
     `trainer.val_check_interval` counts optimizer steps here, so that validation and checkpoints fall between them.
 
     Raises:
-        VtbConfigError: The rows of a batch cannot be shared equally among the ranks.
+        VtbConfigError: The rows of a batch cannot be shared equally among the ranks, or the strategy would train each
+            rank by itself.
     """
     manager = cfg.get('exp_manager') or {}
     if manager.get('resume_if_exists') and manager.get('explicit_log_dir'):
@@ -54,7 +56,9 @@ def build_trainer(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> Traine
     if isinstance(interval, int):  # the data has one long epoch: validation is counted in batches, across epochs
         options['check_val_every_n_epoch'] = None
     register_strategies()
+    options['strategy'] = accepted_strategy(options.get('strategy', 'auto'))
     trainer = Trainer(**options)
+    check_strategy(trainer)
     batch = BatchPlan.of(trainer, cfg.data.get('rows_per_batch'), ParallelDims.of(trainer).data_size)
     if isinstance(interval, int):
         trainer.val_check_interval = interval * batch.rows_per_rank

@@ -36,6 +36,7 @@ from nemo_vtb.data.sampler import TokenBudgetSampler
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 from nemo_vtb.io import bring_back, read_json_lines
 from nemo_vtb.parallel.dims import ParallelDims
+from nemo_vtb.parallel.replicas import EVERY_STEPS, check_replicas
 from nemo_vtb.parallel.rng_state import (
     RandomState,
     join_peers,
@@ -94,6 +95,7 @@ class RunState(RowCounter):
         self._quarantine: Quarantine | None = None
         self._saved: dict[str, Any] | None = None  # of a checkpoint, until training begins
         self._resumed = False
+        self._compared = False  # the replicas of the model, in this process
         self._rows = 0  # of this rank, in the present global batch
         self._faults: list[dict[str, Any]] = []  # of this rank, not yet told to the others
         self._failed: set[tuple[int, int]] = set()
@@ -144,10 +146,17 @@ class RunState(RowCounter):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count the row; log the ledger now and then."""
+        """Count the row; log the ledger, and compare the replicas of the model, now and then.
+
+        Raises:
+            VtbModelError: The ranks train different models.
+        """
         if self._sampler is None or not self.consume(batch) or self.ledger is None:
             return
         self._random_at_batch = random_state()
+        if not self._compared or trainer.global_step % EVERY_STEPS == 0:
+            check_replicas(pl_module, self._dims, trainer.global_step)
+            self._compared = True
         if trainer.loggers and trainer.global_step % max(1, trainer.log_every_n_steps) == 0:
             for each in trainer.loggers:
                 each.log_metrics(self.ledger.metrics(), step=trainer.global_step)
