@@ -72,6 +72,11 @@ class VtbDataError(VtbError, ValueError):
         self.reason = reason
         super().__init__(message, **parts)
 
+    @property
+    def facts(self) -> dict[str, str]:
+        """`reason` and `detail`, as the quarantine file and other lists of what was skipped have them."""
+        return {'reason': str(self.reason), 'detail': ' '.join(str(self).split())[:400]}
+
 
 class VtbAudioError(VtbDataError):
     """A recording is missing, unreadable, empty or of the wrong rate."""

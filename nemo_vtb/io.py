@@ -19,7 +19,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -158,17 +158,39 @@ def bring_back(path: str | Path) -> bool:
 
 def read_json_lines(path: str | Path) -> list[Any]:
     """Values of a file of JSON lines; [] where there is no file. A line that an interruption cut off is skipped."""
-    values = []
     try:
-        lines = Path(path).read_bytes().splitlines()
+        return parse_json_lines(Path(path).read_bytes(), skip_broken=True)
     except FileNotFoundError:
         return []
-    for line in lines:
+
+
+def parse_json_lines(lines: bytes | str, *, skip_broken: bool = False) -> list[Any]:
+    """Values of JSON lines, which end with a line feed and nothing else.
+
+    `str.splitlines` also cuts at U+2028, U+2029, U+0085 and others, which may stand inside a text.
+
+    Raises:
+        ValueError: A line is not JSON, and is not to be skipped.
+    """
+    values = []
+    for line in lines.split(b'\n') if isinstance(lines, bytes) else lines.split('\n'):
         try:
-            values.append(json.loads(line))
+            if line.strip():
+                values.append(json.loads(line))
         except ValueError:
-            continue
+            if not skip_broken:
+                raise
     return values
+
+
+def json_line(value: Mapping[str, Any] | Sequence[Any]) -> str:
+    """One JSON line with its line feed; escaped where UTF-8 cannot hold a text (half of a surrogate pair)."""
+    line = json.dumps(value, ensure_ascii=False)
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        line = json.dumps(value)
+    return line + '\n'
 
 
 def read_json_object(path: str | Path) -> dict[str, Any]:

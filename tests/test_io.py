@@ -22,7 +22,16 @@ from pathlib import Path
 
 import pytest
 
-from nemo_vtb.io import atomic_replace, bring_back, cache_dir, file_lock, read_json_lines, write_atomically
+from nemo_vtb.io import (
+    atomic_replace,
+    bring_back,
+    cache_dir,
+    file_lock,
+    json_line,
+    parse_json_lines,
+    read_json_lines,
+    write_atomically,
+)
 
 
 @pytest.fixture(params=[0o022, 0o077])
@@ -146,3 +155,29 @@ def test_cache_dir_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.delenv('XDG_CACHE_HOME')
     monkeypatch.setenv('HOME', str(tmp_path))
     assert cache_dir() == tmp_path / '.cache' / 'nemo_vtb'
+
+
+ODD_TEXTS = [f'a{character}b' for character in '\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029\0\ud800\udfff\ufeff']
+
+
+def test_json_lines_end_with_a_line_feed_and_nothing_else(tmp_path: Path) -> None:
+    written = ''.join(map(json_line, ([number, text] for number, text in enumerate(ODD_TEXTS))))
+    values = [[number, text] for number, text in enumerate(ODD_TEXTS)]
+    assert parse_json_lines(written) == values
+    (tmp_path / 'a.jsonl').write_text(written, encoding='utf-8', newline='')
+    assert read_json_lines(tmp_path / 'a.jsonl') == values
+    assert parse_json_lines((tmp_path / 'a.jsonl').read_bytes() + b'\n\n') == values
+
+
+def test_a_json_line_that_is_cut_is_skipped_only_where_that_is_meant(tmp_path: Path) -> None:
+    (tmp_path / 'a.jsonl').write_bytes(b'{"a": 1}\n{"a": ')
+    assert read_json_lines(tmp_path / 'a.jsonl') == [{'a': 1}]
+    with pytest.raises(ValueError, match='Expecting value'):
+        parse_json_lines('{"a": 1}\n{"a": ')
+
+
+def test_nobody_cuts_json_lines_with_splitlines() -> None:
+    package = Path(__file__).parents[1] / 'nemo_vtb'
+    for path in package.rglob('*.py'):
+        for number, line in enumerate(path.read_text(encoding='utf-8').split('\n'), start=1):
+            assert not ('.splitlines()' in line and 'json' in line), f'{path.name}:{number}'

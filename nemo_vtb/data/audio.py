@@ -21,28 +21,44 @@ import io
 import os
 import stat
 import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from nemo_vtb.data.conversation import Audio
-from nemo_vtb.data.faults import Reason, audio_fault
+from nemo_vtb.data.faults import Reason, audio_fault, guarded
 from nemo_vtb.data.limits import LIMITS, Limits
-from nemo_vtb.errors import VtbDataError
+from nemo_vtb.errors import VtbAudioError, VtbDataError
 
 DURATION_TOLERANCE_S = 0.1
 """A duration field may differ from the recording by this much before it counts as a lie."""
 
+_MOST_SAMPLES_A_BYTE = 65536
+"No codec packs more: FLAC's largest block has 65,535 samples. A header that claims more does not know the length."
+_BLOCK = 1 << 16
+_RECODE = 'convert it to WAV or FLAC: ffmpeg -i RECORDING -ar 16000 -ac 1 NEW.wav'
+
 
 @dataclass(frozen=True, slots=True)
 class AudioHeader:
-    """What the header of a recording says: samples of one channel, rate in Hz, number of channels."""
+    """What the header of a recording says: samples of one channel, rate in Hz, number of channels.
+
+    Args:
+        num_samples: Counted by decoding where the header does not know it (a FLAC that was streamed).
+        sample_rate: In Hz.
+        num_channels: Of the file.
+        seekable: Whether a decoder finds a place in it; otherwise it is decoded from the start.
+    """
 
     num_samples: int
     sample_rate: int
     num_channels: int
+    seekable: bool = True
 
     @property
     def duration_s(self) -> float:
@@ -66,14 +82,12 @@ def probe(path: str | Path) -> AudioHeader:
         VtbAudioError: Missing, a folder, empty, without permission, or not decodable; `error.reason` says which.
     """
     archive, member = _split(str(path))
-    try:
+    with _decoding(str(path)):
         found = os.stat(archive)
-    except OSError as error:
-        raise _os_fault(path, error) from error
-    if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for ever
-        raise audio_fault(Reason.AUDIO_NOT_A_FILE, field='audio', got=str(path), allowed='a recording')
-    size = _member(archive, member)[1] if member else found.st_size
-    return _probe(str(path), archive, size, found.st_mtime_ns)
+        if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for ever
+            raise audio_fault(Reason.AUDIO_NOT_A_FILE, field='audio', got=str(path), allowed='a recording')
+        size = _member(archive, member)[1] if member else found.st_size
+        return _probe(str(path), archive, size, found.st_mtime_ns)
 
 
 @lru_cache(maxsize=1024)  # segments of one long recording ask for the same header again and again
@@ -84,13 +98,12 @@ def _probe(path: str, file: str, size: int, _mtime_ns: int) -> AudioHeader:
         raise audio_fault(Reason.AUDIO_EMPTY_FILE, field='audio', got=path)
     if not os.access(file, os.R_OK):
         raise audio_fault(Reason.AUDIO_NO_PERMISSION, field='audio', got=path)
-    try:
-        info = soundfile.info(open_audio(path))
-    except (soundfile.SoundFileError, RuntimeError) as error:
-        raise audio_fault(Reason.AUDIO_UNREADABLE, field='audio', got=f'{path} ({error})') from error
-    if info.frames <= 0:
+    info = soundfile.info(_without_name(open_audio(path)))
+    seekable = info.frames <= size * _MOST_SAMPLES_A_BYTE
+    frames = info.frames if seekable else _count_samples(path)
+    if frames <= 0:
         raise audio_fault(Reason.AUDIO_NO_SAMPLES, field='audio', got=path)
-    return AudioHeader(info.frames, info.samplerate, info.channels)
+    return AudioHeader(frames, info.samplerate, info.channels, seekable)
 
 
 def clip_span(audio: Audio, header: AudioHeader, sample_rate: int = 16000) -> ClipSpan:
@@ -105,14 +118,14 @@ def clip_span(audio: Audio, header: AudioHeader, sample_rate: int = 16000) -> Cl
         VtbAudioError: The span begins or ends beyond the recording, or is empty.
     """
     rate = header.sample_rate
-    start = round(audio.offset_s * rate)
+    start = _samples(audio.offset_s, rate)
     rest = header.num_samples - start
     if audio.offset_s < 0 or (start and rest <= 0):
         got = f'offset {audio.offset_s} s in a recording of {header.duration_s:.3f} s: {audio.path}'
         raise audio_fault(Reason.BAD_SPAN, field='offset', got=got)
     count = rest
     if audio.duration_s is not None:
-        count = round(audio.duration_s * rate)
+        count = _samples(audio.duration_s, rate)
         if count - rest > DURATION_TOLERANCE_S * rate:
             got = f'duration {audio.duration_s} s, recording {rest / rate:.3f} s: {audio.path}'
             raise audio_fault(
@@ -123,6 +136,11 @@ def clip_span(audio: Audio, header: AudioHeader, sample_rate: int = 16000) -> Cl
     if num_samples <= 0:
         raise audio_fault(Reason.AUDIO_NO_SAMPLES, field='audio', got=audio.path)
     return ClipSpan(start, count, num_samples)
+
+
+def _samples(seconds: float, rate: int) -> int:
+    """Samples in so many seconds; what no file can hold becomes what no file holds, instead of an overflow."""
+    return round(min(seconds * rate, 2.0**62))
 
 
 def read_audio(
@@ -147,7 +165,7 @@ def read_audio(
         )
     span = clip_span(audio, header, sample_rate)
     limits.check_clip(audio.path, span.count, header.sample_rate, header.num_channels)
-    samples = _decode(audio.path, span)
+    samples = _decode(audio.path, span, header.seekable)
     if not np.isfinite(samples).all():
         raise audio_fault(Reason.AUDIO_NOT_FINITE, field='audio', got=audio.path)
     if header.sample_rate == sample_rate:
@@ -159,20 +177,70 @@ def read_audio(
     return np.pad(resampled, (0, missing)) if missing > 0 else resampled[: span.num_samples]
 
 
-def _decode(path: str, span: ClipSpan) -> np.ndarray:
-    import soundfile
+@contextmanager
+def _decoding(path: str) -> Iterator[None]:
+    """The one place where what a recording's file or decoder raises becomes a reason."""
+    with guarded(Reason.AUDIO_UNREADABLE, f'audio {path}', remedy=_RECODE, error=VtbAudioError):
+        try:
+            yield
+        except OSError as error:
+            raise _os_fault(path, error) from error
 
-    try:
-        samples, _ = soundfile.read(
-            open_audio(path), frames=span.count, start=span.start, dtype='float32', always_2d=True
-        )
-    except (soundfile.SoundFileError, RuntimeError) as error:
-        raise audio_fault(Reason.AUDIO_UNREADABLE, field='audio', got=f'{path} ({error})') from error
-    except OSError as error:
-        raise _os_fault(path, error) from error
+
+def _decode(path: str, span: ClipSpan, seekable: bool) -> np.ndarray:
+    with _decoding(path):
+        samples = _decode_span(path, span, seekable)  # (count, channels)
     if len(samples) != span.count:
         raise audio_fault(Reason.AUDIO_TRUNCATED, field='audio', got=f'{len(samples)} of {span.count} samples: {path}')
     return samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1, dtype=np.float32)
+
+
+def _decode_span(path: str, span: ClipSpan, seekable: bool) -> np.ndarray:
+    import soundfile
+
+    if seekable:
+        try:
+            source = _without_name(open_audio(path))
+            return soundfile.read(source, span.count, span.start, dtype='float32', always_2d=True)[0]
+        except soundfile.SoundFileError:
+            if not span.start:
+                raise
+            # a file in which no place can be found may still be whole
+    with _from_the_start(path) as file:
+        for _ in _blocks(file, span.start):
+            pass
+        return file.read(span.count, dtype='float32', always_2d=True)
+
+
+def _count_samples(path: str) -> int:
+    """Samples of a recording whose header does not tell, by decoding it; at most 2^30, which no clip may have."""
+    with _from_the_start(path) as file:
+        return sum(_blocks(file, 1 << 30))
+
+
+def _from_the_start(path: str) -> Any:
+    """An open recording that libsndfile is never asked to seek in: it fails where the length is not known."""
+    import soundfile
+
+    class Sequential(soundfile.SoundFile):
+        def seekable(self) -> bool:
+            return False
+
+    return Sequential(_without_name(open_audio(path)))
+
+
+def _blocks(file: Any, count: int) -> Iterator[int]:
+    """Pass over `count` samples at most; yields how many each step took."""
+    while count > 0 and (taken := len(file.read(min(count, _BLOCK), dtype='float32', always_2d=True))):
+        count -= taken
+        yield taken
+
+
+def _without_name(source: str | io.BytesIO) -> Any:
+    """The descriptor of a file whose name soundfile would believe: it never looks into a `.raw`."""
+    if isinstance(source, str) and source.lower().endswith('.raw'):
+        return os.open(source, os.O_RDONLY)
+    return source
 
 
 def _split(path: str) -> tuple[str, str]:
@@ -209,8 +277,8 @@ def _members(archive: str, size: int, _mtime_ns: int) -> dict[str, tuple[int, in
             for item in tar:
                 if item.isfile() and item.offset_data + item.size <= size:
                     members.setdefault(_member_name(item.name), (item.offset_data, item.size))
-    except (tarfile.TarError, OSError):
-        pass  # what lies behind the cut is reported member by member
+    except Exception:  # noqa: BLE001 - a header can raise anything; what lies behind it is reported by member
+        pass
     return members
 
 

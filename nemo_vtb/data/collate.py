@@ -23,7 +23,7 @@ import torch
 from nemo_vtb.constants import IGNORE_INDEX, KINDS
 from nemo_vtb.data.audio import read_audio
 from nemo_vtb.data.conversation import Conversation
-from nemo_vtb.data.faults import Reason, audio_fault
+from nemo_vtb.data.faults import Reason, audio_fault, guarded
 from nemo_vtb.data.limits import LIMITS, Limits
 from nemo_vtb.data.template import AUDIO_SLOT, ChatRenderer, Rendered
 
@@ -141,6 +141,10 @@ class Collator:
 
     def prepare(self, conversation: Conversation) -> PackItem:
         """Render one conversation and read its recordings; raises as calling the collator does."""
+        with guarded(Reason.OTHER, f'conversation {conversation.id}'):
+            return self._prepare(conversation)
+
+    def _prepare(self, conversation: Conversation) -> PackItem:
         options: dict[str, Any] = {'resample': self.resample, 'limits': self.limits}
         clips = [read_audio(audio, self.sample_rate, **options) for audio in conversation.audios]
         frames = [self.frame_counter(len(clip)) for clip in clips]

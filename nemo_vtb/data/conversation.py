@@ -15,13 +15,13 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nemo_vtb.constants import KINDS
-from nemo_vtb.data.faults import Reason, data_fault
+from nemo_vtb.data.faults import Reason, data_fault, is_unicode
 from nemo_vtb.errors import VtbDataError
 
 ROLES = ('system', 'user', 'assistant')
@@ -97,11 +97,17 @@ class Conversation:
         return self.turns[-1].text if self.turns and self.turns[-1].role == 'assistant' else ''
 
 
-def read_jsonl(path: str | Path) -> Iterator[tuple[int, int, dict]]:
+def read_jsonl(
+    path: str | Path, on_fault: Callable[[int, VtbDataError], object] | None = None
+) -> Iterator[tuple[int, int, dict]]:
     """Yield (line number from 1, byte offset, object) for every line that is not blank.
 
+    Args:
+        path: The file.
+        on_fault: Told the number of a broken line and what is wrong; the line is skipped. None: it ends the reading.
+
     Raises:
-        VtbDataError: The file is missing, a line is not UTF-8, not JSON, or not an object.
+        VtbDataError: The file is missing; or without `on_fault`, a line is not UTF-8, not JSON, or not an object.
     """
     path = Path(path)
     if not path.is_file():
@@ -112,7 +118,14 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, int, dict]]:
     with path.open('rb') as stream:
         for number, raw in enumerate(stream, start=1):
             if stripped := raw.removeprefix(b'\xef\xbb\xbf').strip():
-                yield number, offset, parse_line(stripped, f'{path}:{number}')
+                try:
+                    line = parse_line(stripped, f'{path}:{number}')
+                except VtbDataError as error:
+                    if on_fault is None:
+                        raise
+                    on_fault(number, error)
+                else:
+                    yield number, offset, line
             offset += len(raw)
 
 
@@ -124,7 +137,7 @@ def parse_line(raw: bytes, where: str) -> dict:
     """
     try:
         value = json.loads(raw.decode('utf-8'), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:  # undecodable bytes are a ValueError too
+    except (ValueError, RecursionError) as error:  # undecodable bytes and endless numbers are a ValueError too
         raise data_fault(
             Reason.NOT_JSON, field=where, got=f'{raw[:80]!r} ({error})', remedy='mend or remove the line'
         ) from error
@@ -177,7 +190,10 @@ def conversation_from_dict(
         kind = custom.get('kind') if custom.get('kind') in KINDS else infer_kind(turns)
     if kind not in KINDS:
         raise VtbDataError('Unknown kind of data.', field=f'{where}: kind', got=kind, allowed=', '.join(KINDS))
-    return Conversation(str(d.get('id', where)), turns, kind, source, custom)
+    id_ = str(d.get('id', where))
+    if not is_unicode(id_):
+        raise data_fault(Reason.NOT_UNICODE, field=f'{where}: id', got=ascii(id_))
+    return Conversation(id_, turns, kind, source, custom)
 
 
 def _read_entry(entry: Any, base_dir: str | Path, where: str) -> tuple[str, Text | Audio]:
@@ -191,15 +207,16 @@ def _read_entry(entry: Any, base_dir: str | Path, where: str) -> tuple[str, Text
     value = entry.get('value')
     if not isinstance(value, str) or not value:
         raise data_fault(Reason.MISSING_KEY, field=f'{where}.value', got=value, allowed='a text or a path')
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair
-        raise data_fault(Reason.NOT_UNICODE, field=f'{where}.value', got=ascii(value)) from error
+    if not is_unicode(value):
+        raise data_fault(Reason.NOT_UNICODE, field=f'{where}.value', got=ascii(value))
     match entry.get('type', 'text'):
         case 'text':
             return role, Text(value)
         case 'audio' if role == 'user':
-            return role, Audio(_resolve(value, base_dir), *_read_span(entry, where), text=entry.get('text'))
+            said = entry.get('text')
+            if not isinstance(said, str | None):
+                raise data_fault(Reason.MISSING_KEY, field=f'{where}.text', got=said, allowed='a text')
+            return role, Audio(_resolve(value, base_dir), *_read_span(entry, where), text=said)
         case 'audio':
             raise data_fault(Reason.WRONG_TURNS, field=f'{where}.from', got=entry['from'], allowed='User')
         case other:
@@ -210,8 +227,7 @@ def _read_span(entry: Mapping[str, Any], where: str) -> tuple[float | None, floa
     span = []
     for name, least in (('duration', 0.0), ('offset', 0.0)):
         value = entry.get(name)
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if value is not None and not (number and value >= least):
+        if value is not None and not (_is_number(value) and value >= least):
             raise data_fault(
                 Reason.BAD_SPAN,
                 field=f'{where}.{name}',
@@ -220,6 +236,14 @@ def _read_span(entry: Mapping[str, Any], where: str) -> tuple[float | None, floa
             )
         span.append(None if value is None else float(value))
     return span[0], span[1] or 0.0
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a JSON value is a finite number that a float can hold."""
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # hundreds of digits
+        return False
 
 
 def _resolve(path: str, base_dir: str | Path) -> str:

@@ -88,9 +88,7 @@ class RowDataset(torch.utils.data.Dataset):
         return item
 
     def _fault(self, source: int, entry: int, error: VtbDataError) -> dict[str, Any]:
-        where = self.sources[source].locate(entry)
-        detail = ' '.join(str(error).split())[:400]
-        return {'number': source, 'entry': entry, **where, 'reason': str(error.reason), 'detail': detail}
+        return {'number': source, 'entry': entry, **self.sources[source].locate(entry), **error.facts}
 
 
 class _Loader:

@@ -13,10 +13,12 @@
 # limitations under the License.
 """Reasons for which a conversation is skipped: one list for quarantine, ledger, tests and docs."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from functools import partial
 
-from nemo_vtb.errors import VtbAudioError, VtbDataError
+from nemo_vtb.errors import VtbAudioError, VtbDataError, VtbError, first_line
 
 
 class Reason(StrEnum):
@@ -32,7 +34,7 @@ class Reason(StrEnum):
 
     NOT_JSON = 'not_json', 'the line is cut, not UTF-8 or not JSON'
     NOT_AN_OBJECT = 'not_an_object', 'the line is JSON but not an object'
-    MISSING_KEY = 'missing_key', 'a key that the format needs is missing or empty'
+    MISSING_KEY = 'missing_key', 'a key that the format needs is missing, empty or of a wrong type'
     NOT_UNICODE = 'not_unicode', 'a text is not valid Unicode: half of a surrogate pair'
     BAD_CUSTOM = 'bad_custom', '`custom` is not an object'
     UNKNOWN_ROLE = 'unknown_role', 'a turn is by somebody who is not system, user or assistant'
@@ -67,7 +69,7 @@ class Reason(StrEnum):
     LINE_TOO_LONG = 'line_too_long', 'the line has more bytes than data.max_line_bytes'
     TOO_MANY_TURNS = 'too_many_turns', 'the conversation has more turns than data.max_turns'
     CLIP_TOO_LARGE = 'clip_too_large', 'the clip is longer than data.max_clip_seconds, or has too many samples'
-    OTHER = 'other', 'the line is refused, and whoever refused it gave no reason of this list'
+    OTHER = 'other', 'reading it raised an error of none of these reasons; the detail names its class'
 
 
 def data_fault(
@@ -86,3 +88,38 @@ def data_fault(
 
 audio_fault = partial(data_fault, error=VtbAudioError)
 """Make the error of a broken recording; as `data_fault`."""
+
+
+@contextmanager
+def guarded(
+    reason: Reason, field: str, *, remedy: str | None = None, error: type[VtbDataError] = VtbDataError
+) -> Iterator[None]:
+    """Turn whatever is raised while one line is read or one recording is decoded into an error with a reason.
+
+    Errors of this package pass, and so does what no datum is to blame for: MemoryError, KeyboardInterrupt, SystemExit.
+
+    Args:
+        reason: Of errors that nobody expected; the class of what was raised stands in `got`.
+        field: Line or recording.
+        remedy: As of `VtbError`.
+        error: Class of the error.
+
+    Raises:
+        VtbDataError: Something was raised within the block.
+    """
+    try:
+        yield
+    except (VtbError, MemoryError):
+        raise
+    except Exception as found:
+        got = f'{type(found).__name__}: {first_line(found)}'
+        raise data_fault(reason, field=field, got=got, remedy=remedy, error=error) from found
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8: JSON can spell half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

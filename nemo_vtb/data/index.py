@@ -35,17 +35,18 @@ import numpy as np
 from nemo_vtb.config.schema import DataSettings
 from nemo_vtb.data.audio import DURATION_TOLERANCE_S, clip_span, probe
 from nemo_vtb.data.conversation import Audio, Conversation, parse_line
-from nemo_vtb.data.faults import Reason, audio_fault, data_fault
+from nemo_vtb.data.faults import Reason, audio_fault, data_fault, guarded
 from nemo_vtb.data.limits import LIMITS, Limits, read_line
 from nemo_vtb.data.sources import SourceSpec
 from nemo_vtb.data.template import ChatRenderer
 from nemo_vtb.errors import VtbDataError, VtbError
-from nemo_vtb.io import atomic_replace, file_digest, head_tail_digest, write_atomically
+from nemo_vtb.io import atomic_replace, file_digest, head_tail_digest, json_line, read_json_lines, write_atomically
 
 INDEX_VERSION = 2
 _CHUNK_BYTES = 4 << 20
 _PARALLEL_BYTES = 8 << 20  # below this a second process costs more than it saves
 _BOM = b'\xef\xbb\xbf'
+_LONGEST = int(np.iinfo(np.int32).max)  # what a column can hold
 # name -> (type code of `array`, dtype); lengths are tokens, seconds are of audio
 _COLUMNS = {
     'file': ('i', np.int32),
@@ -96,6 +97,10 @@ class Meter:
         Raises:
             VtbDataError: The conversation cannot be trained on; `error.reason` says why.
         """
+        with guarded(Reason.OTHER, f'conversation {conversation.id}'):
+            return self._measure(conversation, segments)
+
+    def _measure(self, conversation: Conversation, segments: bool) -> dict[str, int | float]:
         self.limits.check_turns(conversation)
         frames, seconds = 0, 0.0
         for audio in conversation.audios:
@@ -111,6 +116,11 @@ class Meter:
                 Reason.NOTHING_TO_LEARN, field=f'conversation {conversation.id}', got='0 supervised tokens'
             )
         text = len(rendered.ids) - clips
+        if text + frames > _LONGEST:
+            got = f'{text + frames} tokens'
+            raise data_fault(
+                Reason.OVERLONG, field=f'conversation {conversation.id}', got=got, allowed=f'<= {_LONGEST}'
+            )
         return {
             'length': text + frames,
             'text': text,
@@ -203,9 +213,8 @@ class SourceIndex:
 
     def quarantined(self) -> Iterator[dict[str, Any]]:
         """What was skipped when the index was built: source, file, line, byte_offset, id, reason, detail."""
-        with open(self.folder / 'quarantine.jsonl', encoding='utf-8') as stream:
-            for line in stream:
-                yield json.loads(line) | {'source': self.name}
+        for fault in read_json_lines(self.folder / 'quarantine.jsonl'):
+            yield fault | {'source': self.name}
 
     def check(self, max_skip_ratio: float) -> None:
         """Stop when too much of the source is broken, or when nothing is left of it.
@@ -397,12 +406,17 @@ class FittedSource:
             return json.loads(cache.read_text(encoding='utf-8'))
         found: dict[str, list] = {'cut': [], 'dropped': []}
         for entry in over.tolist():
-            conversation = self.index.read(entry)
-            kept = self._cut_to(conversation, meter, max_tokens) if overlong == 'cut' else None
+            fault = self._fault(entry, max_tokens)
+            try:
+                conversation = self.index.read(entry)
+                fault['id'] = conversation.id
+                kept = self._cut_to(conversation, meter, max_tokens) if overlong == 'cut' else None
+            except VtbDataError as error:  # it changed since it was indexed
+                kept, fault = None, fault | error.facts
             if kept:
                 found['cut'].append([entry, *kept])
             else:
-                found['dropped'].append(self._fault(entry, conversation.id, max_tokens))
+                found['dropped'].append(fault)
         write_atomically(cache, json.dumps(found))
         return found
 
@@ -415,14 +429,14 @@ class FittedSource:
                 return count, size['length'], size['supervised'], size['seconds']
         return None
 
-    def _fault(self, entry: int, id_: str, max_tokens: int) -> dict[str, Any]:
+    def _fault(self, entry: int, max_tokens: int) -> dict[str, Any]:
         return {
             'entry': entry,
             'source': self.name,
             'file': self.index.spec.files[int(self.index.column('file')[entry])],
             'line': None,
             'byte_offset': int(self.index.column('offset')[entry]),
-            'id': id_,
+            'id': None,
             'reason': Reason.OVERLONG.value,
             'detail': f'{int(self.index.column("length")[entry])} tokens, max_tokens {max_tokens}',
         }
@@ -478,8 +492,7 @@ def _build(spec: SourceSpec, meter: Meter, path: Path, fingerprint: str, workers
         contents = [file_digest(file) for file in spec.files]
         digest.update(json.dumps([contents, meter.fingerprint()], sort_keys=True).encode())
         faults = [fault for part in parts for fault in part.faults]
-        lines = ''.join(json.dumps(fault, ensure_ascii=False) + '\n' for fault in faults)
-        (folder / 'quarantine.jsonl').write_text(lines, encoding='utf-8')
+        (folder / 'quarantine.jsonl').write_text(''.join(map(json_line, faults)), encoding='utf-8')
         meta = {
             'version': INDEX_VERSION,
             'source': spec.name,
@@ -559,8 +572,7 @@ def _scan_line(task: _Task, part: _Part, raw: bytes, offset: int, nbytes: int, p
                 'line': part.numbered,
                 'byte_offset': offset,
                 'id': str(line['id']) if line.get('id') is not None else None,
-                'reason': str(error.reason),
-                'detail': ' '.join(str(error).split())[:400],
+                **error.facts,
             }
         )
         return

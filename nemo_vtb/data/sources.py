@@ -24,7 +24,7 @@ from typing import Any
 from nemo_vtb.config.schema import UNREAD_TYPES, DataSettings
 from nemo_vtb.constants import KINDS
 from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn, conversation_from_dict, parse_line
-from nemo_vtb.data.faults import Reason, data_fault
+from nemo_vtb.data.faults import Reason, data_fault, guarded
 from nemo_vtb.data.limits import read_line
 from nemo_vtb.data.manifest_files import expand_paths, shar_shards, unpack_gzip, unpack_shar
 from nemo_vtb.errors import VtbConfigError, VtbDataError
@@ -71,6 +71,11 @@ class SourceSpec:
         Raises:
             VtbDataError: The line is broken; `error.reason` says why.
         """
+        # the one place where a line becomes a conversation: whatever a reader raises costs this line alone
+        with guarded(Reason.OTHER, where):
+            return self._read(line, file, where)
+
+    def _read(self, line: Mapping[str, Any], file: int, where: str) -> Conversation | None:
         custom = line.get('custom')
         if line.get('_skipme') or (isinstance(custom, Mapping) and custom.get('_skipme')):
             return None
@@ -398,7 +403,7 @@ def _read_manifest(spec: SourceSpec, line: Mapping[str, Any], base: str, where: 
         if not isinstance(value, str) or not value.strip():
             raise data_fault(Reason.MISSING_KEY, field=f'{where}: {name}', got=value, allowed='a text')
     span = {key: line[key] for key in ('duration', 'offset') if line.get(key) is not None}
-    user = [{'from': 'User', 'type': 'text', 'value': text} for text in _instructions(spec, line)]
+    user = [{'from': 'User', 'type': 'text', 'value': text} for text in _instructions(spec, line, where)]
     spoken = {'from': 'User', 'type': 'audio', 'value': path, 'text': transcript, **span}
     turns = [*user, spoken, {'from': 'Assistant', 'type': 'text', 'value': answer}]
     if line.get('system_prompt'):
@@ -413,16 +418,19 @@ def _read_manifest(spec: SourceSpec, line: Mapping[str, Any], base: str, where: 
     )
 
 
-def _instructions(spec: SourceSpec, line: Mapping[str, Any]) -> list[str]:
+def _instructions(spec: SourceSpec, line: Mapping[str, Any], where: str) -> list[str]:
     """The instruction for a recording: the line's own words, else one of the source's prompts, else a plain phrase."""
     own = [line[name] for name in ('context', 'question') if isinstance(line.get(name), str) and line[name].strip()]
     if own or spec.options.get('context'):
         return own
-    source, target = (line.get(name) for name in ('source_lang', 'target_lang'))
-    source = source or line.get(spec.options.get('lang_field', 'lang'))
+    language = spec.options.get('lang_field', 'lang')
+    for name in ('source_lang', 'target_lang', language):
+        if not isinstance(line.get(name), str | None):
+            raise data_fault(Reason.MISSING_KEY, field=f'{where}: {name}', got=line[name], allowed='a language')
+    source, target = line.get('source_lang') or line.get(language), line.get('target_lang')
     names = {
-        'source_lang': _LANGUAGES.get(str(source), source or 'the spoken language'),
-        'target_lang': _LANGUAGES.get(str(target), target or 'the spoken language'),
+        'source_lang': _LANGUAGES.get(source or '', source or 'the spoken language'),
+        'target_lang': _LANGUAGES.get(target or '', target or 'the spoken language'),
     }
     translates = bool(target) and target != source
     prompts = spec.options.get('prompt')
@@ -432,7 +440,7 @@ def _instructions(spec: SourceSpec, line: Mapping[str, Any]) -> list[str]:
     # by a hash of the recording: the same line asks the same in every epoch and after every resume
     digest = hashlib.sha256(f'{line.get("audio_filepath")}:{line.get("offset")}'.encode()).digest()
     chosen = str(prompts[int.from_bytes(digest[:4], 'little') % len(prompts)])
-    return [chosen.replace('{source_lang}', str(names['source_lang'])).replace('{target_lang}', names['target_lang'])]
+    return [chosen.replace('{source_lang}', names['source_lang']).replace('{target_lang}', names['target_lang'])]
 
 
 Reader = Callable[[SourceSpec, Mapping[str, Any], str, str], Conversation]

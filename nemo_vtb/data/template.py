@@ -25,7 +25,7 @@ from typing import Any
 
 from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn
 from nemo_vtb.data.faults import Reason
-from nemo_vtb.errors import VtbTemplateError
+from nemo_vtb.errors import VtbTemplateError, first_line
 
 AUDIO_SLOT = -1
 """Stands once in `Rendered.ids` where a recording stands; no vocabulary has this id, so no text collides with it."""
@@ -170,8 +170,6 @@ class ChatRenderer:
         return marks.answer(content, number) if turn.role == 'assistant' else content
 
     def _apply(self, messages: list[dict[str, str]], id: str, prompt: bool = False) -> str:
-        from jinja2.exceptions import TemplateError
-
         # enable_thinking: models that can think are taught to answer at once; templates without the switch ignore it
         options = {'tokenize': False, 'add_generation_prompt': prompt, 'enable_thinking': False}
         can_fold = messages[0]['role'] == 'system' and len(messages) > 1
@@ -180,13 +178,16 @@ class ChatRenderer:
             # some templates leave a system turn out without a word
             if not can_fold or messages[0]['content'].strip() in text:
                 return text
-        except TemplateError as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # TemplateError where it refuses; its own code can raise anything else
             if not can_fold:
+                got = f'{[m["role"] for m in messages]}: {type(error).__name__}: {first_line(error)}'
                 raise VtbTemplateError(
                     'The chat template refuses the conversation.',
                     reason=Reason.TEMPLATE_REFUSED,
                     field=f'conversation {id}',
-                    got=f'{[m["role"] for m in messages]}: {error}',
+                    got=got,
                     allowed='roles in the order that this LLM was trained on',
                 ) from error
         system, first, *rest = messages

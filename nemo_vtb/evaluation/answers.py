@@ -24,7 +24,7 @@ from typing import IO, TYPE_CHECKING, Any
 from nemo_vtb.data.conversation import Conversation
 from nemo_vtb.errors import VtbCheckpointError
 from nemo_vtb.evaluation.result import readable
-from nemo_vtb.io import read_json_lines, write_atomically
+from nemo_vtb.io import json_line, read_json_lines, write_atomically
 
 if TYPE_CHECKING:
     from nemo_vtb.model.blender import VoiceTextBlender
@@ -58,7 +58,7 @@ class AnswerCache:
         lines = self._read(head)
         try:
             # rewritten whole: a truncated line must not end up in the middle of the file
-            write_atomically(self.path, ''.join(f'{line}\n' for line in [head, *lines]))
+            write_atomically(self.path, ''.join([f'{head}\n', *lines]))
             self._file = self.path.open('a', encoding='utf-8')
         except OSError as error:
             raise VtbCheckpointError(
@@ -74,7 +74,7 @@ class AnswerCache:
         kept = [entry for entry in found[1:] if isinstance(entry, dict) and entry.keys() == {'key', 'value'}]
         self._values = {entry['key']: entry['value'] for entry in kept}
         self.resumed = len(kept)
-        return [json.dumps(entry, ensure_ascii=False) for entry in kept]
+        return [json_line(entry) for entry in kept]
 
     @staticmethod
     def key(*parts: Any) -> str:
@@ -91,11 +91,11 @@ class AnswerCache:
         """Cache a JSON value."""
         self._values[key] = value
         if self._file is not None:
-            self._write(json.dumps({'key': key, 'value': value}, ensure_ascii=False))
+            self._write(json_line({'key': key, 'value': value}))
 
     def _write(self, line: str) -> None:
         assert self._file is not None
-        self._file.write(line + '\n')
+        self._file.write(line)
         self._file.flush()
         os.fsync(self._file.fileno())
 

@@ -13,7 +13,6 @@
 # limitations under the License.
 """Inputs of an evaluation: test files, the plan of a configuration, prompts about recordings; tables of answers."""
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +25,7 @@ from nemo_vtb.errors import VtbConfigError, VtbDataError
 from nemo_vtb.evaluation.judge import judge_of
 from nemo_vtb.evaluation.result import plain, readable
 from nemo_vtb.evaluation.runner import Plan, needs_data, suites_of
-from nemo_vtb.io import write_atomically
+from nemo_vtb.io import json_line, write_atomically
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -163,5 +162,5 @@ def print_answers(
         lines.append(record | ({'reference': reference} if reference else {}))
     console.print(table)
     if output:
-        write_atomically(output, ''.join(json.dumps(line, ensure_ascii=False) + '\n' for line in lines))
+        write_atomically(output, ''.join(map(json_line, lines)))
         console.print(f'written: {output}', highlight=False, markup=False)

@@ -91,7 +91,7 @@ def load_avoid_list(settings: Avoid) -> AvoidList:
                 for span in _spans(row, file.parent) if prints is not None else ():
                     prints.add(str(span[0]), read_audio(Audio(span[0], span[2], span[1]), SAMPLE_RATE))  # type: ignore[union-attr]
         elif file.suffix == '.txt':
-            for line in file.read_text(encoding='utf-8').splitlines():
+            for line in file.read_text(encoding='utf-8').split('\n'):
                 grams.update(ngrams(line, settings.ngram))
         elif prints is not None:
             prints.add(str(file), read_audio(Audio(str(file)), SAMPLE_RATE))

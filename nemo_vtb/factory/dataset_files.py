@@ -34,7 +34,7 @@ from nemo_vtb.data.conversation import Audio
 from nemo_vtb.errors import VtbDataError
 from nemo_vtb.factory.settings import Common
 from nemo_vtb.factory.stage import KEPT, WORK, Outcome, Stage, file_name, open_work_list, read_journals, read_outcomes
-from nemo_vtb.io import atomic_replace, file_lock, write_atomically
+from nemo_vtb.io import atomic_replace, file_lock, json_line, parse_json_lines, write_atomically
 
 SPLITS = ('train', 'validation', 'test')
 _BINS = 20
@@ -229,10 +229,10 @@ def finish(stage: Stage, settings: Common, out: Path) -> DataCard:
             split = split_of(outcome.group, settings.seed, settings.validation_share, settings.test_share)
             card.add(outcome, split)
             if outcome.line is not None:
-                streams[split].write(json.dumps(outcome.line, ensure_ascii=False) + '\n')
+                streams[split].write(json_line(outcome.line))
                 continue
             facts = {'id': outcome.id, 'reason': outcome.reason, **outcome.facts}
-            rejected.append(json.dumps(facts, ensure_ascii=False) + '\n')
+            rejected.append(json_line(facts))
             for file in outcome.files:
                 (out / file).unlink(missing_ok=True)
         for stream in streams.values():
@@ -255,7 +255,7 @@ def _publish(part: Path, out: Path, name: str, settings: Common) -> None:
     if not lines:
         return
     if settings.form == 'tar':
-        write_tars(lines.splitlines(), out, out / name, settings.shard_size)
+        write_tars(parse_json_lines(lines), out, out / name, settings.shard_size)
     else:
         write_lines(out / f'{name}.jsonl', lines)
 
@@ -286,7 +286,7 @@ def _write_index(path: Path, offsets: list[int]) -> None:
     np.asarray([*offsets, path.stat().st_size], dtype='<u8').tofile(f'{path}.idx')
 
 
-def write_tars(lines: Sequence[str], base: Path, folder: Path, shard_size: int) -> None:
+def write_tars(lines: Sequence[dict[str, Any]], base: Path, folder: Path, shard_size: int) -> None:
     """Write `manifest_N.jsonl` and `audio_N.tar` as NeMo's tarred multimodal_conversation, with indexes.
 
     Recordings are stored as FLAC at 16 kHz in the order of the turns, which NeMo's reader relies on.
@@ -300,12 +300,12 @@ def write_tars(lines: Sequence[str], base: Path, folder: Path, shard_size: int) 
     with atomic_replace(folder, folder=True) as new:
         for number, begin in enumerate(range(0, len(lines), shard_size)):
             manifest, tar = new / f'manifest_{number}.jsonl', new / f'audio_{number}.tar'
-            packed = _write_tar([json.loads(line) for line in lines[begin : begin + shard_size]], base, tar)
+            packed = _write_tar(lines[begin : begin + shard_size], base, tar)
             _index_tar(tar)
-            write_lines(manifest, ''.join(json.dumps(line, ensure_ascii=False) + '\n' for line in packed))
+            write_lines(manifest, ''.join(map(json_line, packed)))
 
 
-def _write_tar(lines: list[dict[str, Any]], base: Path, path: Path) -> list[dict[str, Any]]:
+def _write_tar(lines: Sequence[dict[str, Any]], base: Path, path: Path) -> Sequence[dict[str, Any]]:
     from lhotse import AudioSource, Recording
     from lhotse.shar.writers import AudioTarWriter
 

@@ -34,7 +34,7 @@ from nemo_vtb.config import settings_dict
 from nemo_vtb.errors import VtbDataError
 from nemo_vtb.factory.contamination import AvoidList, load_avoid_list
 from nemo_vtb.factory.settings import Common
-from nemo_vtb.io import file_digest, file_lock, write_atomically
+from nemo_vtb.io import file_digest, file_lock, json_line, parse_json_lines, write_atomically
 
 KEPT = 'kept'
 WORK = '.work'
@@ -167,7 +167,7 @@ class WorkList:
         begin, end = int(self._offsets[chunk]), int(self._offsets[chunk + 1])
         with self.path.open('rb') as stream:
             stream.seek(begin)
-            return [Item(*json.loads(line)) for line in stream.read(end - begin).splitlines()]
+            return [Item(*values) for values in parse_json_lines(stream.read(end - begin))]
 
 
 def open_work_list(stage: Stage, out: Path) -> WorkList:
@@ -200,7 +200,7 @@ def _item_lines(items: Iterable[Item], out: Path) -> Iterator[str]:
         if item.id in seen:
             raise VtbDataError('Two items have one id.', field='id', got=item.id, remedy='name each input file once')
         seen.add(item.id)
-        yield json.dumps([item.id, item.group, dict(item.data)], ensure_ascii=False) + '\n'
+        yield json_line([item.id, item.group, dict(item.data)])
     if not seen:
         raise VtbDataError('There is nothing to make.', field=str(out), got='no item in the inputs')
 
@@ -276,7 +276,7 @@ class Journal:
 
     def add(self, chunk: int, outcomes: Sequence[Outcome]) -> None:
         """Note that a chunk is made."""
-        body = json.dumps([chunk, [outcome.to_json() for outcome in outcomes]], ensure_ascii=False).encode()
+        body = json_line([chunk, [outcome.to_json() for outcome in outcomes]]).encode()[:-1]
         self._stream.write(b'%08x ' % zlib.crc32(body) + body + b'\n')
         self._stream.flush()
         os.fsync(self._stream.fileno())

@@ -32,7 +32,7 @@ from nemo_vtb.assets.resolve import resolve_asset
 from nemo_vtb.errors import VtbModelError
 from nemo_vtb.factory.endpoint import Endpoint
 from nemo_vtb.factory.settings import Llm
-from nemo_vtb.io import read_json_lines
+from nemo_vtb.io import json_line, read_json_lines
 
 _FENCED = re.compile(r'```(?:json)?\s*(.*?)```', re.DOTALL)
 
@@ -317,7 +317,7 @@ class ResponseCache:
         values += [reply.requests, reply.retries, reply.invalid, reply.raw]
         with self._lock:
             self._known[key] = reply
-            self._stream.write(json.dumps([key, values], ensure_ascii=False).encode() + b'\n')
+            self._stream.write(json_line([key, values]).encode())
             self._stream.flush()
             os.fsync(self._stream.fileno())
 

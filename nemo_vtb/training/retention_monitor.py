@@ -24,7 +24,6 @@ Three small fixed probes, all on rows that are packed as in training, so that ev
 | `gated_loss` | loss of the speech kinds, with a penalty as long as `retention` is under the limit |
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -41,6 +40,7 @@ from nemo_vtb.constants import KINDS
 from nemo_vtb.data.collate import Collator, PackedRow, PackItem, fill_rows, pack_row
 from nemo_vtb.data.conversation import Conversation, Text, Turn
 from nemo_vtb.errors import VtbConfigError
+from nemo_vtb.io import parse_json_lines
 from nemo_vtb.parallel.dims import ParallelDims
 from nemo_vtb.training.run_state import RunState
 
@@ -229,7 +229,7 @@ def retention_monitor_of(cfg: Mapping[str, Any]) -> list[RetentionMonitor]:
 def retention_items() -> list[dict[str, Any]]:
     """The 200 multiple-choice items `{id, part, question, choices, answer}` of the text suite, 40 of each part."""
     text = files('nemo_vtb.training').joinpath('retention_items.jsonl').read_text(encoding='utf-8')
-    return [json.loads(line) for line in text.splitlines()]
+    return parse_json_lines(text)
 
 
 def choice_rows(items: Sequence[Mapping[str, Any]], collator: Collator) -> list[list[PackItem]]:

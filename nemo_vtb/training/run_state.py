@@ -16,7 +16,6 @@
 All is counted in global batches that were trained on, not in rows that were prefetched.
 """
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -34,7 +33,7 @@ from nemo_vtb.data.index import FittedSource, skip_table
 from nemo_vtb.data.ledger import Ledger, SourceAccount
 from nemo_vtb.data.sampler import TokenBudgetSampler
 from nemo_vtb.errors import VtbConfigError, VtbDataError
-from nemo_vtb.io import bring_back, read_json_lines
+from nemo_vtb.io import bring_back, json_line, read_json_lines
 from nemo_vtb.parallel.dims import ParallelDims
 from nemo_vtb.parallel.replicas import EVERY_STEPS, check_replicas
 from nemo_vtb.parallel.rng_state import (
@@ -72,7 +71,7 @@ class Quarantine:
         if new:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, 'a', encoding='utf-8') as stream:
-                stream.write(''.join(json.dumps(fault, ensure_ascii=False) + '\n' for fault in new))
+                stream.write(''.join(map(json_line, new)))
         return len(new)
 
     @staticmethod

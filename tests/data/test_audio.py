@@ -23,7 +23,7 @@ import pytest
 import soundfile
 from data_helpers import write_wav
 
-from nemo_vtb.data.audio import clip_span, probe, read_audio
+from nemo_vtb.data.audio import AudioHeader, clip_span, probe, read_audio
 from nemo_vtb.data.conversation import Audio
 from nemo_vtb.errors import VtbAudioError
 
@@ -141,3 +141,83 @@ def test_a_cut_archive_loses_its_last_members_by_name(tmp_path: Path) -> None:
     assert len(read_audio(Audio(f'{tar}!/0.wav'))) == 8000
     assert reason(f'{tar}!/1.wav') == 'audio_not_in_tar'
     assert reason(tmp_path / 'gone.tar!' / '0.wav') == 'audio_missing'
+
+
+def streamed(path: Path, samples: np.ndarray) -> Path:
+    """A FLAC as an encoder writes it into a pipe: the header holds 0 for the number of samples."""
+    soundfile.write(path, samples, 16000, format='FLAC')
+    raw = bytearray(path.read_bytes())
+    raw[21] &= 0xF0
+    raw[22:26] = bytes(4)
+    path.write_bytes(bytes(raw))
+    return path
+
+
+def test_a_flac_of_unknown_length_is_decoded_from_its_start(tmp_path: Path) -> None:
+    tone = np.sin(np.arange(24000) / 7).astype(np.float32) * 0.3
+    soundfile.write(tmp_path / 'ok.flac', tone, 16000, format='FLAC')
+    path = streamed(tmp_path / 's.flac', tone)
+    assert probe(path) == AudioHeader(24000, 16000, 1, seekable=False)
+    for span in ({}, {'offset_s': 0.5, 'duration_s': 0.25}, {'offset_s': 1.4}):
+        known = read_audio(Audio(str(tmp_path / 'ok.flac'), **span))
+        assert known.size and np.array_equal(read_audio(Audio(str(path), **span)), known)
+    assert reason(path, offset_s=2.0) == 'bad_span'
+
+
+def test_a_flac_of_unknown_length_that_is_cut_is_unreadable(tmp_path: Path) -> None:
+    path = streamed(tmp_path / 's.flac', np.random.default_rng(0).standard_normal(24000) * 0.1)
+    path.write_bytes(path.read_bytes()[:9000])
+    assert reason(path) == 'audio_unreadable'
+
+
+def test_a_name_does_not_decide_how_a_recording_is_read(tmp_path: Path) -> None:
+    write_wav(tmp_path / 'a.wav', 0.5).rename(tmp_path / 'a.RAW')
+    assert read_audio(Audio(str(tmp_path / 'a.RAW'))).shape == (8000,)
+    (tmp_path / 'pcm.raw').write_bytes(bytes(3200))
+    with pytest.raises(VtbAudioError) as caught:
+        probe(tmp_path / 'pcm.raw')
+    assert caught.value.reason == 'audio_unreadable'
+    assert 'ffmpeg' in str(caught.value.remedy)
+
+
+@pytest.mark.parametrize(
+    'raised', [TypeError('a'), OverflowError('b'), ZeroDivisionError(), AssertionError(), KeyError(3)]
+)
+@pytest.mark.parametrize('function', ['info', 'read'])
+def test_whatever_a_decoder_raises_is_a_reason_with_its_class(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, raised: Exception
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(soundfile, function, fail)
+    with pytest.raises(VtbAudioError) as caught:
+        read_audio(Audio(str(write_wav(tmp_path / 'a.wav', 0.5))))
+    assert caught.value.reason == 'audio_unreadable'
+    assert type(raised).__name__ in str(caught.value.got)
+
+
+@pytest.mark.parametrize('raised', [MemoryError, KeyboardInterrupt, SystemExit])
+def test_what_no_recording_is_to_blame_for_passes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: type[BaseException]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(soundfile, 'info', fail)
+    with pytest.raises(raised):
+        probe(write_wav(tmp_path / 'a.wav', 0.5))
+
+
+@pytest.mark.parametrize(('span', 'expected'), [
+    ({'offset_s': 1e308}, 'bad_span'),
+    ({'duration_s': 1e308}, 'duration_mismatch'),
+    ({'offset_s': 1e308, 'duration_s': 1e308}, 'bad_span'),
+])  # fmt: skip
+def test_a_span_that_no_file_can_hold_is_no_overflow(tmp_path: Path, span: dict[str, float], expected: str) -> None:
+    assert reason(write_wav(tmp_path / 'a.wav', 0.5), **span) == expected
+
+
+@pytest.mark.parametrize('path', ['a' * 5000, 'a/' * 3000, 'x\0y', '\ud800.wav', ''])
+def test_a_path_that_no_file_system_takes_is_a_reason(path: str) -> None:
+    assert reason(path) in ('audio_missing', 'audio_unreadable', 'audio_not_a_file')

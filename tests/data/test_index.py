@@ -25,6 +25,7 @@ from data_helpers import count_frames, count_frames_slowly, spoken, text, write_
 from transformers import AutoTokenizer
 
 from nemo_vtb.data import index as module
+from nemo_vtb.data import sources
 from nemo_vtb.data.collate import Collator
 from nemo_vtb.data.faults import Reason
 from nemo_vtb.data.index import FittedSource, Meter, SourceIndex, keep_exchanges, open_index
@@ -351,3 +352,87 @@ def test_drop_leaves_out_and_error_stops(tmp_path: Path, meter: Meter) -> None:
 def test_a_source_of_nothing_but_too_long_conversations_is_named(tmp_path: Path, meter: Meter) -> None:
     with pytest.raises(VtbDataError, match='longer than a row'):
         fitted(tmp_path, meter, [long_chat('a', 3), long_chat('b', 4)], 60, 'drop')
+
+
+class Peculiar(Exception):
+    """An error that nobody expects."""
+
+
+@pytest.mark.parametrize(
+    'raised', [Peculiar('no'), StopIteration(), RecursionError(), OverflowError('x'), AttributeError()]
+)
+def test_whatever_a_reader_raises_costs_its_line_alone(
+    build: Build, monkeypatch: pytest.MonkeyPatch, raised: Exception
+) -> None:
+    real = sources.SOURCE_TYPES['multimodal_conversation']
+
+    def read(spec: Any, line: Any, base: str, where: str) -> Any:
+        if line['id'] == 1:
+            raise raised
+        return real(spec, line, base, where)
+
+    monkeypatch.setitem(sources.SOURCE_TYPES, 'multimodal_conversation', read)
+    index = build([chat(0), chat(1), chat(2)])
+    assert reasons(index) == {'other': 1}
+    [fault] = index.quarantined()
+    assert fault['line'] == 2 and fault['id'] == '1' and type(raised).__name__ in fault['detail']
+
+
+@pytest.mark.parametrize('raised', [MemoryError, KeyboardInterrupt])
+def test_what_no_line_is_to_blame_for_ends_the_index(
+    build: Build, monkeypatch: pytest.MonkeyPatch, raised: type[BaseException]
+) -> None:
+    def read(*_: Any) -> Any:
+        raise raised
+
+    monkeypatch.setitem(sources.SOURCE_TYPES, 'multimodal_conversation', read)
+    with pytest.raises(raised):
+        build([chat(0)])
+
+
+def test_a_template_that_stumbles_costs_its_conversation_alone(build: Build, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llm(tmp_path / 'llm'))
+    stumble = "{% for m in messages %}{% if 'stumble' in m['content'] %}{{ 1 // 0 }}{% endif %}{% endfor %}"
+    tokenizer.chat_template = stumble + tokenizer.chat_template
+    meter = Meter(ChatRenderer(tokenizer), count_frames)
+    index = build([chat(0), chat(1, text('User', 'stumble'))], meter=meter)
+    assert reasons(index) == {'template_refused': 1}
+    assert 'ZeroDivisionError' in next(iter(index.quarantined()))['detail']
+
+
+def test_numbers_that_no_column_holds_are_a_reason(build: Build, tmp_path: Path, renderer: ChatRenderer) -> None:
+    write_wav(tmp_path / 'a.wav')
+    meter = Meter(renderer, lambda _: 2**40)
+    index = build([chat(0), chat(1, spoken('a.wav')), chat(2)], meter=meter)
+    assert reasons(index) == {'overlong': 1}
+    assert [len(index.column(name)) for name in ('length', 'frames', 'seconds')] == [2, 2, 2]
+
+
+def test_the_quarantine_holds_any_text(build: Build) -> None:
+    odd = ['\ud800', 'a\u2028b', 'c\u0085d', 'e\x1ef']
+    lines = [{'id': id_, 'conversations': 5} for id_ in odd]
+    index = build([chat(0), *(json.dumps(line) for line in lines)])
+    assert [fault['id'] for fault in index.quarantined()] == odd
+
+
+@pytest.mark.parametrize(('line', 'reason'), [
+    ({'target_lang': 7}, 'missing_key'),
+    ({'lang': ['en']}, 'missing_key'),
+    ({'source_lang': {}}, 'missing_key'),
+    ({'text': 42}, 'missing_key'),
+    ({'audio_filepath': ['a.wav', 'b.wav']}, 'missing_key'),
+    ({'duration': 10**400}, 'bad_span'),
+    ({'duration': True}, 'bad_span'),
+    ({'offset': 1e308}, 'bad_span'),
+    ({'offset': -1e308}, 'bad_span'),
+    ({'duration': '1.0'}, 'bad_span'),
+    ({'custom': 'str'}, 'bad_custom'),
+    ({'system_prompt': 5}, 'missing_key'),
+    ({'id': '\udcff'}, 'not_unicode'),
+])  # fmt: skip
+def test_foreign_types_in_a_manifest_have_a_reason(
+    build: Build, tmp_path: Path, line: dict[str, Any], reason: str
+) -> None:
+    write_wav(tmp_path / 'a.wav')
+    good = {'audio_filepath': 'a.wav', 'text': 'turn on the lamp', 'lang': 'en'}
+    assert reasons(build([good, good | line], type='nemo', kind='asr_ast')) == {reason: 1}

@@ -23,6 +23,7 @@ from rich.console import Console
 from nemo_vtb.checkpoint.archive import read_info
 from nemo_vtb.commands import info as info_command
 from nemo_vtb.errors import VtbDataError
+from nemo_vtb.evaluation.answers import AnswerCache
 from nemo_vtb.evaluation.ladder_suite import RUNGS
 from nemo_vtb.evaluation.result import Evaluation
 from nemo_vtb.evaluation.runner import Plan, evaluate_file, stamp_of
@@ -105,3 +106,13 @@ def test_the_configuration_of_the_run_is_in_the_file(tmp_path: Path) -> None:
     # whoever saves it again carries it on
     restore(str(tmp_path / 'a.nemo'), 'cpu').save_to(str(tmp_path / 'b.nemo'))
     assert read_info(tmp_path / 'b.nemo').manifest['run_config'] == found
+
+
+def test_cached_answers_are_found_again_whatever_they_say(tmp_path: Path) -> None:
+    answers = {'a': 'two\u2028lines', 'b': 'four\x85x', 'c': '\ud800', 'd': 'e\x1ef', 'e': 'g\nh'}
+    cache = AnswerCache(tmp_path / 'j.jsonl', {'m': 1})
+    for key, value in answers.items():
+        cache.add(key, value)
+    again = AnswerCache(tmp_path / 'j.jsonl', {'m': 1})
+    assert again.resumed == len(answers)
+    assert {key: again[key] for key in answers} == answers

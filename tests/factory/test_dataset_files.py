@@ -25,10 +25,11 @@ from nemo_vtb.data.audio import read_audio
 from nemo_vtb.data.conversation import conversation_from_dict
 from nemo_vtb.data.sources import parse_input_cfg
 from nemo_vtb.errors import VtbDataError
-from nemo_vtb.factory.dataset_files import finish, split_of
+from nemo_vtb.factory.dataset_files import _publish, finish, split_of
 from nemo_vtb.factory.pipeline import make_stage, produce
 from nemo_vtb.factory.settings import Common
-from nemo_vtb.factory.stage import Item, Journal, Outcome
+from nemo_vtb.factory.stage import WORK, Item, Journal, Outcome, read_journals, read_outcomes
+from nemo_vtb.io import json_line, parse_json_lines
 
 TEXTS = ['Turn on the lamp.', 'Open the door, please.', 'It is ten to four.', 'Close the window.', 'Say it again.']
 
@@ -156,3 +157,27 @@ def _audio_line(folder: Path, number: int) -> dict:
         {'type': 'text', 'from': 'Assistant', 'value': 'x'},
     ]
     return {'id': 'x', 'conversations': turns}
+
+
+def test_archives_of_texts_with_line_separators_are_cut_at_line_feeds_alone(tmp_path: Path) -> None:
+    texts = ['wide\u2028and blue', 'next\x85line', 'a\u2029b\x1ec']
+    lines = [
+        {'id': f'c{n}', 'conversations': [{'from': 'User', 'type': 'text', 'value': t}]} for n, t in enumerate(texts)
+    ]
+    part = tmp_path / 'part.jsonl'
+    part.write_text(''.join(map(json_line, lines)), encoding='utf-8')
+    _publish(part, tmp_path, 'text.train', Common(form='tar', shard_size=2))
+    manifests = [tmp_path / 'text.train' / f'manifest_{n}.jsonl' for n in range(2)]
+    assert [line for path in manifests for line in parse_json_lines(path.read_bytes())] == lines
+
+
+def test_a_journal_gives_back_any_text(tmp_path: Path) -> None:
+    (tmp_path / WORK).mkdir()
+    odd = ['a\u2028b', 'c\x85d', '\ud800', 'e\x1ef']
+    outcomes = [Outcome(text, 'g', None, 'no', {'text': text}) for text in odd]
+    with Journal(tmp_path, '0') as journal:
+        journal.add(0, outcomes)
+        journal.add(1, outcomes)
+    places = read_journals(tmp_path)
+    assert sorted(places) == [0, 1]
+    assert read_outcomes(*places[1]) == outcomes

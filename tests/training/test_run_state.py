@@ -34,8 +34,9 @@ from nemo_vtb.data.collate import PackedRow
 from nemo_vtb.data.datamodule import VtbDataModule
 from nemo_vtb.data.template import ChatRenderer
 from nemo_vtb.errors import VtbCheckpointError, VtbConfigError, VtbDataError
+from nemo_vtb.io import read_json_lines
 from nemo_vtb.parallel.dims import ParallelDims
-from nemo_vtb.training.run_state import RunState
+from nemo_vtb.training.run_state import Quarantine, RunState
 
 Make = Callable[..., VtbDataModule]
 
@@ -359,3 +360,13 @@ def test_a_checkpoint_from_before_the_run_state_resumes(module: Make, tmp_path: 
     torch.save(checkpoint, tmp_path / 'former.ckpt')
     steps = [n for n, e in enumerate(expected) if e == 'step']
     assert fit(module(None), tmp_path / 'resumed', 6, tmp_path / 'former.ckpt') == expected[steps[1] + 1 :]
+
+
+def test_the_quarantine_holds_any_text_and_lists_it_once(tmp_path: Path) -> None:
+    odd = ['a\u2028b', 'c\x85d', '\ud800', 'e\x1ef', '\udcff.wav']
+    faults = [
+        {'source': 's', 'file': text, 'byte_offset': n, 'reason': 'other', 'id': text} for n, text in enumerate(odd)
+    ]
+    assert Quarantine(tmp_path / 'q.jsonl').add(faults) == len(odd)
+    assert Quarantine(tmp_path / 'q.jsonl').add(faults) == 0
+    assert [line['id'] for line in read_json_lines(tmp_path / 'q.jsonl')] == odd

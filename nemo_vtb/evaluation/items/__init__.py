@@ -16,13 +16,14 @@
 `tools/evaluation_items/write.py` makes them; public benchmarks cannot be redistributed.
 """
 
-import json
 from pathlib import Path
 from typing import Any
+
+from nemo_vtb.io import parse_json_lines
 
 FOLDER = Path(__file__).parent
 
 
 def read_items(name: str) -> list[dict[str, Any]]:
     """The records of `NAME.jsonl`."""
-    return [json.loads(line) for line in (FOLDER / f'{name}.jsonl').read_text(encoding='utf-8').splitlines()]
+    return parse_json_lines((FOLDER / f'{name}.jsonl').read_bytes())

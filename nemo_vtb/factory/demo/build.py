@@ -41,7 +41,7 @@ from nemo_vtb.factory.pipeline import produce
 from nemo_vtb.factory.settings import AsrAst, Demo, Noise, Tts
 from nemo_vtb.factory.stage import KEPT, WORK, Item, Outcome, Stage, text_turn
 from nemo_vtb.factory.synthesis import Span, Synthesizer
-from nemo_vtb.io import write_atomically
+from nemo_vtb.io import json_line, write_atomically
 
 if TYPE_CHECKING:
     from nemo_vtb.assets.store import Job
@@ -212,12 +212,12 @@ def make_demo(
     for name, lines in script.lines.items():
         kept = [_worded(line, settings) for line in lines if _fill(line, spoken, card, name)]
         counts[name] = len(lines) - len(kept)
-        text = ''.join(json.dumps(line, ensure_ascii=False) + '\n' for line in kept)
+        text = ''.join(map(json_line, kept))
         write_atomically(out / f'{name}.jsonl', text)
     for outcome in spoken.values():
         card.wers[str(outcome.facts['voice']).partition('@')[0]].append(outcome.facts.get('wer', 1.0))
     rejected = [{'id': o.id, 'reason': o.reason, **o.facts} for o in spoken.values() if o.reason != KEPT]
-    write_atomically(out / 'rejected.jsonl', ''.join(json.dumps(r, ensure_ascii=False) + '\n' for r in rejected))
+    write_atomically(out / 'rejected.jsonl', ''.join(map(json_line, rejected)))
     card.write(out)
     facts = json.loads((out / 'card.json').read_text(encoding='utf-8'))
     facts |= {

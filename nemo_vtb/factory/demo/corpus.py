@@ -40,6 +40,7 @@ from nemo_vtb.factory.demo.dialogues import (
 )
 from nemo_vtb.factory.demo.household import Command, all_commands
 from nemo_vtb.factory.demo.text_only import PromptChat, reference_chats
+from nemo_vtb.io import parse_json_lines
 
 SPLITS = ('train', 'validation', 'test')
 MAX_SECONDS = 20.0
@@ -243,7 +244,7 @@ def text_line(name: str, chat: PromptChat, source: str) -> dict:
 
 def _manifest(folder: Path) -> list[dict]:
     try:
-        return [json.loads(line) for line in (folder / 'manifest.jsonl').read_text(encoding='utf-8').splitlines()]
+        return parse_json_lines((folder / 'manifest.jsonl').read_bytes())
     except (OSError, ValueError) as error:
         raise VtbAssetError(
             'The manifest of the recordings cannot be read.', field=folder.name, got=str(error),
