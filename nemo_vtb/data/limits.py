@@ -18,7 +18,8 @@ must cost itself only.
 """
 
 from dataclasses import dataclass
-from typing import IO
+from io import BufferedIOBase
+from typing import BinaryIO
 
 from nemo_vtb.config.schema import DataSettings
 from nemo_vtb.data.conversation import Conversation
@@ -98,7 +99,7 @@ LIMITS = Limits.of(DataSettings())
 """The bounds where nobody set others."""
 
 
-def read_line(stream: IO[bytes], max_bytes: int) -> tuple[bytes, int]:
+def read_line(stream: BinaryIO | BufferedIOBase, max_bytes: int) -> tuple[bytes, int]:
     """The next line and its length in bytes; of a line that is too long only the beginning. At the end (b'', 0)."""
     raw = piece = stream.readline(max_bytes + 1)
     size = len(raw)

@@ -25,6 +25,7 @@ from typing import Any
 
 from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn
 from nemo_vtb.data.faults import Reason
+from nemo_vtb.data.template_bounds import check_output, check_template
 from nemo_vtb.errors import VtbTemplateError, first_line
 
 AUDIO_SLOT = -1
@@ -87,7 +88,8 @@ class ChatRenderer:
         tokenizer: A fast `transformers` tokenizer with a chat template.
 
     Raises:
-        VtbTemplateError: The tokenizer has no chat template, or the template does not close assistant turns.
+        VtbTemplateError: The tokenizer has no chat template, or the template does not close assistant turns, or takes
+            more time or memory than a template needs.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -99,6 +101,7 @@ class ChatRenderer:
                 allowed='an instruct or chat model',
                 remedy='choose the chat version of the LLM, or put a chat_template.jinja into its folder',
             )
+        check_template(tokenizer)
         self._hf = tokenizer
         special = sorted({t.content for t in tokenizer.added_tokens_decoder.values()}, key=len, reverse=True)
         self._added = frozenset(tokenizer.added_tokens_decoder)
@@ -175,10 +178,11 @@ class ChatRenderer:
         can_fold = messages[0]['role'] == 'system' and len(messages) > 1
         try:
             text = self._hf.apply_chat_template(messages, **options)
+            check_output(text, sum(len(m['content']) for m in messages), f'conversation {id}')
             # some templates leave a system turn out without a word
             if not can_fold or messages[0]['content'].strip() in text:
                 return text
-        except MemoryError:
+        except (MemoryError, VtbTemplateError):
             raise
         except Exception as error:  # TemplateError where it refuses; its own code can raise anything else
             if not can_fold:
