@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemo_vtb.errors import VtbConfigError
+from nemo_vtb.errors import VtbConfigError, VtbDataError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -78,8 +78,14 @@ def run(arguments: argparse.Namespace, console: 'Console') -> int:
         f'{produced.made} chunks made in {produced.seconds:.0f} s; {produced.left} of {produced.chunks} left',
         highlight=False,
     )
-    if produced.left == 0:
-        show_card(finish(stage, stage.settings, out), out, console)  # type: ignore[attr-defined]
+    if produced.left:
+        return 0
+    card = finish(stage, stage.settings, out)  # type: ignore[attr-defined]
+    show_card(card, out, console)
+    if not card.to_json()['kept']:
+        raise VtbDataError(
+            'Nothing was kept.', field='INPUT', got=', '.join(inputs), remedy=f'see {out / "rejected.jsonl"} for why'
+        )
     return 0
 
 

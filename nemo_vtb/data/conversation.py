@@ -227,7 +227,7 @@ def _read_span(entry: Mapping[str, Any], where: str) -> tuple[float | None, floa
     span = []
     for name, least in (('duration', 0.0), ('offset', 0.0)):
         value = entry.get(name)
-        if value is not None and not (_is_number(value) and value >= least):
+        if value is not None and not (is_number(value) and value >= least):
             raise data_fault(
                 Reason.BAD_SPAN,
                 field=f'{where}.{name}',
@@ -238,7 +238,7 @@ def _read_span(entry: Mapping[str, Any], where: str) -> tuple[float | None, floa
     return span[0], span[1] or 0.0
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     """Whether a JSON value is a finite number that a float can hold."""
     try:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -27,8 +27,8 @@ import torch
 
 from nemo_vtb.config.schema import DataSettings
 from nemo_vtb.data.collate import Collator, PackedRow, PackItem, pack_row
-from nemo_vtb.data.faults import Reason, data_fault
-from nemo_vtb.data.index import FittedSource, Meter, SourceIndex, open_source, skip_table
+from nemo_vtb.data.faults import Reason, data_fault, skip_table
+from nemo_vtb.data.index import FittedSource, Meter, SourceIndex, open_source
 from nemo_vtb.data.ledger import Ledger
 from nemo_vtb.data.packing import pack_all
 from nemo_vtb.data.sampler import BatchPlan, RowPlan, TokenBudgetPlan, TokenBudgetSampler, make_plan

@@ -13,7 +13,7 @@
 # limitations under the License.
 """Reasons for which a conversation is skipped: one list for quarantine, ledger, tests and docs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
 from functools import partial
@@ -123,3 +123,11 @@ def is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def skip_table(reasons: Mapping[str, Mapping[str, int]]) -> str:
+    """A plain table of what was skipped: source, reason, number, meaning."""
+    meanings = {reason.value: reason.meaning for reason in Reason}
+    rows = [(s, r, str(n), meanings.get(r, '')) for s, counts in reasons.items() for r, n in sorted(counts.items())]
+    widths = [max((len(row[c]) for row in rows), default=0) for c in range(3)]
+    return '\n'.join(f'  {s:<{widths[0]}}  {r:<{widths[1]}}  {n:>{widths[2]}}  {text}' for s, r, n, text in rows)

@@ -35,7 +35,7 @@ import numpy as np
 from nemo_vtb.config.schema import DataSettings
 from nemo_vtb.data.audio import DURATION_TOLERANCE_S, clip_span, probe
 from nemo_vtb.data.conversation import Audio, Conversation, parse_line
-from nemo_vtb.data.faults import Reason, audio_fault, data_fault, guarded
+from nemo_vtb.data.faults import Reason, audio_fault, data_fault, guarded, skip_table
 from nemo_vtb.data.limits import LIMITS, Limits, read_line
 from nemo_vtb.data.sources import SourceSpec
 from nemo_vtb.data.template import ChatRenderer
@@ -292,14 +292,6 @@ def open_source(
     if check:
         index.check(settings.max_skip_ratio)
     return index
-
-
-def skip_table(reasons: Mapping[str, Mapping[str, int]]) -> str:
-    """A plain table of what was skipped: source, reason, number, meaning."""
-    meanings = {reason.value: reason.meaning for reason in Reason}
-    rows = [(s, r, str(n), meanings.get(r, '')) for s, counts in reasons.items() for r, n in sorted(counts.items())]
-    widths = [max((len(row[c]) for row in rows), default=0) for c in range(3)]
-    return '\n'.join(f'  {s:<{widths[0]}}  {r:<{widths[1]}}  {n:>{widths[2]}}  {text}' for s, r, n, text in rows)
 
 
 def keep_exchanges(conversation: Conversation, count: int) -> Conversation:

@@ -13,14 +13,16 @@
 # limitations under the License.
 """Inputs of an evaluation: test files, the plan of a configuration, prompts about recordings; tables of answers."""
 
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nemo_vtb.assets.resolve import resolve_asset
 from nemo_vtb.config.schema import EvalConfig
-from nemo_vtb.data.audio import probe
+from nemo_vtb.data.audio import probe, read_audio
 from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn, conversation_from_dict, read_jsonl
+from nemo_vtb.data.faults import Reason, guarded
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 from nemo_vtb.evaluation.judge import judge_of
 from nemo_vtb.evaluation.result import plain, readable
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
     from rich.console import Console
 
+
+logger = logging.getLogger(__name__)
 
 AUDIO_MARK = '{audio}'
 
@@ -119,24 +123,45 @@ def conversations_from_manifest(path: str | Path, prompt: str) -> tuple[list[Con
         path: The JSONL file.
         prompt: For each recording of an ASR manifest.
 
+    Returns:
+        Those of the lines that can be used; a broken line or recording is skipped with a warning.
+
     Raises:
-        VtbDataError: The file is missing or a line is broken.
+        VtbDataError: The file is missing or has no usable line.
     """
     path = Path(resolve_asset(str(path)))
-    conversations, references = [], []
-    for number, _, line in read_jsonl(path):
-        if 'audio_filepath' in line:
-            audio = Path(str(line['audio_filepath']))
-            audio = audio if audio.is_absolute() else path.parent / audio
-            conversations += conversations_from_audio([str(audio)], prompt)
-            references.append(str(line.get('text', '')))
+    conversations, references, skipped = [], [], 0
+
+    def skip(number: int, error: VtbDataError) -> None:
+        nonlocal skipped
+        skipped += 1
+        logger.warning('Skipped, %s:%d: %s', path, number, error)
+
+    for number, _, line in read_jsonl(path, skip):
+        try:
+            with guarded(Reason.OTHER, f'{path}:{number}'):
+                conversation, reference = _prompt_of(line, path, prompt, f'{path}:{number}')
+                for audio in conversation.audios:
+                    read_audio(audio)
+        except VtbDataError as error:
+            skip(number, error)
             continue
-        conversation = conversation_from_dict(line, base_dir=path.parent, where=f'{path}:{number}')
-        conversations.append(conversation.prompt)
-        references.append(conversation.answer)
+        conversations.append(conversation)
+        references.append(reference)
     if not conversations:
-        raise VtbDataError('The manifest is empty.', field='manifest', got=str(path))
+        got = f'{path}: {skipped} lines, all broken' if skipped else f'{path}: empty'
+        raise VtbDataError('The manifest has no usable line.', field='manifest', got=got)
     return conversations, references
+
+
+def _prompt_of(line: Mapping[str, Any], path: Path, prompt: str, where: str) -> tuple[Conversation, str]:
+    if 'audio_filepath' in line:
+        audio = Path(str(line['audio_filepath']))
+        audio = audio if audio.is_absolute() else path.parent / audio
+        [conversation] = conversations_from_audio([str(audio)], prompt)
+        return conversation, str(line.get('text', ''))
+    conversation = conversation_from_dict(line, base_dir=path.parent, where=where)
+    return conversation.prompt, conversation.answer
 
 
 def print_answers(

@@ -14,14 +14,16 @@
 """The suite `speech`: held-out conversations, every task with its metrics, every source in a row of its own."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nemo_vtb.constants import KINDS
 from nemo_vtb.data.conversation import Audio, Conversation, Text, conversation_from_dict, read_jsonl
+from nemo_vtb.data.faults import Reason, guarded, skip_table
 from nemo_vtb.data.normalizers import normalizer_for
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 from nemo_vtb.evaluation import metrics
@@ -99,20 +101,24 @@ def evaluate(
         Rows (task x source x metric), all samples, settings.
 
     Raises:
-        VtbDataError: A file is missing or a line broken, or there is nothing to evaluate.
-        VtbAudioError: A recording cannot be read.
+        VtbDataError: A file is missing, or there is nothing to evaluate. A broken line or recording costs its
+            conversation alone: `info['skipped']` lists it with the reason.
         VtbConfigError: A number is not positive.
     """
     for name, value in (('limit', limit), ('batch_size', batch_size), ('max_new_tokens', max_new_tokens)):
         if value is not None and value < 1:
             raise VtbConfigError('A count must be at least 1.', field=name, got=value, allowed='>= 1')
     begun = time.monotonic()
-    conversations = [c for name, path in datasets.items() for c in load_conversations(path, name)]
-    chats, questions = _sort(conversations, limit)
+    skipped: list[dict[str, Any]] = []
+    chats, questions = _sort(datasets, limit, model, skipped)
+    files = {name: str(path) for name, path in datasets.items()}
+    table = skip_table({'evaluation': Counter(fault['reason'] for fault in skipped)})
     if not chats and not questions:
         raise VtbDataError(
-            'There is nothing to evaluate.', field='datasets', got={k: str(v) for k, v in datasets.items()}
+            'There is nothing to evaluate.' + (f'\n{table}' if table else ''), field='datasets', got=files
         )
+    if table and console is not None:
+        console.print(f'Skipped:\n{table}', style='yellow', highlight=False, markup=False, soft_wrap=True)
     with evaluating(model), _progress(console) as progress:
         answers = answer_all(
             model,
@@ -131,10 +137,11 @@ def evaluate(
     info = {
         'model': str(model.cfg.get('pretrained_llm')),
         'template': model.renderer.fingerprint,
-        'datasets': {name: str(path) for name, path in datasets.items()},
+        'datasets': files,
         'limit': limit,
         'max_new_tokens': max_new_tokens,
         'conversations': len(chats) + len({q.prompt.id for q in questions}),
+        'skipped': skipped,
         'seconds': round(time.monotonic() - begun, 1),
     }
     return Evaluation(tuple(rows), (*samples, *text_samples), info)
@@ -143,23 +150,39 @@ def evaluate(
 # ---- questions
 
 
-def load_conversations(path: str | Path, name: str = '') -> Iterator[Conversation]:
+def load_conversations(
+    path: str | Path, name: str = '', on_fault: Callable[[int, VtbDataError], object] | None = None
+) -> Iterator[Conversation]:
     """Read a JSONL file of conversations; `name` is their source, and their kind if it is one of `KINDS`.
 
+    Args:
+        path: The file.
+        name: The name.
+        on_fault: As of `read_jsonl`.
+
     Raises:
-        VtbDataError: The file is missing or a line is broken.
+        VtbDataError: The file is missing; or without `on_fault`, a line is broken.
     """
     path = Path(path)
     kind = name if name in KINDS else next((k for k in KINDS if name.startswith(k)), None)
-    for number, _, line in read_jsonl(path):
-        own = (line.get('custom') or {}).get('kind')
-        yield conversation_from_dict(
-            line,
-            kind=own or kind,
-            source=str((line.get('custom') or {}).get('source') or name or path.stem),
-            base_dir=path.parent,
-            where=f'{path}:{number}',
-        )
+    for number, _, line in read_jsonl(path, on_fault):
+        try:
+            with guarded(Reason.OTHER, f'{path}:{number}'):
+                custom = line.get('custom')
+                custom = custom if isinstance(custom, Mapping) else {}
+                conversation = conversation_from_dict(
+                    line,
+                    kind=custom.get('kind') or kind,
+                    source=str(custom.get('source') or name or path.stem),
+                    base_dir=path.parent,
+                    where=f'{path}:{number}',
+                )
+        except VtbDataError as error:
+            if on_fault is None:
+                raise
+            on_fault(number, error)
+        else:
+            yield conversation
 
 
 def task_of(conversation: Conversation) -> str:
@@ -208,20 +231,38 @@ def questions_of(conversation: Conversation) -> list[Question]:
     ]
 
 
-def _sort(conversations: Iterable[Conversation], limit: int | None) -> tuple[list[Conversation], list[Question]]:
-    """Text-only conversations, whose perplexity is measured, and questions of all others; `limit` per source."""
+def _sort(
+    datasets: Mapping[str, str | Path], limit: int | None, model: 'VoiceTextBlender', skipped: list[dict[str, Any]]
+) -> tuple[list[Conversation], list[Question]]:
+    """Text-only conversations, whose perplexity is measured, and questions of all others; `limit` per source.
+
+    What cannot be read, rendered or heard is put into `skipped`.
+    """
+    from nemo_vtb.data.collate import Collator
+
+    collator = Collator(model.renderer, model.frames)
     chats: list[Conversation] = []
     questions: list[Question] = []
-    taken: dict[tuple, int] = {}
-    for conversation in conversations:
-        own = [] if conversation.kind == 'text' else questions_of(conversation)
-        group = (conversation.kind, conversation.source, *((own[0].task, own[0].direction) if own else ()))
-        taken[group] = taken.get(group, 0) + 1
-        if limit is not None and taken[group] > limit:
-            continue
-        if conversation.kind == 'text':
-            chats.append(conversation)
-        questions += own
+    taken: Counter[tuple] = Counter()
+    for name, path in datasets.items():
+
+        def skip(number: int | None, error: VtbDataError, id_: str | None = None, file: str = str(path)) -> None:
+            skipped.append({'file': file, 'line': number, 'id': id_, **error.facts})
+
+        for conversation in load_conversations(path, name, skip):
+            try:
+                own = [] if conversation.kind == 'text' else questions_of(conversation)
+                group = (conversation.kind, conversation.source, *((own[0].task, own[0].direction) if own else ()))
+                if limit is not None and taken[group] >= limit:
+                    continue
+                collator.prepare(conversation)
+            except VtbDataError as error:
+                skip(None, error, conversation.id)
+                continue
+            taken[group] += 1
+            if conversation.kind == 'text':
+                chats.append(conversation)
+            questions += own
     return chats, questions
 
 

@@ -22,11 +22,13 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from nemo_vtb.data.conversation import read_jsonl
-from nemo_vtb.errors import VtbDataError
+from nemo_vtb.data.audio import clip_span, probe
+from nemo_vtb.data.conversation import Audio, is_number, read_jsonl
+from nemo_vtb.data.faults import Reason, data_fault, guarded, is_unicode
+from nemo_vtb.errors import VtbAudioError, VtbDataError
 from nemo_vtb.factory.prompts import BANK_LANGUAGES, Bank, draw, load_bank
 from nemo_vtb.factory.settings import AsrAst, SpeechQa
-from nemo_vtb.factory.stage import InputStage, Item, Outcome, audio_turn, text_turn
+from nemo_vtb.factory.stage import InputStage, Item, Outcome, audio_turn, broken_item, text_turn
 
 _PUNCTUATED = re.compile(r'[.!?,;:。！？]')
 
@@ -45,14 +47,12 @@ class AsrAstStage(InputStage):
 
     def items(self) -> Iterator[Item]:
         """One item for each recording and task."""
-        for name, row in manifest_rows(self.inputs, self.settings.lang):
+        broken: list[Item] = []
+        for name, row in manifest_rows(self.inputs, self.settings.lang, broken):
             for task in self.settings.tasks:
                 if task == 'asr' or row.get('translation'):
                     yield Item(f'{task}-{name}', name, {**row, 'task': task})
-
-    def make(self, items: Sequence[Item], out: Path) -> list[Outcome]:
-        """Word one chunk."""
-        return [self._make(item) for item in items]
+        yield from broken
 
     def _make(self, item: Item) -> Outcome:
         row, settings = item.data, self.settings
@@ -73,12 +73,19 @@ class AsrAstStage(InputStage):
 
 
 def recording_reason(row: Mapping[str, Any], settings: AsrAst | SpeechQa) -> str | None:
-    """Why a row of `manifest_rows` is not used, by its duration and words; None if it is."""
+    """Why a row of `manifest_rows` is not used, by its duration, words and recording; None if it is."""
     if row['duration'] is None:
         return 'no_duration'
     if not settings.min_s <= row['duration'] <= settings.max_s:
         return 'too_short' if row['duration'] < settings.min_s else 'too_long'
-    return 'too_few_words' if len(row['text'].split()) < settings.min_words else None
+    if len(row['text'].split()) < settings.min_words:
+        return 'too_few_words'
+    try:
+        path, offset, duration = audio_span(row)
+        clip_span(Audio(path, duration, offset), probe(path))
+    except VtbAudioError as error:
+        return str(error.reason)
+    return None
 
 
 def word_request(
@@ -135,48 +142,77 @@ def _bank(rng: Random, source: str, settings: AsrAst) -> Bank:
     return load_bank(lang, settings.bank)
 
 
-def manifest_rows(paths: Sequence[str], lang: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def manifest_rows(
+    paths: Sequence[str], lang: str, broken: list[Item] | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Rows of NeMo manifests in one form.
 
     Args:
         paths: The manifests.
         lang: Language of rows that name none.
+        broken: Takes an item for each row that cannot be read; None: such a row ends the reading.
 
     Yields:
         A unique name of the recording, and `audio` (absolute path), `duration`, `offset`, `text`, `lang`,
         `translation`, `target_lang`, `words` (word, begin, end; seconds), `source` (stem of the manifest).
 
     Raises:
-        VtbDataError: A row has no recording or no text.
+        VtbDataError: A row has no recording or no text, and there is no list for it.
     """
+
+    def fail(number: int, error: VtbDataError) -> None:
+        if broken is None:
+            raise error
+        broken.append(broken_item(f'{path}:{number}', error))
+
     seen: dict[str, int] = {}
     for path in map(Path, paths):
-        for number, _, row in read_jsonl(path):
-            file, text = row.get('audio_filepath'), row.get('text')
-            if not isinstance(file, str) or not isinstance(text, str) or not text.strip():
-                raise VtbDataError(
-                    'A row needs a recording and its text.', field=f'{path}:{number}', got=row,
-                    allowed='{"audio_filepath", "duration", "text"}',
-                )  # fmt: skip
-            source = row.get('source_lang') or row.get('lang') or lang
-            translation = row.get('translation') or row.get('target_text') or row.get('answer')
-            target = row.get('target_lang')
-            name = str(row.get('id') or f'{path.stem}-{Path(file).stem}')
+        for number, _, row in read_jsonl(path, fail):
+            try:
+                with guarded(Reason.OTHER, f'{path}:{number}'):
+                    name, read = _manifest_row(row, path, f'{path}:{number}', lang)
+            except VtbDataError as error:
+                fail(number, error)
+                continue
             seen[name] = count = seen.get(name, 0) + 1
-            yield (
-                name if count == 1 else f'{name}-{count}',
-                {
-                    'audio': str(path.parent.absolute() / file),
-                    'duration': row.get('duration'),
-                    'offset': row.get('offset') or 0.0,
-                    'text': ' '.join(text.split()),
-                    'lang': str(source),
-                    'translation': translation if target and target != source else None,
-                    'target_lang': target,
-                    'words': _words(row),
-                    'source': path.stem,
-                },
-            )
+            yield name if count == 1 else f'{name}-{count}', read
+
+
+def _manifest_row(row: Mapping[str, Any], path: Path, where: str, lang: str) -> tuple[str, dict[str, Any]]:
+    file, text = row.get('audio_filepath'), row.get('text')
+    for key, value in (('audio_filepath', file), ('text', text)):
+        if not isinstance(value, str) or not value.strip():
+            raise data_fault(
+                Reason.MISSING_KEY, field=f'{where}: {key}', got=value,
+                allowed='{"audio_filepath", "duration", "text"}, all filled',
+                remedy='correct the row; all others are used, and this one is listed',
+            )  # fmt: skip
+        if not is_unicode(value):
+            raise data_fault(Reason.NOT_UNICODE, field=f'{where}: {key}', got=ascii(value))
+    audio = path.parent.absolute() / str(file)
+    if row.get('shard_id') is not None and not audio.is_file():
+        raise data_fault(
+            Reason.AUDIO_MISSING, field=f'{where}: audio_filepath', got=f'{file}, in the archive {row["shard_id"]}',
+            allowed='a recording of its own', remedy='unpack the archives beside the manifest: tar -xf audio_N.tar',
+        )  # fmt: skip
+    duration, offset = row.get('duration'), row.get('offset') or 0.0
+    for key, value in (('duration', duration), ('offset', offset)):
+        if value is not None and not is_number(value):
+            raise data_fault(Reason.BAD_SPAN, field=f'{where}: {key}', got=value, allowed='seconds')
+    source = row.get('source_lang') or row.get('lang') or lang
+    translation = row.get('translation') or row.get('target_text') or row.get('answer')
+    target = row.get('target_lang')
+    return str(row.get('id') or f'{path.stem}-{Path(str(file)).stem}'), {
+        'audio': str(audio),
+        'duration': duration,
+        'offset': offset,
+        'text': ' '.join(str(text).split()),
+        'lang': str(source),
+        'translation': translation if target and target != source else None,
+        'target_lang': target,
+        'words': _words(row),
+        'source': path.stem,
+    }
 
 
 def strip_punctuation(text: str) -> str:

@@ -24,7 +24,7 @@ from typing import Any
 from nemo_vtb.factory.language import Piece, pieces_of, spoken_form
 from nemo_vtb.factory.prompts import draw
 from nemo_vtb.factory.settings import MixedModal
-from nemo_vtb.factory.stage import KEPT, InputStage, Item, Outcome, audio_turn, file_name, text_turn
+from nemo_vtb.factory.stage import KEPT, InputStage, Item, Outcome, attempt, audio_turn, file_name, text_turn
 from nemo_vtb.factory.synthesis import Span, SynthesizedSpan, Synthesizer
 from nemo_vtb.factory.text import Chat, chat_items, read_chat
 
@@ -76,18 +76,20 @@ class MixedModalStage(InputStage):
 
     def items(self) -> Iterator[Item]:
         """One item for each variant of each chat."""
-        for item in chat_items(self.inputs):
+        broken: list[Item] = []
+        for item in chat_items(self.inputs, broken):
             for variant in range(self.settings.variants):
                 yield Item(f'{item.id}-v{variant}', item.group, item.data)
+        yield from broken
 
     @cached_property
     def _synthesizer(self) -> Synthesizer:
         settings = self.settings
         return Synthesizer(settings.lang, settings.seed, settings.tts, settings.verify, settings.augment)
 
-    def make(self, items: Sequence[Item], out: Path) -> list[Outcome]:
+    def _make_all(self, items: Sequence[Item], out: Path) -> list[Outcome]:
         """Choose, speak and verify the spans of one chunk, all in the same batches."""
-        plans = [self._plan(item) for item in items]
+        plans = [attempt(item, self._plan) for item in items]
         spans: list[Span] = []
         for plan in plans:
             if isinstance(plan, _Plan):

@@ -63,7 +63,8 @@ class SpeechQaStage(InputStage):
 
     def items(self) -> Iterator[Item]:
         """One item for each question that is to be requested of a recording; types drawn without repetition."""
-        for name, row in manifest_rows(self.inputs, self.settings.lang):
+        broken: list[Item] = []
+        for name, row in manifest_rows(self.inputs, self.settings.lang, broken):
             rng = Random(f'{self.settings.seed}:{name}')
             shares = dict(self.settings.types)
             for number in range(self.settings.questions):
@@ -72,13 +73,14 @@ class SpeechQaStage(InputStage):
                 type_ = draw(rng, shares, 'types')
                 shares[type_] = 0.0
                 yield Item(f'qa-{name}-{number}', name, {**row, 'type': type_})
+        yield from broken
 
     @cached_property
     def _generator(self) -> TextGenerator:
         assert self.cache is not None
         return load_generator(self.settings.llm, self.cache)
 
-    def make(self, items: Sequence[Item], out: Path) -> list[Outcome]:
+    def _make_all(self, items: Sequence[Item], out: Path) -> list[Outcome]:
         """Request all pairs of a chunk at once, then judge those that pass the cheap filters."""
         self.cache = out / WORK
         reasons = [self._unfit(item.data) for item in items]

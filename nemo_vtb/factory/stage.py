@@ -22,15 +22,16 @@ import fcntl
 import json
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from nemo_vtb.config import settings_dict
+from nemo_vtb.data.faults import Reason, guarded
 from nemo_vtb.errors import VtbDataError
 from nemo_vtb.factory.contamination import AvoidList, load_avoid_list
 from nemo_vtb.factory.settings import Common
@@ -111,6 +112,33 @@ class Stage(Protocol):
         ...
 
 
+FAULT = 'fault'
+"""Key of an item that stands for a broken line of an input: why it is broken."""
+
+
+def broken_item(where: str, error: VtbDataError) -> Item:
+    """The item of a line that cannot be read, so that it is counted and listed like all others that are rejected."""
+    return Item(where, where, {FAULT: error.facts})
+
+
+def rejected(item: Item, error: VtbDataError | None = None) -> Outcome:
+    """What becomes of an item whose line is broken, or that an error kept from being made."""
+    facts = dict(item.data[FAULT] if error is None else error.facts)
+    return Outcome(item.id, item.group, None, facts.pop('reason'), facts)
+
+
+T = TypeVar('T')
+
+
+def attempt(item: Item, make: Callable[[Item], T]) -> T | Outcome:
+    """What `make` returns; whatever it raises costs this item alone, which is rejected with the reason."""
+    try:
+        with guarded(Reason.OTHER, item.id):
+            return make(item)
+    except VtbDataError as error:
+        return rejected(item, error)
+
+
 @dataclass
 class InputStage:
     """What the stages that read input files have in common.
@@ -133,6 +161,18 @@ class InputStage:
     def describe(self) -> dict[str, Any]:
         """Settings, and digests of the inputs."""
         return {'settings': settings_dict(self.settings), 'inputs': input_digests(self.inputs)}
+
+    def make(self, items: Sequence[Item], out: Path) -> list[Outcome]:
+        """Make one chunk; recordings go under `out`, and broken lines are rejected."""
+        broken = [item for item in items if FAULT in item.data]
+        return [*self._make_all([item for item in items if FAULT not in item.data], out), *map(rejected, broken)]
+
+    def _make_all(self, items: Sequence[Item], out: Path) -> list[Outcome]:
+        """Make items whose lines could be read, one after the other."""
+        return [attempt(item, self._make) for item in items]
+
+    def _make(self, item: Item) -> Outcome:
+        raise NotImplementedError
 
     @cached_property
     def avoid_list(self) -> AvoidList:

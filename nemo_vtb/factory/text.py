@@ -24,7 +24,7 @@ from nemo_vtb.errors import VtbDataError
 from nemo_vtb.factory.contamination import AvoidList
 from nemo_vtb.factory.language import is_language
 from nemo_vtb.factory.settings import TextChats
-from nemo_vtb.factory.stage import InputStage, Item, Outcome, text_turn
+from nemo_vtb.factory.stage import InputStage, Item, Outcome, broken_item, text_turn
 
 _ROLES = {
     'system': 'system', 'developer': 'system', 'user': 'user', 'human': 'user', 'prompter': 'user',
@@ -142,15 +142,19 @@ def _looks_cut(answer: str) -> bool:
     return len(answer.split()) > _LONG_ANSWER_WORDS and not listed and not last.endswith(_ENDS)
 
 
-def chat_items(paths: Sequence[str]) -> Iterator[Item]:
+def chat_items(paths: Sequence[str], broken: list[Item] | None = None) -> Iterator[Item]:
     """One item for each row of JSONL files, or of JSON files that hold a list.
+
+    Args:
+        paths: The files.
+        broken: Takes an item for each row that is not an object; None: such a row ends the reading.
 
     Raises:
         VtbDataError: A file is neither.
     """
     for path in map(Path, paths):
         names: set[str] = set()
-        for number, row in enumerate(_rows(path)):
+        for number, row in enumerate(_rows(path, broken)):
             own = row.get('id') or row.get('uuid') or row.get('conversation_id')
             name = f'{path.stem}-{own}' if own is not None and f'{path.stem}-{own}' not in names else None
             name = name or f'{path.stem}-{number:07d}'
@@ -158,9 +162,14 @@ def chat_items(paths: Sequence[str]) -> Iterator[Item]:
             yield Item(name, name, row)
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
+def _rows(path: Path, broken: list[Item] | None) -> Iterator[dict[str, Any]]:
+    def fail(number: int, error: VtbDataError) -> None:
+        if broken is None:
+            raise error
+        broken.append(broken_item(f'{path}:{number}', error))
+
     if path.suffix != '.json':
-        yield from (row for _, _, row in read_jsonl(path))
+        yield from (row for _, _, row in read_jsonl(path, fail))
         return
     try:
         listed = json.loads(path.read_text(encoding='utf-8'))
@@ -168,8 +177,11 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
         raise VtbDataError('The file is not JSON.', field='INPUT', got=f'{path}: {error}') from error
     if not isinstance(listed, list):
         raise VtbDataError('The file is not a list of chats.', field='INPUT', got=str(path), allowed='[{...}, ...]')
-    for row in listed:
-        yield parse_line(json.dumps(row).encode(), str(path))
+    for number, row in enumerate(listed):
+        try:
+            yield parse_line(json.dumps(row).encode(), f'{path}[{number}]')
+        except VtbDataError as error:
+            fail(number, error)
 
 
 @dataclass
@@ -186,11 +198,9 @@ class TextStage(InputStage):
 
     def items(self) -> Iterator[Item]:
         """One item for each chat."""
-        return chat_items(self.inputs)
-
-    def make(self, items: Sequence[Item], out: Path) -> list[Outcome]:
-        """Clean one chunk."""
-        return [self._make(item) for item in items]
+        broken: list[Item] = []
+        yield from chat_items(self.inputs, broken)
+        yield from broken
 
     def _make(self, item: Item) -> Outcome:
         chat, reason = read_chat(item.data, self.settings, self.avoid_list)

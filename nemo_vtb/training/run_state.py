@@ -28,8 +28,8 @@ import numpy as np
 from nemo_vtb.config.schema import DataSettings
 from nemo_vtb.data.collate import PackedRow
 from nemo_vtb.data.datamodule import RowCounter, TrainLoader, VtbDataModule
-from nemo_vtb.data.faults import Reason
-from nemo_vtb.data.index import FittedSource, skip_table
+from nemo_vtb.data.faults import Reason, skip_table
+from nemo_vtb.data.index import FittedSource
 from nemo_vtb.data.ledger import Ledger, SourceAccount
 from nemo_vtb.data.sampler import TokenBudgetSampler
 from nemo_vtb.errors import VtbConfigError, VtbDataError

@@ -141,3 +141,15 @@ def test_script_ends_with_the_remedy_and_status_2(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
     assert 'does not exist' in done.stderr and 'Traceback' not in done.stderr
+
+
+def test_a_broken_line_of_a_manifest_costs_itself(corpus: TinyCorpus, tmp_path: Path) -> None:
+    wav = str(next((corpus.folder / 'wav').iterdir()))
+    lines = [{'audio_filepath': path, 'text': 'x'} for path in (wav, 'absent.wav', str(tmp_path / 'a.wav'), 7)]
+    (tmp_path / 'a.wav').write_bytes(b'RIFF nonsense')
+    (tmp_path / 'm.jsonl').write_text('\n'.join(['[', *(json.dumps(line) for line in lines), '{"id": 1}']) + '\n')
+    conversations, references = conversations_from_manifest(tmp_path / 'm.jsonl', 'Write it down.')
+    assert [c.audios[0].path for c in conversations] == [wav] and references == ['x']
+    (tmp_path / 'm.jsonl').write_text('{"id": 1}\n')
+    with pytest.raises(VtbDataError, match='no usable line'):
+        conversations_from_manifest(tmp_path / 'm.jsonl', 'Write it down.')

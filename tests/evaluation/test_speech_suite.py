@@ -24,6 +24,7 @@ from nemo_vtb.data.collate import Collator
 from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 from nemo_vtb.evaluation.speech_suite import _answer_rows, evaluate, load_conversations, questions_of, task_of
+from nemo_vtb.io import parse_json_lines
 from nemo_vtb.testing import TinyCorpus
 
 
@@ -167,3 +168,23 @@ def test_nothing_to_evaluate_is_an_error(tiny_model: object, tmp_path: Path) -> 
         evaluate(tiny_model, {'text': tmp_path / 'empty.jsonl'})
     with pytest.raises(VtbDataError, match='does not exist'):
         evaluate(tiny_model, {'text': tmp_path / 'absent.jsonl'})
+
+
+def test_broken_conversations_cost_themselves_and_are_listed(
+    tiny_model: object, corpus: TinyCorpus, tmp_path: Path
+) -> None:
+    good = parse_json_lines(corpus.path('asr_ast', 'test').read_bytes())[0]
+    audio = next(part for part in good['conversations'] if part['type'] == 'audio')
+    audio['value'] = str(corpus.path('asr_ast', 'test').parent / audio['value'])
+    (tmp_path / 'bad.wav').write_bytes(b'RIFF nonsense')
+    deaf = json.loads(json.dumps(good).replace(audio['value'], str(tmp_path / 'bad.wav')))
+    broken = [deaf, good | {'custom': 'x'}, good | {'conversations': 3}, good | {'custom': {'task': 'sing'}}]
+    lines = [json.dumps(line) for line in broken]
+    (tmp_path / 'asr_ast.jsonl').write_text('\n'.join(['{', *lines, json.dumps(good)]) + '\n')
+    result = evaluate(tiny_model, {'asr_ast': tmp_path / 'asr_ast.jsonl'}, max_new_tokens=2, limit=1)
+    reasons = [fault['reason'] for fault in result.info['skipped']]
+    assert reasons == ['not_json', 'audio_unreadable', 'bad_custom', 'missing_key', 'other']
+    assert [row.n for row in result.rows] == [1]
+    (tmp_path / 'asr_ast.jsonl').write_text('\n'.join(lines) + '\n')
+    with pytest.raises(VtbDataError, match='audio_unreadable'):
+        evaluate(tiny_model, {'asr_ast': tmp_path / 'asr_ast.jsonl'}, max_new_tokens=2)

@@ -22,7 +22,10 @@ from nemo_vtb.config import read_settings
 from nemo_vtb.data.conversation import Audio, conversation_from_dict
 from nemo_vtb.errors import VtbDataError
 from nemo_vtb.factory.asr_ast import AsrAstStage, manifest_rows, strip_punctuation
+from nemo_vtb.factory.dataset_files import finish
+from nemo_vtb.factory.pipeline import produce
 from nemo_vtb.factory.settings import AsrAst
+from nemo_vtb.io import parse_json_lines
 
 
 def make(path, **changes):
@@ -107,3 +110,26 @@ def test_what_does_not_fit_is_left_out_with_a_reason(tmp_path):
 def test_strip_punctuation():
     assert strip_punctuation("Don't STOP, Mr. O'Neil – it's a 5-year-old!") == "don't stop mr o'neil it's a 5-year-old"
     assert strip_punctuation('¿Qué? «Sí»…') == 'qué sí'
+
+
+def test_a_broken_row_costs_itself_and_is_listed(tmp_path):
+    path = write_manifest(tmp_path, ['Hello, Anna.', 'Good day.'])
+    good = path.read_text(encoding='utf-8').splitlines()
+    row = json.loads(good[0])
+    broken = {
+        'missing_key': [row | {'text': ''}, row | {'text': 7}, row | {'audio_filepath': None}],
+        'bad_span': [row | {'duration': '1.0'}, row | {'offset': 10**400}, row | {'offset': 99.0}],
+        'audio_missing': [row | {'audio_filepath': 'no.wav'}, row | {'audio_filepath': 'a.wav', 'shard_id': 0}],
+        'not_unicode': [row | {'text': '\ud800'}],
+        'other': [row | {'words': [3]}],
+    }
+    lines = [good[0], 'no JSON', *(json.dumps(row) for rows in broken.values() for row in rows), good[1]]
+    path.write_text('\n'.join(lines) + '\n', encoding='utf-8')
+    stage = AsrAstStage(AsrAst(form='jsonl', validation_share=0.0), (str(path),))
+    out = tmp_path / 'out'
+    produce(stage, out)
+    card = finish(stage, stage.settings, out)
+    assert card.reasons == {'kept': 2, 'not_json': 1, **{reason: len(rows) for reason, rows in broken.items()}}
+    listed = parse_json_lines((out / 'rejected.jsonl').read_bytes())
+    assert sum(line['reason'] != 'kept' for line in listed) == 1 + sum(map(len, broken.values()))
+    assert any('tar -xf' in line.get('detail', '') for line in listed)

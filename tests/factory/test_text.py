@@ -125,3 +125,13 @@ def test_text_conversations_are_read_by_our_sources_and_avoid_evaluation_sets(tm
     kept, left_out = stage.make(list(stage.items()), tmp_path)
     assert conversation_from_dict(kept.line).kind == 'text'
     assert left_out.reason == 'contaminated_text' and left_out.line is None
+
+
+def test_a_broken_row_costs_itself_and_is_listed(tmp_path):
+    rows = [talk('Hi', 'Hello.'), {'instruction': 'a', 'output': 'b', 'history': [3]}]
+    lines = write_jsonl(tmp_path / 'a.jsonl', rows)
+    lines.write_text(lines.read_text() + '[1]\n{\n')
+    (tmp_path / 'b.json').write_text(json.dumps([7, talk('Bye', 'Goodbye.')]))
+    stage = TextStage(read_settings(TextChats, {'check_language': False}), (str(lines), str(tmp_path / 'b.json')))
+    reasons = [outcome.reason for outcome in stage.make(list(stage.items()), tmp_path)]
+    assert sorted(reasons) == ['kept', 'kept', 'not_an_object', 'not_an_object', 'not_json', 'other']

@@ -283,15 +283,18 @@ def rendered_prompts(evaluation: Evaluation, ids: Iterable[str]) -> dict[str, st
     found: dict[str, str] = {}
     for name, path in (evaluation.info.get('datasets') or {}).items():
         try:
-            conversations = list(load_conversations(path, name))
+            conversations = list(load_conversations(path, name, lambda *_: None))
         except VtbError:
             continue
         for conversation in conversations:
             if conversation.kind == 'text':
                 continue
-            for question in questions_of(conversation):
-                if question.id in wanted:
-                    found[question.id] = renderer.render_prompt(question.prompt).text
+            try:
+                for question in questions_of(conversation):
+                    if question.id in wanted:
+                        found[question.id] = renderer.render_prompt(question.prompt).text
+            except VtbError:
+                continue
     return found
 
 
