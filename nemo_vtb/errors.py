@@ -14,6 +14,7 @@
 """Errors that a user can act on: each names the field, the value, what is allowed and the remedy."""
 
 import copyreg
+import errno
 import functools
 import sys
 from collections.abc import Callable
@@ -98,8 +99,39 @@ class VtbAssetError(VtbError, RuntimeError):
     """An embedded asset cannot be fetched, verified or converted."""
 
 
+_DISK = {
+    errno.ENOSPC: ('the disk is full', 'free some space, or name a folder on another disk'),
+    errno.EDQUOT: (
+        'the quota of this user or project is used up',
+        'remove what is no longer needed, or have it raised',
+    ),
+    errno.EFBIG: (
+        'the file would be larger than a file may be here',
+        'raise the limit (ulimit -f), or use another disk',
+    ),
+    errno.EROFS: ('the file system is read-only', 'name a folder that can be written to'),
+    errno.EACCES: ('this user may not write there', 'correct the permissions, or name another folder'),
+    errno.EPERM: ('this user may not write there', 'correct the permissions, or name another folder'),
+    errno.ENOENT: ('the file or folder is gone', 'put it back, or correct the path'),
+    errno.EIO: ('the disk reports an error', 'use another disk, and have this one checked'),
+    errno.ESTALE: ('the file server has lost the file', 'start again once the mount is back'),
+}
+
+
+def disk_fault(error: BaseException | None) -> tuple[str, str] | None:
+    """What the system says about a failed reading or writing, and the remedy; None if the disk is not the cause.
+
+    Writers of other libraries raise errors of their own: what they were raised from is looked at, too.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _DISK:
+            return _DISK[error.errno]
+        error = error.__cause__ or error.__context__
+    return None
+
+
 def report_errors(function: Callable[P, R]) -> Callable[P, R]:
-    """Let a script end with the message of a `VtbError` and exit code 2, without a traceback."""
+    """Let a script end with the message of a `VtbError`, or what is wrong with a disk, and exit code 2."""
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -107,6 +139,13 @@ def report_errors(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
         except VtbError as error:
             sys.stderr.write(f'\n{type(error).__name__}: {error}\n')
+            sys.exit(2)
+        except OSError as error:
+            if (fault := disk_fault(error)) is None or error.filename is None:
+                raise
+            what, remedy = fault
+            named = VtbError(f'{what[0].upper()}{what[1:]}.', field='file', got=str(error), remedy=remedy)
+            sys.stderr.write(f'\n{type(named).__name__}: {named}\n')
             sys.exit(2)
 
     return wrapped

@@ -26,7 +26,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from nemo_vtb.errors import VtbCheckpointError
+from nemo_vtb.errors import VtbCheckpointError, disk_fault
 
 _EDGE = 65536
 
@@ -117,13 +117,14 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         raise
     except (OSError, RuntimeError, SafetensorError) as error:
         # torch's writer raises RuntimeError, that of safetensors a class of its own
+        what, remedy = disk_fault(error) or (str(error), 'free some space, or name another folder')
         raise VtbCheckpointError(
             'The file cannot be written; what was there before is untouched.',
             field='path',
-            got=f'{path}: {error}',
+            got=f'{path}: {what}',
             allowed='a folder that can be written to, with enough space',
-            remedy='free some space or name another folder (exp_manager.explicit_log_dir=...), and start again: '
-            'a run resumes from its last checkpoint',
+            remedy=f'{remedy} (exp_manager.explicit_log_dir=...); a run that is started again resumes from its last '
+            'checkpoint',
         ) from error
 
 

@@ -129,7 +129,7 @@ def install(failpoints: str, *, trace: str | Path | None = None) -> None:
         (builtins, 'open', 'open', _written_by_open),
     ):
         setattr(module, name, guard.around(getattr(module, name), operation, path))
-    io.open = builtins.open  # type: ignore[misc]
+    io.open = builtins.open
     if any(point.operation == 'save' for point in points) or trace:
         import torch
 

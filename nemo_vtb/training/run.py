@@ -51,7 +51,7 @@ def build_trainer(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> Traine
     state = [] if any(isinstance(callback, RunState) for callback in given) else [RunState()]
     # before anything that saves
     options['callbacks'] = [*state, *given, *retention_monitor_of(cfg), CompleteRun()]
-    options['plugins'] = [*(options.get('plugins') or []), AtomicCheckpointIO()]
+    options['plugins'] = [*(options.get('plugins') or []), AtomicCheckpointIO(tolerant=True)]
     options.setdefault('use_distributed_sampler', False)
     if isinstance(interval, int):  # the data has one long epoch: validation is counted in batches, across epochs
         options['check_val_every_n_epoch'] = None

@@ -13,27 +13,106 @@
 # limitations under the License.
 """A folder in which a kill left markers, two newest checkpoints and a half-written one resumes as if it had not."""
 
+import errno
 import json
 import os
+import random
+import resource
+import shutil
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import lightning.pytorch as pl
+import pytest
 import torch
 
+from nemo_vtb.checkpoint.checkpoint_io import AtomicCheckpointIO, checkpoint_step
+from nemo_vtb.errors import VtbCheckpointError
+from nemo_vtb.testing.failpoints import damage
 from nemo_vtb.training.interrupted import CompleteRun, clean_interrupted
 
 
+def write(folder: Path, name: str, step: int, age: int = 0) -> Path:
+    path = folder / name
+    AtomicCheckpointIO().save_checkpoint({'global_step': step, 'w': torch.full((50,), float(step))}, path)
+    os.utime(path, (time.time() - age, time.time() - age))
+    return path
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
 def test_the_newest_whole_checkpoint_is_kept(tmp_path: Path) -> None:
-    names = ('step=8-last.ckpt', 'step=12-last.ckpt', 'step=4.ckpt')
-    for age, name in enumerate(reversed(names)):
-        (tmp_path / name).write_bytes(b'whole')
-        os.utime(tmp_path / name, (age, age))
-    os.utime(tmp_path / 'step=12-last.ckpt', (100, 100))
+    for number, step in enumerate((12, 8, 4)):
+        write(tmp_path, f'step={step}{"-last" if step > 4 else ""}.ckpt', step, age=number)
     for left in ('step=12-last-unfinished', '.step=16-last.ckpt.x7.ckpt', '.run.nemo.x8.nemo'):
         (tmp_path / left).touch()
+    kept = ['step=12-last.ckpt', 'step=4.ckpt', 'step=8-last.ckpt.previous']
+    for _ in range(2):
+        assert clean_interrupted(tmp_path) == tmp_path / 'step=12-last.ckpt'
+        assert names(tmp_path) == kept
+
+
+def test_a_clock_set_back_removes_nothing_good(tmp_path: Path) -> None:
+    """The newest by step is the oldest by time."""
+    for step, age in ((12, 500), (8, 100), (4, 0)):
+        write(tmp_path, f'step={step}-last.ckpt', step, age)
     assert clean_interrupted(tmp_path) == tmp_path / 'step=12-last.ckpt'
-    assert sorted(p.name for p in tmp_path.iterdir()) == ['step=12-last.ckpt', 'step=4.ckpt']
+    assert names(tmp_path) == ['step=12-last.ckpt', 'step=8-last.ckpt.previous']
+
+
+@pytest.mark.parametrize('how', ['flip', 'cut', 'empty'])
+def test_a_damaged_newest_falls_back_to_the_one_before(tmp_path: Path, how: str, caplog: object) -> None:
+    write(tmp_path, 'step=8-last.ckpt.previous', 8)
+    newest = write(tmp_path, 'step=12-last.ckpt', 12)
+    newest.write_bytes(b'') if how == 'empty' else damage(newest, how, at=0.4)
+    assert clean_interrupted(tmp_path) == tmp_path / 'step=8-last.ckpt'
+    assert names(tmp_path) == ['step=12-last.ckpt.damaged', 'step=8-last.ckpt']
+    said = ' '.join(record.getMessage() for record in caplog.records)
+    assert 'step=12-last.ckpt' in said and 'step=8-last.ckpt, step 8' in said
+    assert clean_interrupted(tmp_path) == tmp_path / 'step=8-last.ckpt'
+
+
+def test_a_best_one_of_the_same_step_takes_its_place(tmp_path: Path) -> None:
+    write(tmp_path, 'step=8-last.ckpt.previous', 8)
+    best = write(tmp_path, 'step=12.ckpt', 12)
+    damage(write(tmp_path, 'step=12-last.ckpt', 12), 'cut')
     assert clean_interrupted(tmp_path) == tmp_path / 'step=12-last.ckpt'
+    assert checkpoint_step(tmp_path / 'step=12-last.ckpt') == 12 and best.exists()
+    assert (tmp_path / 'step=12-last.ckpt.damaged').exists() and (tmp_path / 'step=8-last.ckpt.previous').exists()
+
+
+def test_nothing_is_begun_anew_where_all_are_damaged(tmp_path: Path) -> None:
+    for step, name in ((8, 'step=8-last.ckpt.previous'), (12, 'step=12-last.ckpt')):
+        damage(write(tmp_path, name, step), 'flip')
+    for _ in range(2):
+        with pytest.raises(VtbCheckpointError) as error:
+            clean_interrupted(tmp_path)
+        assert error.value.field == 'exp_manager.resume_if_exists'
+    assert names(tmp_path) == ['step=12-last.ckpt.damaged', 'step=8-last.ckpt.damaged']
+
+
+def test_an_older_one_is_not_removed_before_the_newer_was_tested(tmp_path: Path) -> None:
+    """Of three, the newest is damaged and so is the one before: what was kept before them is still there."""
+    write(tmp_path, 'step=4-last.ckpt.previous', 4)
+    damage(write(tmp_path, 'step=8-last.ckpt', 8), 'flip')
+    damage(write(tmp_path, 'step=12-last.ckpt', 12), 'cut')
+    assert clean_interrupted(tmp_path) == tmp_path / 'step=4-last.ckpt'
+
+
+def test_random_flips_and_cuts_never_resume(tmp_path: Path) -> None:
+    """Rows C3 and C4: any bit of the file, any length."""
+    seeded, whole = random.Random(0), write(tmp_path, 'one.ckpt', 12)
+    for trial in range(200):
+        folder = tmp_path / str(trial)
+        folder.mkdir()
+        shutil.copyfile(whole, newest := folder / 'step=12-last.ckpt')
+        write(folder, 'step=8-last.ckpt.previous', 8)
+        damage(newest, ('flip', 'cut')[trial % 2], seeded.random(), seeded.randrange(8))
+        assert clean_interrupted(folder) == folder / 'step=8-last.ckpt', trial
+        shutil.rmtree(folder)
 
 
 def test_a_folder_without_any(tmp_path: Path) -> None:
@@ -47,12 +126,13 @@ def test_nemo_resumes_from_what_is_left(tmp_path: Path) -> None:
 
     folder = tmp_path / 'checkpoints'
     folder.mkdir()
-    for name in ('step=8-last.ckpt', 'step=12-last.ckpt', 'step=12-last-unfinished', 'step=8-last-unfinished'):
-        (folder / name).touch()
+    for step in (8, 12):
+        write(folder, f'step={step}-last.ckpt', step)
+        (folder / f'step={step}-last-unfinished').touch()
     trainer = pl.Trainer(accelerator='cpu', logger=False, enable_checkpointing=False)
     newest = clean_interrupted(folder)
     check_resume(trainer, str(tmp_path), resume_if_exists=True)
-    assert trainer.ckpt_path == str(newest)
+    assert trainer.ckpt_path == str(newest) == str(folder / 'step=12-last.ckpt')
 
 
 class Saveable(pl.LightningModule):
@@ -72,16 +152,18 @@ class Saveable(pl.LightningModule):
         Path(save_path).write_text(str(float(self.weight.detach())))
 
 
-def fit(folder: Path, ckpt: Path | None = None) -> None:
+def fit(folder: Path, ckpt: Path | None = None, callbacks: tuple = (), steps: int = 3) -> pl.Trainer:
     from nemo.utils.callbacks.nemo_model_checkpoint import NeMoModelCheckpoint
 
     saver = NeMoModelCheckpoint(dirpath=folder, monitor=None, every_n_train_steps=1, save_last=True, filename='{step}')
-    saver.prefix = 'mine'
+    saver.prefix, saver.CHECKPOINT_NAME_LAST = 'mine', '{step}-last'  # as exp_manager does
     trainer = pl.Trainer(
-        accelerator='cpu', devices=1, max_steps=3, callbacks=[saver, CompleteRun()], logger=False,
+        accelerator='cpu', devices=1, max_steps=steps, callbacks=[*callbacks, saver, CompleteRun()], logger=False,
         enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
+        plugins=[AtomicCheckpointIO(tolerant=True)],
     )  # fmt: skip
-    trainer.fit(Saveable(), torch.utils.data.DataLoader([torch.ones(1)] * 4), ckpt_path=ckpt)
+    trainer.fit(Saveable(), torch.utils.data.DataLoader([torch.ones(1)] * 9), ckpt_path=ckpt)
+    return trainer
 
 
 def test_a_run_killed_after_its_last_step_is_completed(tmp_path: Path) -> None:
@@ -97,3 +179,51 @@ def test_a_run_killed_after_its_last_step_is_completed(tmp_path: Path) -> None:
     fit(tmp_path, clean_interrupted(tmp_path))
     assert (tmp_path / 'mine.nemo').read_text() == expected
     assert (tmp_path / 'history.jsonl').is_file() and (tmp_path / 'curves.png').is_file()
+
+
+class FullDisk(pl.Callback):
+    """From one step on to another nothing can be written: the limit that the system has for a file is 0."""
+
+    def __init__(self, first: int, last: int) -> None:
+        self.first, self.last = first, last
+        self.limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: object, **__: object) -> None:
+        full = self.first <= trainer.global_step <= self.last
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0 if full else self.limits[0], self.limits[1]))
+
+
+@pytest.fixture
+def limits() -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_costs_no_more_than_its_checkpoints(tmp_path: Path, limits: None) -> None:
+    trainer = fit(tmp_path, callbacks=(FullDisk(3, 4),), steps=6)
+    assert trainer.global_step == 6 and trainer.strategy.checkpoint_io.failed >= 2
+    assert clean_interrupted(tmp_path) == tmp_path / 'step=6-last.ckpt'
+    assert not list(tmp_path.glob('*unfinished')) and not list(tmp_path.glob('.*'))
+    assert sorted(path.name for path in tmp_path.glob('*last*')) == ['step=5-last.ckpt.previous', 'step=6-last.ckpt']
+
+
+def test_a_run_without_any_checkpoint_fails_at_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    monkeypatch.setattr(os, 'replace', fail)
+    with pytest.raises(VtbCheckpointError) as error:
+        fit(tmp_path)
+    assert error.value.field == 'exp_manager.explicit_log_dir'
+    assert (tmp_path / 'mine.nemo').is_file()  # not before all was done
+
+
+def test_a_folder_that_is_removed_comes_back(tmp_path: Path) -> None:
+    class Remove(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, *_: object, **__: object) -> None:
+            if trainer.global_step == 2:
+                shutil.rmtree(tmp_path / 'run')
+
+    fit(tmp_path / 'run', callbacks=(Remove(),))
+    assert clean_interrupted(tmp_path / 'run') == tmp_path / 'run' / 'step=3-last.ckpt'
