@@ -63,6 +63,7 @@ EXTRAS_REQUIRE = {
     'eval': ['lm-eval==0.4.13', 'httpx>=0.27', 'tenacity>=8.2'],
     'factory': ['httpx>=0.27', 'tenacity>=8.2', 'xxhash>=3.4'],
     'dev': [
+        'build>=1.2',
         'lm-eval==0.4.13',
         'megatron-core==0.16.1',
         'mypy>=1.15',
@@ -75,6 +76,12 @@ EXTRAS_REQUIRE = {
 }
 EXTRAS_REQUIRE['all'] = sorted({item for items in EXTRAS_REQUIRE.values() for item in items})
 
+# the YAML files stand at the top of a checkout, and inside the installed package
+CONF = [
+    'nemo_vtb.conf',
+    *(f'nemo_vtb.conf.{path.name}' for path in sorted((ROOT / 'conf').glob('*')) if path.is_dir()),
+]
+
 setup(
     name=INFO['__package_name__'],
     version=INFO['__version__'],
@@ -84,8 +91,10 @@ setup(
     author=INFO['__contact_names__'],
     license=INFO['__license__'],
     license_files=['LICENSE', 'NOTICE'],
-    packages=find_packages(include=['nemo_vtb', 'nemo_vtb.*']),
+    packages=[*find_packages(include=['nemo_vtb', 'nemo_vtb.*']), *CONF],
+    package_dir={'nemo_vtb.conf': 'conf'},
     package_data={
+        '': ['*.yaml'],
         'nemo_vtb': [
             'py.typed',
             'assets/*.yaml',
@@ -94,7 +103,7 @@ setup(
             'factory/banks/*.yaml',
             'factory/demo/*.yaml',
             'training/*.jsonl',
-        ]
+        ],
     },
     include_package_data=True,
     python_requires='>=3.11,<3.13',

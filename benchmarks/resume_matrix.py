@@ -399,6 +399,10 @@ def main() -> int:
     # the imports are paid for once; the children fork from here
     import speechllm_joint_sft  # noqa: F401
 
+    import nemo_vtb
+
+    for name in nemo_vtb.__all__:
+        getattr(nemo_vtb, name)
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(Path(args.keep or folder).resolve(), kills, cases, args.seed)

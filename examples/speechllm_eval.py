@@ -14,6 +14,7 @@
 """Measures a speech LLM on held-out data, its base LLM beside it.
 
 Usage: python examples/speechllm_eval.py model=FILE.nemo data=[TEST.jsonl,...]   (keys: --help)
+The installed package does the same: vtb eval FILE.nemo [key=value ...]
 """
 
 import nemo_vtb as vtb
@@ -22,20 +23,13 @@ vtb.start_script(vtb.EvalConfig)
 
 from nemo.core.config import hydra_runner
 from omegaconf import DictConfig
-from rich.console import Console
 
 
 @hydra_runner(config_path='../conf/eval', config_name='speechllm_eval')
 @vtb.report_errors
 def main(cfg: DictConfig) -> None:
     """Restore, answer, measure, show."""
-    vtb.quiet_logs()
-    vtb.check_config(cfg, vtb.EvalConfig)
-    console = Console()
-    options = {'device': cfg.device, 'record': cfg.record, 'console': console}
-    result, path = vtb.evaluate_file(cfg.model, vtb.evaluation_plan(cfg), cfg.output, **options)
-    result.show(console, examples=cfg.examples)
-    console.print(f'All {len(result.samples)} answers: {path}', highlight=False)
+    vtb.run_evaluation(cfg)
 
 
 if __name__ == '__main__':

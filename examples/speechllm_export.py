@@ -13,12 +13,9 @@
 # limitations under the License.
 """Export a model in the form that another program reads, and prove it in a process that may not open the sources.
 
-python examples/speechllm_export.py [model=FILE.nemo] [to=nemo|salm|vllm|hf-merged|peft|asr] [output=PATH]
-    [prompts=[FILE.jsonl,...]]
+Usage: python examples/speechllm_export.py model=FILE.nemo to=nemo|salm|vllm|hf-merged|peft|asr [output=PATH]
+The installed package does the same: vtb export FILE.nemo [key=value ...]   (keys: --help)
 """
-
-import tempfile
-from pathlib import Path
 
 import nemo_vtb as vtb
 
@@ -26,26 +23,13 @@ vtb.start_script(vtb.ExportConfig)
 
 from nemo.core.config import hydra_runner
 from omegaconf import DictConfig
-from rich.console import Console
 
 
 @hydra_runner(config_path='../conf/eval', config_name='speechllm_export')
 @vtb.report_errors
 def main(cfg: DictConfig) -> None:
     """Restore, write, compare."""
-    vtb.quiet_logs()
-    vtb.check_config(cfg, vtb.ExportConfig)
-    console = Console()
-    output = cfg.output or vtb.default_export_path(cfg.model, cfg.to)
-    model = vtb.restore(cfg.model, 'cpu')
-    with tempfile.TemporaryDirectory() as folder:
-        questions = vtb.export_questions(vtb.resolve_assets(cfg).prompts, Path(folder), cfg.num_prompts)
-        options = {'questions': questions, 'max_new_tokens': cfg.max_new_tokens}
-        parity = vtb.export_model(model, cfg.to, output, overwrite=True, **options)
-    if parity is not None:
-        console.print(parity.answers_table())
-        console.print(parity.table())
-    console.print(f'written: {output}', highlight=False, markup=False)
+    vtb.run_export(cfg)
 
 
 if __name__ == '__main__':

@@ -14,7 +14,7 @@
 """Asks a speech LLM about recordings.
 
 Usage: python examples/speechllm_generate.py model=FILE.nemo audio=[a.wav,b.wav] prompt="Transcribe the recording."
-       (keys: --help)
+The installed package does the same: vtb generate FILE.nemo [key=value ...]   (keys: --help)
 """
 
 import nemo_vtb as vtb
@@ -23,24 +23,13 @@ vtb.start_script(vtb.GenerateConfig)
 
 from nemo.core.config import hydra_runner
 from omegaconf import DictConfig
-from rich.console import Console
 
 
 @hydra_runner(config_path='../conf/eval', config_name='speechllm_generate')
 @vtb.report_errors
 def main(cfg: DictConfig) -> None:
     """Read the questions, restore the model, answer, show."""
-    vtb.quiet_logs()
-    vtb.check_config(cfg, vtb.GenerateConfig)
-    if cfg.manifest:
-        conversations, references = vtb.conversations_from_manifest(cfg.manifest, cfg.prompt)
-    else:
-        conversations, references = vtb.conversations_from_audio(list(cfg.audio), cfg.prompt), []
-    model = vtb.restore(cfg.model, cfg.device)
-    answers = model.answer(
-        conversations, max_new_tokens=cfg.max_new_tokens, batch_size=cfg.batch_size, use_lora=cfg.use_lora
-    )
-    vtb.print_answers(conversations, answers, references, console=Console(), output=cfg.output)
+    vtb.run_generation(cfg)
 
 
 if __name__ == '__main__':

@@ -53,6 +53,10 @@ if TYPE_CHECKING:
     from nemo_vtb.model.blender import VoiceTextBlender as VoiceTextBlender
     from nemo_vtb.model.pretrained import restore as restore
     from nemo_vtb.scripts import quiet_logs as quiet_logs
+    from nemo_vtb.scripts import run_evaluation as run_evaluation
+    from nemo_vtb.scripts import run_export as run_export
+    from nemo_vtb.scripts import run_generation as run_generation
+    from nemo_vtb.scripts import run_training as run_training
     from nemo_vtb.scripts import start_script as start_script
     from nemo_vtb.training.history import History as History
     from nemo_vtb.training.progress_bar import ProgressLine as ProgressLine
@@ -93,6 +97,10 @@ _LAZY = {
     'report_errors': 'nemo_vtb.errors:report_errors',
     'resolve_assets': 'nemo_vtb.assets.resolve:resolve_assets',
     'restore': 'nemo_vtb.model.pretrained:restore',
+    'run_evaluation': 'nemo_vtb.scripts:run_evaluation',
+    'run_export': 'nemo_vtb.scripts:run_export',
+    'run_generation': 'nemo_vtb.scripts:run_generation',
+    'run_training': 'nemo_vtb.scripts:run_training',
     'start_script': 'nemo_vtb.scripts:start_script',
 }
 

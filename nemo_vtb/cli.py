@@ -29,6 +29,9 @@ _INTERRUPTED = 130
 
 _HELP = """\
 commands:
+  init      copy the YAML files of the package into a new folder
+  train     train a speech LLM on text and speech in one stage
+  generate  ask a model about recordings
   assets    fetch the embedded models, recordings and the demonstration corpus
   inspect   show rendered conversations: roles, recordings, supervised tokens
   eval      evaluate a model and its base LLM on held-out data
@@ -40,7 +43,7 @@ commands:
   import    convert a SALM folder to a .nemo file
   data      index sources, preview packed rows, show the ledger of a run, make data
 
-`vtb COMMAND --help` explains one of them. Training: python examples/speechllm_joint_sft.py --help
+`vtb COMMAND --help` explains one of them.
 """
 
 
@@ -106,11 +109,14 @@ _COMMANDS: dict[str, str] = {
     'doctor': 'nemo_vtb.commands.doctor',
     'eval': 'nemo_vtb.commands.eval',
     'export': 'nemo_vtb.commands.export',
+    'generate': 'nemo_vtb.commands.generate',
+    'init': 'nemo_vtb.commands.init',
     'import': 'nemo_vtb.commands.import_',
     'info': 'nemo_vtb.commands.info',
     'inspect': 'nemo_vtb.commands.inspect',
     'parity': 'nemo_vtb.commands.parity',
     'report': 'nemo_vtb.commands.report',
+    'train': 'nemo_vtb.commands.train',
 }
 
 

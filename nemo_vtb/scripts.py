@@ -11,13 +11,24 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What every script does first: stay offline, and leave the terminal to its own lines."""
+"""What every script does first (stay offline, leave the terminal to its own lines), and what it does then.
+
+`examples/*.py` and `vtb train|eval|generate|export` call the same functions.
+"""
 
 import logging
 import os
 import re
 import sys
+import tempfile
 import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import nemo_vtb as vtb
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 # a dotted key and its value; a number in the key is a place in a list, which ++ cannot reach
 _OVERRIDE = re.compile(r'[a-z]\w*(\.[A-Za-z_]\w*)+=')
@@ -71,3 +82,115 @@ def quiet_logs() -> None:
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings('ignore', module=r'(lightning|torch|transformers|nemo|pydub|hydra)\b')
+
+
+# ---- what `examples/*.py` and `vtb train|eval|generate|export` do
+
+
+def run_training(cfg: 'DictConfig') -> None:
+    """Check, build, train, sum up: the whole of `conf/speechllm_joint_sft.yaml`.
+
+    Raises:
+        VtbError: Of the configuration, the data, the model or the checkpoint to go on from.
+    """
+    vtb.check_config(cfg)
+    cfg = vtb.resolve_assets(cfg)
+    from lightning.pytorch import seed_everything
+    from nemo.utils.exp_manager import exp_manager
+    from omegaconf import OmegaConf
+
+    quiet_logs()
+    seed_everything(cfg.seed, workers=True, verbose=False)
+    trainer = vtb.build_trainer(cfg, [vtb.ProgressLine(), vtb.History()])
+    run_dir = exp_manager(trainer, cfg.exp_manager)
+    if trainer.is_global_zero:
+        OmegaConf.save(cfg, run_dir / 'config.yaml', resolve=True)
+    model = vtb.build_model(cfg, trainer)
+    data = vtb.VtbDataModule(cfg.data, model.renderer, model.frames)
+    trainer.fit(model, data)
+    if trainer.is_global_zero:
+        model_file = f'{run_dir}/checkpoints/{cfg.name}.nemo'
+        vtb.print_summary(
+            run_dir, next_commands=[f'{_vtb()} {c} {model_file}' for c in ('eval', 'generate', 'export')]
+        )
+
+
+def run_evaluation(cfg: 'DictConfig') -> None:
+    """Restore, answer, measure, show: `conf/eval/speechllm_eval.yaml`.
+
+    Raises:
+        VtbError: Of the configuration, the data or the model.
+    """
+    vtb.check_config(cfg, vtb.EvalConfig)
+    from rich.console import Console
+
+    quiet_logs()
+    console = Console()
+    options = {'device': cfg.device, 'record': cfg.record, 'console': console}
+    result, path = vtb.evaluate_file(cfg.model, vtb.evaluation_plan(cfg), cfg.output, **options)
+    result.show(console, examples=cfg.examples)
+    answers = len(result.samples) + sum(len(suite.get('samples', ())) for suite in result.suites.values())
+    console.print(f'All {answers} answers: {path}', highlight=False, markup=False, soft_wrap=True)
+
+
+def run_generation(cfg: 'DictConfig') -> None:
+    """Read the questions, restore the model, answer, show: `conf/eval/speechllm_generate.yaml`.
+
+    Raises:
+        VtbError: Of the configuration, the recordings or the model.
+    """
+    vtb.check_config(cfg, vtb.GenerateConfig)
+    from rich.console import Console
+
+    quiet_logs()
+    if cfg.manifest:
+        conversations, references = vtb.conversations_from_manifest(cfg.manifest, cfg.prompt)
+    else:
+        conversations, references = vtb.conversations_from_audio(list(cfg.audio), cfg.prompt), []
+    model = vtb.restore(cfg.model, cfg.device)
+    options = {'max_new_tokens': cfg.max_new_tokens, 'batch_size': cfg.batch_size, 'use_lora': cfg.use_lora}
+    answers = model.answer(conversations, **options)
+    vtb.print_answers(conversations, answers, references, console=Console(), output=cfg.output)
+
+
+def run_export(cfg: 'DictConfig') -> None:
+    """Restore, write, compare: `conf/eval/speechllm_export.yaml`.
+
+    Raises:
+        VtbError: Of the configuration or the model, or the export answers differently.
+    """
+    vtb.check_config(cfg, vtb.ExportConfig)
+    from rich.console import Console
+
+    quiet_logs()
+    console = Console()
+    output = cfg.output or vtb.default_export_path(cfg.model, cfg.to)
+    model = vtb.restore(cfg.model, 'cpu', base_llm=cfg.base_llm)
+    with tempfile.TemporaryDirectory() as folder:
+        prompts = vtb.resolve_assets(cfg).prompts
+        parity = vtb.export_model(
+            model,
+            cfg.to,
+            output,
+            check=cfg.check,
+            overwrite=cfg.overwrite,
+            include_llm=not cfg.without_llm,
+            asr_source=cfg.asr,
+            base_llm=cfg.base_llm,
+            questions=vtb.export_questions(prompts, Path(folder), cfg.num_prompts) if prompts else None,
+            max_new_tokens=cfg.max_new_tokens,
+        )
+    if parity is None:
+        console.print('not verified (check=false)', style='yellow')
+    else:
+        console.print(parity.answers_table())
+        console.print(parity.table())
+    console.print(f'written: {output}', highlight=False, markup=False, soft_wrap=True)
+
+
+def _vtb() -> str:
+    """How this user types `vtb`: it stands beside the interpreter, which may be on no path."""
+    program = Path(sys.executable).with_name('vtb')
+    if program.parent.as_posix() in os.environ.get('PATH', '').split(os.pathsep) or not program.is_file():
+        return 'vtb'
+    return os.path.relpath(program) if program.is_relative_to(Path.cwd()) else str(program)

@@ -43,14 +43,16 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert run('--version', capsys=capsys)[:2] == (0, f'vtb {__version__}\n')
 
 
-@pytest.mark.parametrize('command', ['inspect', 'eval', 'info', 'doctor', 'assets'])
+@pytest.mark.parametrize(
+    'command', ['inspect', 'train', 'eval', 'generate', 'export', 'init', 'info', 'doctor', 'assets']
+)
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = run(command, '--help', capsys=capsys)
     assert status == 0 and out.startswith(f'usage: vtb {command}')
 
 
 def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
-    status, _, err = run('train', capsys=capsys)
+    status, _, err = run('trian', capsys=capsys)
     assert status == 2 and 'invalid choice' in err
 
 

@@ -82,6 +82,37 @@ def test_every_data_file_of_the_package_is_shipped() -> None:
     assert data and data - shipped == set()
 
 
+def test_wheel_and_sdist_hold_what_a_user_needs(tmp_path: Path) -> None:
+    """Built from a copy of what git has, as `python -m build` does for a release."""
+    import tarfile
+    import zipfile
+
+    pytest.importorskip('build')
+    copied = ('nemo_vtb', 'conf', 'examples', 'constraints', 'setup.py', 'pyproject.toml', 'MANIFEST.in', 'README.md')
+    for name in (*copied, 'LICENSE', 'NOTICE', 'CHANGELOG.md'):
+        source = ROOT / name
+        ignore = shutil.ignore_patterns('__pycache__')
+        shutil.copytree(source, tmp_path / name, ignore=ignore) if source.is_dir() else shutil.copy(source, tmp_path)
+    command = [sys.executable, '-m', 'build', '--no-isolation', '--outdir', str(tmp_path / 'dist'), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    [wheel], [sdist] = (tmp_path / 'dist').glob('*.whl'), (tmp_path / 'dist').glob('*.tar.gz')
+    conf = {path.relative_to(ROOT).as_posix() for path in (ROOT / 'conf').rglob('*.yaml')}
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        [entry] = [name for name in names if name.endswith('entry_points.txt')]
+        assert 'vtb = nemo_vtb.cli:main' in archive.read(entry).decode()
+    data = {
+        p.relative_to(ROOT).as_posix() for p in (ROOT / 'nemo_vtb').rglob('*') if p.is_file() and p.suffix != '.pyc'
+    }
+    assert data | {f'nemo_vtb/{name}' for name in conf} <= names
+    assert not any(name.startswith(('tests/', 'examples/')) for name in names)
+    with tarfile.open(sdist) as archive:
+        members = {name.partition('/')[2] for name in archive.getnames()}
+    scripts = {path.relative_to(ROOT).as_posix() for path in (ROOT / 'examples').glob('*.py')}
+    assert conf | scripts | {'constraints/py311-cpu.txt', 'NOTICE', 'README.md'} <= members
+
+
 def test_pins_are_exact_complete_and_inside_the_bounds() -> None:
     from packaging.requirements import Requirement
 

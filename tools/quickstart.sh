@@ -45,7 +45,7 @@ begun=$(date +%s)
 step "1/4 Joint training on the four kinds of data" "$PY" examples/speechllm_joint_sft.py "$@"
 step "2/4 Evaluation beside the base LLM" "$PY" examples/speechllm_eval.py record=true
 step "3/4 Answers to held-out recordings" "$PY" examples/speechllm_generate.py
-step "4/4 Export to one .nemo file" "$PY" examples/speechllm_export.py
+step "4/4 Export to one .nemo file" "$PY" examples/speechllm_export.py output="$OUT/export/quickstart.nemo" overwrite=true
 
 cat <<END
 

@@ -464,19 +464,21 @@ class ExportConfig:
 
     model: str = key(_MODEL, 'The trained model: a .nemo file', unit='path')
     to: str = key(
-        'nemo', 'The form; `vtb export --help` says what each is',
+        'nemo', 'The form; docs/files.md says what each is',
         choices=('nemo', 'salm', 'vllm', 'hf-merged', 'peft', 'asr'),
     )  # fmt: skip
-    output: str | None = key(
-        'runs/quickstart/export/quickstart.nemo', 'File or folder; null: beside the model', unit='path'
-    )
+    output: str | None = key(None, 'File or folder; null: beside the model', unit='path')
+    overwrite: bool = key(False, 'Replace what stands at `output`', unit='flag')
+    check: bool = key(True, 'Compare answers in a process that cannot open the sources of the model', unit='flag')
+    asr: str | None = key(None, 'For asr: the ASR model (.nemo) whose decoder is kept', unit='path')
+    without_llm: bool = key(False, 'For nemo: a small file that refers to its LLM', unit='flag')
+    base_llm: str | None = key(None, 'Folder of the LLM, where the model does not contain it', unit='path')
     prompts: tuple[str, ...] = key(
-        tuple(f'asset:demo-corpus/{name}.test.jsonl' for name in ('asr_ast', 'mixed_modal', 'text')),
-        'Conversations to prove it on; the last answer of each is omitted',
+        (), 'Conversations to prove it on, each without its last answer; none: twelve about synthetic sounds',
         unit='list of multimodal_conversation files',
     )  # fmt: skip
     num_prompts: int = key(2, 'How many of each file', unit='conversations', low=1)
-    max_new_tokens: int = key(48, 'Longest answer', unit='tokens', low=1)
+    max_new_tokens: int = key(16, 'Longest answer', unit='tokens', low=1)
 
 
 CONFIGS = {

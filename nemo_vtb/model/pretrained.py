@@ -75,7 +75,7 @@ def restore(
             field='model',
             got=str(path),
             allowed=near or 'a .nemo file',
-            remedy='train one with `python examples/speechllm_joint_sft.py`, or correct the path',
+            remedy='train one with `vtb train`, or correct the path',
         )
     if device == 'auto':
         device = 'cuda' if torch.cuda.is_available() else 'cpu'

@@ -38,11 +38,16 @@ from typing import Any
 from golden_jobs import HALF, JOBS, NEMO_FILE, ROOT, STEPS, Job
 
 sys.path.insert(0, str(ROOT / 'examples'))
-# paid for once: every run is forked from here
 import speechllm_generate  # noqa: F401
 import speechllm_joint_sft  # noqa: F401
 import torch
 from lightning.pytorch import Callback, Trainer
+
+import nemo_vtb
+
+# the imports are paid for once: every run is forked from here
+for _name in nemo_vtb.__all__:
+    getattr(nemo_vtb, _name)
 
 PACKAGES = ('torch', 'numpy', 'transformers', 'peft', 'lightning', 'nemo_toolkit', 'megatron-core')
 FLAGS = ('sse4_2', 'avx', 'fma', 'avx2', 'avx512f', 'avx512bw', 'avx512vl', 'avx512_bf16', 'amx_tile')
