@@ -17,8 +17,10 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +31,7 @@ from safetensors import SafetensorError
 from nemo_vtb.errors import VtbCheckpointError, disk_fault
 
 _EDGE = 65536
+_OWNED = re.compile(r'(?P<host>[0-9a-f]{8})-(?P<pid>[0-9]+)-(?P<start>[0-9]+)-[0-9a-f]{8}')
 
 
 def cache_dir() -> Path:
@@ -44,8 +47,8 @@ def cache_dir() -> Path:
 def atomic_replace(path: str | Path, *, folder: bool = False, keep_existing: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside `path` that is flushed and renamed to it when the block ends without an error.
 
-    A kill at any moment leaves the old content or the new one, and perhaps a hidden `.NAME.*`; an error leaves the old
-    content alone. Modes follow the user's umask.
+    A kill at any moment leaves the old content or the new one, and perhaps a hidden `.NAME.*`, which `clear_leftovers`
+    removes; an error leaves the old content alone. Modes follow the user's umask.
 
     Args:
         path: File or folder to write; its parents are made.
@@ -54,7 +57,7 @@ def atomic_replace(path: str | Path, *, folder: bool = False, keep_existing: boo
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    hidden = path.with_name(f'.{path.name}.{secrets.token_hex(4)}{"" if folder else path.suffix}')
+    hidden = path.with_name(f'.{path.name}.{owned_name()}{"" if folder else path.suffix}')
     new = hidden / path.name if folder else hidden
     try:
         if folder:
@@ -149,12 +152,18 @@ def bring_back(path: str | Path) -> bool:
         Whether there was one. A file that stands at `path` is left alone.
     """
     path = Path(path)
-    older = [p for p in path.parent.glob(f'run_*/{path.name}') if p.parent.name[4:].isdigit()]
-    if path.exists() or not older:
+    moved = moved_away(path)
+    if path.exists() or moved is None:
         return False
-    newest = max(older, key=lambda p: int(p.parent.name[4:]))
-    write_atomically(path, newest.read_text(encoding='utf-8'))
+    write_atomically(path, moved.read_text(encoding='utf-8'))
     return True
+
+
+def moved_away(path: str | Path) -> Path | None:
+    """The newest file of that name that NeMo's exp_manager has moved to `run_<n>/`; None without any."""
+    path = Path(path)
+    older = [p for p in path.parent.glob(f'run_*/{path.name}') if p.parent.name[4:].isdigit()]
+    return max(older, key=lambda p: int(p.parent.name[4:]), default=None)
 
 
 def read_json_lines(path: str | Path) -> list[Any]:
@@ -192,6 +201,62 @@ def json_line(value: Mapping[str, Any] | Sequence[Any]) -> str:
     except UnicodeEncodeError:
         line = json.dumps(value)
     return line + '\n'
+
+
+def process_start(pid: int) -> int | None:
+    """When a process began, in ticks since the system did: with its number it names a process. None: there is none."""
+    try:
+        fields = Path(f'/proc/{pid}/stat').read_text(encoding='utf-8', errors='replace').rpartition(')')[2].split()
+    except OSError:
+        return _start_without_proc(pid)
+    return None if fields[0] in ('Z', 'X') else int(fields[19])
+
+
+def _start_without_proc(pid: int) -> int | None:
+    if Path('/proc/self/stat').exists():
+        return None
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return 0
+
+
+def host_name() -> str:
+    """The host, or the container on it: where a process number means one process."""
+    try:
+        return f'{socket.gethostname()}:{os.stat("/proc/self/ns/pid").st_ino}'
+    except OSError:
+        return socket.gethostname()
+
+
+def owned_name() -> str:
+    """A name for a temporary file or folder, never given twice, that says which process of which host made it."""
+    host = hashlib.sha256(host_name().encode()).hexdigest()[:8]
+    return f'{host}-{os.getpid()}-{process_start(os.getpid()) or 0}-{secrets.token_hex(4)}'
+
+
+def clear_leftovers(folder: str | Path, pattern: str = '.*') -> list[Path]:
+    """Remove temporary files and folders whose process, of this host, is gone; returns what was removed.
+
+    Args:
+        folder: Where to look, not below.
+        pattern: Their names; those without an `owned_name` stay.
+    """
+    host = owned_name().split('-')[0]
+    removed = []
+    for path in Path(folder).glob(pattern):
+        owner = _OWNED.search(path.name)
+        if owner is None or owner['host'] != host or process_start(int(owner['pid'])) == int(owner['start']):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+        removed.append(path)
+    return removed
 
 
 def read_json_object(path: str | Path) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from typing import Any
 import yaml
 
 from nemo_vtb.errors import VtbCheckpointError
-from nemo_vtb.io import atomic_path
+from nemo_vtb.io import atomic_path, owned_name
 
 CONFIG = 'model_config.yaml'
 MANIFEST = 'manifest.json'
@@ -370,7 +370,7 @@ def open_plain(path: Path) -> Iterator[Path]:
         yield path
         return
     limit = path.stat().st_size * _MAX_GROWTH + _FREE_GROWTH
-    with tempfile.TemporaryDirectory(prefix='nemo_vtb_unzip_') as folder:
+    with tempfile.TemporaryDirectory(prefix=f'nemo_vtb_unzip_{owned_name()}_') as folder:
         plain, size = Path(folder) / 'plain.tar', 0
         try:
             with gzip.open(path) as packed, plain.open('wb') as out:

@@ -24,6 +24,7 @@ from nemo.utils.model_utils import ArtifactPathType
 from omegaconf import open_dict
 
 from nemo_vtb.errors import VtbCheckpointError, VtbModelError, first_line
+from nemo_vtb.io import clear_leftovers, owned_name
 
 if TYPE_CHECKING:
     from nemo.core import ModelPT
@@ -42,7 +43,8 @@ def llm_files(model: 'ModelPT', *, restoring: bool) -> Path:
         VtbModelError: The source has no readable config or tokenizer.
         VtbCheckpointError: The archive's configuration names files outside of it.
     """
-    folder = Path(tempfile.mkdtemp(prefix='nemo_vtb_llm_'))
+    clear_leftovers(tempfile.gettempdir(), 'nemo_vtb_*')  # of killed processes, also those of restoring and exporting
+    folder = Path(tempfile.mkdtemp(prefix=f'nemo_vtb_llm_{owned_name()}_'))
     weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
     if not restoring:
         source = model.cfg.get('tokenizer_path') or model.cfg.pretrained_llm

@@ -53,7 +53,7 @@ from nemo_vtb.checkpoint.archive import (
 from nemo_vtb.checkpoint.foreign_config import check_asr, check_perception
 from nemo_vtb.checkpoint.manifest import SECTIONS, make_manifest, part_of
 from nemo_vtb.errors import VtbCheckpointError
-from nemo_vtb.io import atomic_path
+from nemo_vtb.io import atomic_path, owned_name
 
 if TYPE_CHECKING:
     from nemo_vtb.model.blender import VoiceTextBlender
@@ -320,7 +320,7 @@ class NemoConnector(SafeConnector):
         Raises:
             VtbCheckpointError: The file is cut off, changed or hostile, wants to run code, or belongs to another LLM.
         """
-        with tempfile.TemporaryDirectory(prefix='nemo_vtb_restore_') as name:
+        with tempfile.TemporaryDirectory(prefix=f'nemo_vtb_restore_{owned_name()}_') as name:
             folder = Path(name)
             manifest = extract(Path(restore_path), folder, {CONFIG} if return_config else None)
             if not (folder / CONFIG).is_file():

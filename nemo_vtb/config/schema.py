@@ -194,7 +194,10 @@ class DataSettings:
     )
     build_index: bool = key(True, 'Whether a missing or outdated index is built, or an error')
     quarantine: str | None = key(None, "File that lists what was skipped; null: the run's quarantine.jsonl")
-    allow_changed: bool = key(False, 'Whether a checkpoint may be resumed with other files, shares or template')
+    allow_changed: bool = key(
+        False,
+        'Whether a checkpoint may be resumed with other files, shares, template, optimizer, precision or clipping',
+    )
 
     @classmethod
     def from_config(cls, cfg: Mapping[str, Any]) -> 'DataSettings':

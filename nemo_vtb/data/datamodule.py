@@ -30,11 +30,13 @@ from nemo_vtb.data.collate import Collator, PackedRow, PackItem, pack_row
 from nemo_vtb.data.faults import Reason, data_fault, skip_table
 from nemo_vtb.data.index import FittedSource, Meter, SourceIndex, open_source
 from nemo_vtb.data.ledger import Ledger
+from nemo_vtb.data.manifest_files import manifest_cache
 from nemo_vtb.data.packing import pack_all
 from nemo_vtb.data.sampler import BatchPlan, RowPlan, TokenBudgetPlan, TokenBudgetSampler, make_plan
 from nemo_vtb.data.sources import EVAL_SECTIONS, SourceSpec, eval_specs, train_specs
 from nemo_vtb.data.template import ChatRenderer
 from nemo_vtb.errors import VtbConfigError, VtbDataError
+from nemo_vtb.io import clear_leftovers
 from nemo_vtb.parallel.dims import ParallelDims
 
 logger = logging.getLogger(__name__)
@@ -191,6 +193,8 @@ class VtbDataModule(pl.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Build the indexes, once per node."""
+        for folder in (self.settings.index_folder, manifest_cache()):
+            clear_leftovers(folder)
         evals = [specs for section in EVAL_SECTIONS for specs in eval_specs(self.settings, section).values()]
         for specs in [train_specs(self.settings), *evals]:
             for spec in specs:

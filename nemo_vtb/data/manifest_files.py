@@ -40,6 +40,11 @@ _MAX_GROWTH, _FREE_GROWTH = 100, 1 << 28
 _CUTS, _RECORDING = 'cuts', 'recording'
 
 
+def manifest_cache() -> Path:
+    """Where unpacked copies are kept."""
+    return cache_dir() / 'manifests'
+
+
 def expand_paths(value: str | Path | Sequence[str]) -> list[str]:
     """Expand NeMo's shard patterns (`shard__OP_0..9_CL_.jsonl`, braces, lists) into paths, in order."""
     if isinstance(value, str | Path):
@@ -185,7 +190,7 @@ def _cached(originals: list[str], name: str, fill: Any) -> str:
         stat = os.stat(path)
         digest.update(f'{Path(path).absolute()}:{stat.st_size}:{stat.st_mtime_ns}'.encode())
         digest.update(head_tail_digest(path).encode())
-    folder = cache_dir() / 'manifests' / digest.hexdigest()[:24]
+    folder = manifest_cache() / digest.hexdigest()[:24]
     if not (folder / name).is_file():
         try:
             with atomic_replace(folder, folder=True, keep_existing=True) as new, open(new / name, 'wb') as out:

@@ -40,6 +40,7 @@ from nemo_vtb.backbone.spec import BackboneSpec
 from nemo_vtb.checkpoint.llm_files import llm_files
 from nemo_vtb.checkpoint.manifest import weights_digest
 from nemo_vtb.checkpoint.nemo_file import NemoConnector, being_restored, save_nemo
+from nemo_vtb.checkpoint.run_settings import check_settings
 from nemo_vtb.checkpoint.trained_state import (
     add_frozen_llm,
     canonical_state,
@@ -398,8 +399,9 @@ class VoiceTextBlender(SALM, ModelPT):
         """Put the LLM's own weights back into the checkpoint that is about to be loaded.
 
         Raises:
-            VtbCheckpointError: The checkpoint belongs to another LLM or to another chat template.
+            VtbCheckpointError: The checkpoint belongs to another LLM, to another chat template or to other settings.
         """
+        check_settings(self, checkpoint)
         add_frozen_llm(self, checkpoint)
 
     # ---- optimizer

@@ -28,8 +28,10 @@ from nemo_vtb.model.pretrained import warm_start
 from nemo_vtb.parallel.accepted import accepted_strategy, check_strategy
 from nemo_vtb.parallel.dims import ParallelDims
 from nemo_vtb.parallel.strategies import register_strategies
+from nemo_vtb.training.changed_settings import ChangedSettings
 from nemo_vtb.training.interrupted import CompleteRun, clean_interrupted
 from nemo_vtb.training.retention_monitor import retention_monitor_of
+from nemo_vtb.training.run_lock import hold_run_folder
 from nemo_vtb.training.run_state import RunState
 
 
@@ -39,18 +41,20 @@ def build_trainer(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> Traine
     `trainer.val_check_interval` counts optimizer steps here, so that validation and checkpoints fall between them.
 
     Raises:
-        VtbConfigError: The rows of a batch cannot be shared equally among the ranks, or the strategy would train each
-            rank by itself.
+        VtbConfigError: The rows of a batch cannot be shared equally among the ranks, the strategy would train each
+            rank by itself, or another job works in the run folder.
+        VtbCheckpointError: The run is to be resumed, and each of its checkpoints is damaged.
     """
     manager = cfg.get('exp_manager') or {}
-    if manager.get('resume_if_exists') and manager.get('explicit_log_dir'):
+    held = manager.get('explicit_log_dir') and hold_run_folder(manager['explicit_log_dir'])
+    if held and manager.get('resume_if_exists'):
         clean_interrupted(Path(manager['explicit_log_dir']) / 'checkpoints')
     options: dict[str, Any] = dict(resolve_trainer_cfg(cfg.trainer))
     interval = options.get('val_check_interval')
     given = [*(options.get('callbacks') or []), *callbacks]
     state = [] if any(isinstance(callback, RunState) for callback in given) else [RunState()]
     # before anything that saves
-    options['callbacks'] = [*state, *given, *retention_monitor_of(cfg), CompleteRun()]
+    options['callbacks'] = [*state, ChangedSettings(), *given, *retention_monitor_of(cfg), CompleteRun()]
     options['plugins'] = [*(options.get('plugins') or []), AtomicCheckpointIO(tolerant=True)]
     options.setdefault('use_distributed_sampler', False)
     if isinstance(interval, int):  # the data has one long epoch: validation is counted in batches, across epochs

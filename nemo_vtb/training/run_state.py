@@ -33,7 +33,7 @@ from nemo_vtb.data.index import FittedSource
 from nemo_vtb.data.ledger import Ledger, SourceAccount
 from nemo_vtb.data.sampler import TokenBudgetSampler
 from nemo_vtb.errors import VtbConfigError, VtbDataError
-from nemo_vtb.io import bring_back, json_line, read_json_lines
+from nemo_vtb.io import bring_back, json_line, moved_away, read_json_lines
 from nemo_vtb.parallel.dims import ParallelDims
 from nemo_vtb.parallel.replicas import EVERY_STEPS, check_replicas
 from nemo_vtb.parallel.rng_state import (
@@ -232,6 +232,7 @@ class RunState(RowCounter):
         if not again or self.ledger is None:
             self.ledger, self._failed, self._faults = _new_ledger(self._sources, sampler), set(), []
         if self._saved is not None:
+            self._recover_quarantine()
             self._restore(self._saved, sampler, self.ledger)
             self._saved, self._resumed = None, True
         for source in self._sources:
@@ -351,6 +352,11 @@ class RunState(RowCounter):
         if resumed and self._dims.is_writer:
             bring_back(path)
         self._quarantine = Quarantine(path)
+
+    def _recover_quarantine(self) -> None:
+        """Take the lines of the attempts before: a fault of a validation set may have begun a new file."""
+        if (path := self.quarantine_path) is not None and (moved := moved_away(path)) is not None:
+            self._list(read_json_lines(moved))
 
     def _list(self, faults: Sequence[Mapping[str, Any]]) -> None:
         if self._quarantine is not None and self._dims.is_writer:

@@ -161,6 +161,25 @@ def test_resume_is_exact_also_with_faults(damaged: Make, tmp_path: Path, stop: i
     assert seen + run(damaged(), again) == expected
 
 
+def test_a_resume_keeps_the_lines_of_the_quarantine(damaged: Make, tmp_path: Path) -> None:
+    """Also where a validation set has a fault of its own, which begins a new file before the state is loaded."""
+    bad = tmp_path / 'bad.jsonl'
+    entry = {'type': 'multimodal_conversation', 'manifest_filepath': str(bad), 'source': 'bad'}
+    good = (make_corpus(tmp_path / 'val') / 'text.jsonl').read_text().splitlines()[:40]
+    bad.write_text('\n'.join([*good, '{broken']) + '\n')
+    folder, path = tmp_path / 'run', tmp_path / 'run/quarantine.jsonl'
+    fit(damaged(), folder, 30)
+    first = read_json_lines(path)
+    assert first
+    (folder / 'run_0').mkdir()
+    path.rename(folder / 'run_0/quarantine.jsonl')  # as exp_manager does at each resume
+    data = damaged(validation_ds={'datasets': {'v': {'input_cfg': [entry]}}})
+    fit(data, folder, 32, folder / 'step=30.ckpt')
+    after = read_json_lines(path)
+    assert [line for line in first if line not in after] == []
+    assert any(line['reason'] == 'not_json' for line in after) and len(after) > len(first)
+
+
 def test_too_many_faults_stop_the_run(damaged: Make, tmp_path: Path) -> None:
     with pytest.raises(VtbDataError, match='cannot be loaded') as caught:
         run(damaged(max_skip_ratio=0.01), RunState(tmp_path))
