@@ -117,6 +117,9 @@ def clip_span(audio: Audio, header: AudioHeader, sample_rate: int = 16000) -> Cl
     Raises:
         VtbAudioError: The span begins or ends beyond the recording, or is empty.
     """
+    if audio.channel is not None and audio.channel >= header.num_channels:
+        got = f'channel {audio.channel} of {header.num_channels}: {audio.path}'
+        raise audio_fault(Reason.AUDIO_NO_CHANNEL, field='channel', got=got, allowed=f'0 to {header.num_channels - 1}')
     rate = header.sample_rate
     start = _samples(audio.offset_s, rate)
     rest = header.num_samples - start
@@ -148,7 +151,7 @@ def read_audio(
 ) -> np.ndarray:
     """Read one clip as mono float32 at `sample_rate`: exactly `clip_span(...).num_samples` samples, shape (S,).
 
-    Several channels are averaged; another rate is resampled.
+    Several channels are averaged where the clip names none; another rate is resampled.
 
     Raises:
         VtbAudioError: The recording is missing, unreadable, cut, too large, not finite, or of another rate with
@@ -165,7 +168,7 @@ def read_audio(
         )
     span = clip_span(audio, header, sample_rate)
     limits.check_clip(audio.path, span.count, header.sample_rate, header.num_channels)
-    samples = _decode(audio.path, span, header.seekable)
+    samples = _decode(audio, span, header.seekable)
     if not np.isfinite(samples).all():
         raise audio_fault(Reason.AUDIO_NOT_FINITE, field='audio', got=audio.path)
     if header.sample_rate == sample_rate:
@@ -187,12 +190,15 @@ def _decoding(path: str) -> Iterator[None]:
             raise _os_fault(path, error) from error
 
 
-def _decode(path: str, span: ClipSpan, seekable: bool) -> np.ndarray:
+def _decode(audio: Audio, span: ClipSpan, seekable: bool) -> np.ndarray:
+    path = audio.path
     with _decoding(path):
         samples = _decode_span(path, span, seekable)  # (count, channels)
     if len(samples) != span.count:
         raise audio_fault(Reason.AUDIO_TRUNCATED, field='audio', got=f'{len(samples)} of {span.count} samples: {path}')
-    return samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1, dtype=np.float32)
+    if audio.channel is None and samples.shape[1] > 1:
+        return samples.mean(axis=1, dtype=np.float32)
+    return np.ascontiguousarray(samples[:, audio.channel or 0])
 
 
 def _decode_span(path: str, span: ClipSpan, seekable: bool) -> np.ndarray:

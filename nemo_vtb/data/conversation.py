@@ -44,12 +44,21 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Audio:
-    """An audio span of a turn: the part of one recording from `offset_s`, `duration_s` long (to its end if None)."""
+    """An audio span of a turn: the part of one recording from `offset_s`, `duration_s` long (to its end if None).
+
+    Args:
+        path: The recording, or `ARCHIVE.tar!/MEMBER`.
+        duration_s: Seconds.
+        offset_s: Seconds.
+        text: What is said, where that is known.
+        channel: The one that is heard, counted from 0; None is the mean of all.
+    """
 
     path: str
     duration_s: float | None = None
     offset_s: float = 0.0
     text: str | None = None
+    channel: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

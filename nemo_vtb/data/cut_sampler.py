@@ -24,7 +24,7 @@ from typing import Any
 
 from lhotse import CutSet
 from lhotse.audio import AudioSource, Recording
-from lhotse.cut import Cut
+from lhotse.cut import Cut, MonoCut, MultiCut
 from lhotse.dataset.sampling.base import CutSampler
 
 from nemo_vtb.data.audio import clip_span, open_audio, probe
@@ -59,6 +59,8 @@ def cut_of(audio: Audio, id_: str) -> Cut:
     cut = recording.to_cut().truncate(
         offset=span.start / header.sample_rate, duration=span.count / header.sample_rate, preserve_id=True
     )
+    if audio.channel is not None and isinstance(cut, MultiCut):
+        return MonoCut(id_, cut.start, cut.duration, audio.channel, recording=recording)
     if header.num_channels == 1:
         return cut
     # lhotse adds the channels up, our loader takes their mean

@@ -49,6 +49,10 @@ class Reason(StrEnum):
     )
     REFUSED_PATH = 'refused_path', 'an audio path is a command or an address'
     PLACEHOLDER_MISMATCH = 'placeholder_mismatch', 'there are more or fewer placeholders than recordings'
+    UNSUPPORTED_CUT = (
+        'unsupported_cut',
+        'a lhotse cut that is mixed, padded, augmented, of several channels or supervisions, or of features alone',
+    )
     TEMPLATE_REFUSED = 'template_refused', 'the chat template of the LLM refuses the conversation'
     NOTHING_TO_LEARN = 'nothing_to_learn', 'no token of the conversation is supervised'
     AUDIO_MISSING = 'audio_missing', 'the recording does not exist'
@@ -58,6 +62,7 @@ class Reason(StrEnum):
     AUDIO_UNREADABLE = 'audio_unreadable', 'the recording cannot be decoded'
     AUDIO_TRUNCATED = 'audio_truncated', 'the recording ends before its header says so'
     AUDIO_NO_SAMPLES = 'audio_no_samples', 'the recording, or the span of it, has no samples'
+    AUDIO_NO_CHANNEL = 'audio_no_channel', 'the recording has no such channel'
     AUDIO_TOO_SHORT = 'audio_too_short', 'the recording is shorter than one frame of the encoder'
     AUDIO_NOT_FINITE = 'audio_not_finite', 'the recording holds NaN or infinite samples'
     AUDIO_WRONG_RATE = 'audio_wrong_rate', 'the sampling rate differs and data.train_ds.resample is false'

@@ -42,7 +42,7 @@ from nemo_vtb.data.template import ChatRenderer
 from nemo_vtb.errors import VtbDataError, VtbError
 from nemo_vtb.io import atomic_replace, file_digest, head_tail_digest, json_line, read_json_lines, write_atomically
 
-INDEX_VERSION = 2
+INDEX_VERSION = 3
 _CHUNK_BYTES = 4 << 20
 _PARALLEL_BYTES = 8 << 20  # below this a second process costs more than it saves
 _BOM = b'\xef\xbb\xbf'

@@ -166,7 +166,9 @@ def _with_member(raw: bytes, member: str | None, archive: str, where: str) -> by
             allowed='the same ids in the same order',
             remedy='write the shard anew with lhotse, or pair the files that belong together',
         )
-    recording['sources'] = [{'type': 'file', 'channels': [0], 'source': f'{Path(archive).absolute()}!/{member}'}]
+    # the archive holds the cut's own channel, with its transforms done
+    channels = [cut['channel']] if isinstance(cut.get('channel'), int) else cut.get('channel', [0])
+    recording['sources'] = [{'type': 'file', 'channels': channels, 'source': f'{Path(archive).absolute()}!/{member}'}]
     return json.dumps(cut, ensure_ascii=False).encode()
 
 

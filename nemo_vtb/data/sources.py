@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_vtb.config.schema import UNREAD_TYPES, DataSettings
-from nemo_vtb.constants import KINDS
+from nemo_vtb.constants import KINDS, SAMPLE_RATE
 from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn, conversation_from_dict, parse_line
 from nemo_vtb.data.faults import Reason, data_fault, guarded
 from nemo_vtb.data.limits import read_line
@@ -368,18 +368,12 @@ def _split_share_gpt(
 
 def _read_lhotse(spec: SourceSpec, line: Mapping[str, Any], base: str, where: str) -> Conversation:
     """A line of a NeMo manifest, or of a lhotse cut manifest: a `MonoCut` of one plain file."""
-    if 'recording' not in line:
+    if 'recording' not in line and line.get('type') not in _CUT_TYPES:
         return _read_manifest(spec, line, base, where)
-    recording, supervisions = line['recording'], line.get('supervisions') or [{}]
-    sources = recording.get('sources') if isinstance(recording, Mapping) else None
-    if not sources or not isinstance(sources[0], Mapping) or not isinstance(supervisions[0], Mapping):
-        raise data_fault(
-            Reason.MISSING_KEY, field=f'{where}: recording.sources', got=sources, allowed='[{"type", "source"}]'
-        )
-    if sources[0].get('type') != 'file':
-        raise data_fault(
-            Reason.REFUSED_PATH, field=f'{where}: recording.sources', got=sources[0], allowed='type "file"'
-        )
+    path, channel = _sound_of_cut(line, where)
+    supervisions = line.get('supervisions') or [{}]
+    if not isinstance(supervisions, list) or not all(isinstance(each, Mapping) for each in supervisions):
+        raise data_fault(Reason.MISSING_KEY, field=f'{where}: supervisions', got=supervisions, allowed='[{...}]')
     custom = line.get('custom') if isinstance(line.get('custom'), Mapping) else {}
     manifest = {
         'text': supervisions[0].get('text'),
@@ -387,18 +381,91 @@ def _read_lhotse(spec: SourceSpec, line: Mapping[str, Any], base: str, where: st
         **(supervisions[0].get('custom') or {}),
         **(custom or {}),
         'id': line.get('id'),
-        'audio_filepath': sources[0].get('source'),
+        'audio_filepath': path,
         'offset': line.get('start'),
         'duration': line.get('duration'),
     }
-    return _read_manifest(spec, manifest, base, where)
+    if len(supervisions) > 1 and not _own_answer(manifest):
+        raise _unsupported(where, 'supervisions', f'{len(supervisions)} supervisions', 'cuts.trim_to_supervisions()')
+    conversation = _read_manifest(spec, manifest, base, where)
+    if channel is None:
+        return conversation
+    parts = [
+        tuple(replace(p, channel=channel) if isinstance(p, Audio) else p for p in t.parts) for t in conversation.turns
+    ]
+    turns = tuple(Turn(turn.role, each) for turn, each in zip(conversation.turns, parts, strict=True))
+    return replace(conversation, turns=turns)
+
+
+_CUT_TYPES = ('Cut', 'MixedCut', 'MonoCut', 'MultiCut', 'PaddingCut')
+
+
+def _sound_of_cut(cut: Mapping[str, Any], where: str) -> tuple[Any, int | None]:
+    """Path and channel of what lhotse would load for a cut; None where the file is this channel alone.
+
+    Raises:
+        VtbDataError: With the reason `unsupported_cut`, or another one.
+    """
+    recording, channel = cut.get('recording'), cut.get('channel', 0)
+    if cut.get('type', 'MonoCut') not in ('Cut', 'MonoCut', 'MultiCut'):
+        raise _unsupported(where, 'type', cut.get('type'), 'cuts.save_audios(folder)')
+    if recording is None:
+        raise _unsupported(where, 'recording', 'a cut of features alone', 'add recordings to the cuts')
+    sources = recording.get('sources') if isinstance(recording, Mapping) else None
+    if not isinstance(sources, list) or not sources or not all(isinstance(each, Mapping) for each in sources):
+        raise data_fault(
+            Reason.MISSING_KEY, field=f'{where}: recording.sources', got=sources, allowed='[{"type", "source"}]'
+        )
+    if isinstance(channel, list) and len(channel) == 1:
+        channel = channel[0]
+    if not isinstance(channel, int) or isinstance(channel, bool):
+        remedy = 'one cut for each channel, or cut.to_mono(mono_downmix=True) and cuts.save_audios(folder)'
+        raise _unsupported(where, 'channel', channel, remedy)
+    if changed := [each for each in recording.get('transforms') or () if not _keeps_sound(each)]:
+        raise _unsupported(where, 'recording.transforms', changed, 'cuts.save_audios(folder)')
+    for source in sources:
+        if source.get('type') != 'file':
+            raise data_fault(
+                Reason.REFUSED_PATH, field=f'{where}: recording.sources', got=source, allowed='type "file"'
+            )
+        channels = source.get('channels', [0])
+        if isinstance(channels, list) and channel in channels:
+            return source.get('source'), channels.index(channel) if len(channels) > 1 else None
+    raise data_fault(
+        Reason.AUDIO_NO_CHANNEL,
+        field=f'{where}: channel',
+        got=channel,
+        allowed=[source.get('channels') for source in sources],
+    )
+
+
+def _keeps_sound(transform: Any) -> bool:
+    """Whether a transform leaves what an encoder at 16 kHz hears: the loader resamples by itself."""
+    if not isinstance(transform, Mapping) or transform.get('name') != 'Resample':
+        return False
+    rate = (transform.get('kwargs') or {}).get('target_sampling_rate')
+    return isinstance(rate, int) and rate >= SAMPLE_RATE
+
+
+def _unsupported(where: str, field: str, got: object, remedy: str) -> VtbDataError:
+    return data_fault(
+        Reason.UNSUPPORTED_CUT,
+        field=f'{where}: {field}',
+        got=got,
+        allowed='a MonoCut of a recording, one supervision, no transforms but Resample to 16 kHz or more',
+        remedy=f'write it out with lhotse: {remedy}',
+    )
+
+
+def _own_answer(line: Mapping[str, Any]) -> Any:
+    return line.get('answer') or line.get('target_text') or line.get('translation')
 
 
 def _read_manifest(spec: SourceSpec, line: Mapping[str, Any], base: str, where: str) -> Conversation:
     """A line of a NeMo ASR/AST/SQA manifest: instruction, recording -> answer, translation or transcript."""
     path = line.get('audio_filepath')
     transcript = line.get(spec.options.get('text_field', 'text'))
-    answer = line.get('answer') or line.get('target_text') or line.get('translation') or transcript
+    answer = _own_answer(line) or transcript
     for name, value in (('audio_filepath', path), ('text', answer)):
         if not isinstance(value, str) or not value.strip():
             raise data_fault(Reason.MISSING_KEY, field=f'{where}: {name}', got=value, allowed='a text')

@@ -17,10 +17,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 from data_helpers import spoken, text, write_jsonl, write_wav
 
+from nemo_vtb.data.audio import read_audio
 from nemo_vtb.data.conversation import Audio, Conversation, Text
+from nemo_vtb.data.cut_sampler import cut_of
 from nemo_vtb.data.sources import parse_input_cfg
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 
@@ -226,3 +230,94 @@ def test_what_cannot_be_read_is_refused_by_name(tmp_path: Path, entry: dict[str,
 def test_a_missing_manifest_is_named(tmp_path: Path) -> None:
     with pytest.raises(VtbDataError, match=r'none\.jsonl'):
         parse_input_cfg([{'type': 'nemo', 'manifest_filepath': str(tmp_path / 'none.jsonl')}])
+
+
+def cut_line(wav: Path, **changes: Any) -> dict[str, Any]:
+    """A `MonoCut` of the first second, as lhotse writes it, with some keys of cut or recording changed."""
+    from lhotse import Recording, SupervisionSegment
+
+    cut = Recording.from_file(wav).to_cut()
+    supervision = SupervisionSegment('s', cut.recording_id, 0.0, 1.0, text='hello', language='en')
+    line = {**cut.to_dict(), 'type': 'MonoCut', 'channel': 0, 'supervisions': [supervision.to_dict()]}
+    line['recording'] |= changes.pop('recording', {})
+    return json.loads(json.dumps(line | changes))
+
+
+@pytest.mark.parametrize('channel', [0, 1])
+@pytest.mark.parametrize('files', [1, 2])
+def test_a_cut_is_heard_as_lhotse_hears_it(tmp_path: Path, channel: int, files: int) -> None:
+    from lhotse.cut.set import deserialize_cut
+
+    sound = np.stack([np.sin(np.arange(32000) / n) for n in (9, 31)], axis=1).astype(np.float32)
+    soundfile.write(tmp_path / 'call.wav', sound, 16000, subtype='FLOAT')
+    line = cut_line(tmp_path / 'call.wav', channel=channel, start=0.5, duration=1.0)
+    if files == 2:
+        for n in range(2):
+            soundfile.write(tmp_path / f'{n}.wav', sound[:, n], 16000, subtype='FLOAT')
+        sources = [{'type': 'file', 'channels': [n], 'source': str(tmp_path / f'{n}.wav')} for n in range(2)]
+        line['recording']['sources'] = sources
+    conversation = read(tmp_path, line, type='lhotse')
+    assert conversation is not None
+    expected = deserialize_cut(json.loads(json.dumps(line))).load_audio()[0]
+    assert np.array_equal(read_audio(conversation.audios[0]), expected)
+    # the meter, the loader and NeMo's conversations hear the same
+    assert np.array_equal(cut_of(conversation.audios[0], 'x').load_audio()[0], expected)
+
+
+def test_a_resampled_cut_is_the_recording_itself(tmp_path: Path) -> None:
+    wav = write_wav(tmp_path / 'a.wav', 1.0, rate=8000)
+    transform = {'name': 'Resample', 'kwargs': {'source_sampling_rate': 8000, 'target_sampling_rate': 16000}}
+    line = cut_line(wav, recording={'transforms': [transform], 'sampling_rate': 16000, 'num_samples': 16000})
+    conversation = read(tmp_path, line, type='lhotse')
+    assert conversation is not None and conversation.audios == [Audio(str(wav), 1.0, 0.0, 'hello')]
+
+
+SUPERVISION = {'id': 's', 'recording_id': 'a', 'start': 0.0, 'duration': 1.0, 'channel': 0, 'text': 'bye'}
+
+
+@pytest.mark.parametrize(('changes', 'reason'), [
+    ({'recording': {'transforms': [{'name': 'Speed', 'kwargs': {'factor': 1.1}}]}}, 'unsupported_cut'),
+    ({'recording': {'transforms': [{'name': 'Volume', 'kwargs': {'factor': 0.1}}]}}, 'unsupported_cut'),
+    ({'recording': {'transforms': [{'name': 'Resample', 'kwargs': {'target_sampling_rate': 8}}]}}, 'unsupported_cut'),
+    ({'recording': {'transforms': ['Speed']}}, 'unsupported_cut'),
+    ({'type': 'MixedCut', 'tracks': [], 'recording': {}}, 'unsupported_cut'),
+    ({'type': 'PaddingCut'}, 'unsupported_cut'),
+    ({'type': 'MultiCut', 'channel': [0, 1]}, 'unsupported_cut'),
+    ({'channel': 'left'}, 'unsupported_cut'),
+    ({'channel': 3}, 'audio_no_channel'),
+    ({'supervisions': [SUPERVISION, SUPERVISION]}, 'unsupported_cut'),
+    ({'supervisions': []}, 'missing_key'),
+    ({'supervisions': [3]}, 'missing_key'),
+    ({'supervisions': {'text': 'a'}}, 'missing_key'),
+    ({'recording': {'sources': []}}, 'missing_key'),
+    ({'recording': {'sources': 'a.wav'}}, 'missing_key'),
+    ({'recording': {'sources': [{'type': 'url', 'channels': [0], 'source': 'a.wav'}]}}, 'refused_path'),
+    ({'recording': {'sources': [{'type': 'memory', 'channels': [0], 'source': 'a'}]}}, 'refused_path'),
+])  # fmt: skip
+def test_a_cut_that_would_sound_otherwise_is_refused(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
+    line = cut_line(write_wav(tmp_path / 'a.wav', 1.0), **changes)
+    with pytest.raises(VtbDataError) as caught:
+        read(tmp_path, line, type='lhotse')
+    assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize('line', [
+    {'id': 'm', 'type': 'MixedCut', 'tracks': [{'cut': {}, 'offset': 0.0}]},
+    {'id': 'p', 'type': 'PaddingCut', 'duration': 1.0},
+    {'id': 'f', 'type': 'MonoCut', 'features': {}, 'start': 0.0, 'duration': 1.0, 'channel': 0},
+    {'id': 'n', 'type': 'MonoCut', 'recording': None, 'start': 0.0, 'duration': 1.0, 'channel': 0},
+])  # fmt: skip
+def test_a_cut_without_a_recording_is_refused(tmp_path: Path, line: dict[str, Any]) -> None:
+    with pytest.raises(VtbDataError) as caught:
+        read(tmp_path, line, type='lhotse_as_conversation')
+    assert caught.value.reason == 'unsupported_cut' and 'lhotse' in str(caught.value.remedy)
+
+
+def test_a_channel_that_the_file_lacks_is_named(tmp_path: Path) -> None:
+    wav = write_wav(tmp_path / 'a.wav', 1.0)
+    sources = [{'type': 'file', 'channels': [0, 1], 'source': str(wav)}]
+    conversation = read(tmp_path, cut_line(wav, channel=1, recording={'sources': sources}), type='lhotse')
+    assert conversation is not None
+    with pytest.raises(VtbDataError) as caught:
+        read_audio(conversation.audios[0])
+    assert caught.value.reason == 'audio_no_channel'
