@@ -19,6 +19,7 @@ of a row is exact.
 
 import io
 import os
+import re
 import stat
 import tarfile
 from collections.abc import Iterator
@@ -41,6 +42,7 @@ DURATION_TOLERANCE_S = 0.1
 _MOST_SAMPLES_A_BYTE = 65536
 "No codec packs more: FLAC's largest block has 65,535 samples. A header that claims more does not know the length."
 _BLOCK = 1 << 16
+_SEGMENT = re.compile(r'^(.+)-sub\d+(\.\w+)?$')
 _RECODE = 'convert it to WAV or FLAC: ffmpeg -i RECORDING -ar 16000 -ac 1 NEW.wav'
 
 
@@ -268,7 +270,9 @@ def open_audio(path: str) -> str | io.BytesIO:
 
 def _member(archive: str, member: str) -> tuple[int, int]:
     status = os.stat(archive)
-    found = _members(archive, status.st_size, status.st_mtime_ns).get(_member_name(member))
+    members, name = _members(archive, status.st_size, status.st_mtime_ns), _member_name(member)
+    # NeMo's converter calls the segments of x.wav x-sub1.wav, x-sub2.wav; the archive holds x.wav alone
+    found = members.get(name) or members.get(_SEGMENT.sub(r'\1\2', name))
     if found is None:
         raise audio_fault(Reason.AUDIO_NOT_IN_TAR, field='audio', got=f'{member} in {archive}', remedy='write it anew')
     return found

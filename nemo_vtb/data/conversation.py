@@ -182,7 +182,15 @@ def conversation_from_dict(
             field=f'{where}: conversations',
             got=entries,
             allowed='[{...}, ...]',
+            remedy=layout_hint(d),
         )
+    for name in UNREAD_PARTS:
+        if d.get(name):
+            raise data_fault(
+                Reason.UNREAD_PART, field=f'{where}: {name}', got=d[name], allowed='recordings as turns of type audio',
+                remedy='type: share_gpt reads sound and audios' if name in ('sound', 'ori_sound', 'audios') else None,
+            )  # fmt: skip
+    entries = _with_system(entries, d.get('system'), where)
     grouped: list[tuple[str, list[Text | Audio]]] = []
     for number, entry in enumerate(entries):
         role, part = _read_entry(entry, base_dir, f'{where}: conversations[{number}]')
@@ -205,13 +213,51 @@ def conversation_from_dict(
     return Conversation(id_, turns, kind, source, custom)
 
 
+UNREAD_PARTS = ('audio', 'audios', 'image', 'images', 'ori_sound', 'sound', 'tools', 'video', 'videos')
+"""Keys beside `conversations` with which other layouts bring what a turn would have to say here."""
+
+_LAYOUTS = {
+    'messages': "OpenAI's or ms-swift's layout: `vtb data make text` converts chats; recordings are turns here",
+    'audio_filepath': 'a NeMo manifest: type: nemo, or nemo_tarred with its archives',
+    'recording': 'a lhotse cut: type: lhotse_as_conversation',
+    'tracks': 'a lhotse cut: type: lhotse_as_conversation',
+    'conversations': 'conversations: type: multimodal_conversation, share_gpt or nemo_sft_jsonl',
+    'instruction': "Alpaca's layout: `vtb data make text` converts it",
+    'query': "ms-swift's layout: `vtb data make text` converts `prompt` and `response`",
+    'prompt': 'questions and answers: `vtb data make text` converts them',
+}
+
+
+def layout_hint(line: Mapping[str, Any]) -> str | None:
+    """What to do with a line of a layout that another type or a converter reads; None for one that nobody knows."""
+    return next((hint for key, hint in _LAYOUTS.items() if key in line), None)
+
+
+def _with_system(entries: list, system: Any, where: str) -> list:
+    """The turns behind the system prompt that stands beside them, as ShareGPT and NeMo's SFT files have it."""
+    if system is None or system == '':
+        return entries
+    if not isinstance(system, str):
+        raise data_fault(Reason.MISSING_KEY, field=f'{where}: system', got=system, allowed='a text')
+    first = entries[0].get('from') if isinstance(entries[0], Mapping) else None
+    if str(first).lower() == 'system':
+        raise data_fault(
+            Reason.WRONG_TURNS, field=f'{where}: system', got='a system turn too', allowed='one system prompt'
+        )
+    return [{'from': 'System', 'type': 'text', 'value': system}, *entries]
+
+
 def _read_entry(entry: Any, base_dir: str | Path, where: str) -> tuple[str, Text | Audio]:
     if not isinstance(entry, Mapping):
         raise data_fault(Reason.MISSING_KEY, field=where, got=entry, allowed='{"type", "from", "value"}')
     role = _ROLE_NAMES.get(str(entry.get('from', '')).lower())
     if role is None:
         raise data_fault(
-            Reason.UNKNOWN_ROLE, field=f'{where}.from', got=entry.get('from'), allowed='System, User, Assistant'
+            Reason.UNKNOWN_ROLE,
+            field=f'{where}.from',
+            got=entry.get('from'),
+            allowed='System, User, Assistant',
+            remedy=_LAYOUTS['messages'] if 'role' in entry else None,
         )
     value = entry.get('value')
     if not isinstance(value, str) or not value:

@@ -48,6 +48,7 @@ class Reason(StrEnum):
         'offset or duration is no number of seconds, negative, or beyond the end of the recording',
     )
     REFUSED_PATH = 'refused_path', 'an audio path is a command or an address'
+    UNREAD_PART = 'unread_part', 'the line has a part that is not read for this type: recordings, images, tools'
     PLACEHOLDER_MISMATCH = 'placeholder_mismatch', 'there are more or fewer placeholders than recordings'
     UNSUPPORTED_CUT = (
         'unsupported_cut',

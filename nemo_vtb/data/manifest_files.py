@@ -16,9 +16,11 @@
 A copy is keyed by path, size, time and contents of its original, so that a changed original is unpacked anew.
 """
 
+import bz2
 import gzip
 import hashlib
 import json
+import lzma
 import os
 import re
 import tarfile
@@ -32,12 +34,20 @@ from nemo_vtb.data.limits import read_line
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 from nemo_vtb.io import atomic_replace, cache_dir, head_tail_digest
 
-_PATTERN = re.compile(r'[{}]|_OP_|_CL_|[\[(<][^/]*\.\.')
+_PATTERN = re.compile(r'[{}]|_OP_|_CL_|^\[\[|[\[(<][^/]*(\.\.|,)')
 _BRACES = {'(': '{', '[': '{', '<': '{', '_OP_': '{', ')': '}', ']': '}', '>': '}', '_CL_': '}'}
 _CHUNK = 1 << 20
 # text compresses ten times, or thirty where it repeats itself: what grows beyond this was made to fill a disk
 _MAX_GROWTH, _FREE_GROWTH = 100, 1 << 28
 _CUTS, _RECORDING = 'cuts', 'recording'
+# how NeMo's reader of tarred manifests finds out which archive belongs to which manifest
+_MANIFEST_NUMBER, _ARCHIVE_NUMBER = (
+    re.compile(r'manifest[^/]*_(\d+)[^/]*\.json'),
+    re.compile(r'audio[^/]*_(\d+)[^/]*\.tar'),
+)
+_OPENERS: dict[bytes, Any] = {b'\x1f\x8b': gzip.open, b'BZh': bz2.open, b'\xfd7zXZ': lzma.open}
+_LIST_KEYS = ('shar_path', 'manifest_filepath', 'cuts_path')
+_TARS = 'tarred_audio_filepaths'
 
 
 def manifest_cache() -> Path:
@@ -49,7 +59,7 @@ def expand_paths(value: str | Path | Sequence[str]) -> list[str]:
     """Expand NeMo's shard patterns (`shard__OP_0..9_CL_.jsonl`, braces, lists) into paths, in order."""
     if isinstance(value, str | Path):
         text = str(value)
-        if not _PATTERN.search(text):
+        if not _PATTERN.search(text) or os.path.exists(text):
             return [text]
         # what NeMo's expand_sharded_filepaths does; importing it from NeMo costs half a minute
         from braceexpand import braceexpand
@@ -60,6 +70,154 @@ def expand_paths(value: str | Path | Sequence[str]) -> list[str]:
     return [path for item in value for path in expand_paths(item if isinstance(item, str | Path) else str(item[0]))]
 
 
+def split_weighted(entry: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+    """The entries that NeMo's nested lists stand for: `[[path, weight], ...]` is a source for each; [] for all else.
+
+    Without weights NeMo draws by the number of lines, which is what one source of all files does.
+
+    Raises:
+        VtbConfigError: Another shape of list, weights for some alone, or another number of archives.
+    """
+    key = next((name for name in _LIST_KEYS if entry.get(name)), '')
+    value: Any = entry.get(key)
+    if not _is_list(value):
+        return []
+    for name in (key, _TARS):
+        listed: Any = entry.get(name)
+        for item in listed if _is_list(listed) else ():
+            weighted = _is_list(item) and len(item) == 2 and name == key and _is_weight(item[1])
+            if not isinstance(item, str | Path) and not (
+                _is_list(item) and (len(item) == 1 or weighted) and isinstance(item[0], str | Path)
+            ):
+                allowed = 'a path, [path] or [path, weight]' if name == key else 'a path or [path]'
+                raise VtbConfigError('Not a list of files.', field=f'{where}.{name}', got=item, allowed=allowed)
+    weights = [item[1] if _is_list(item) and len(item) == 2 else None for item in value]
+    if all(weight is None for weight in weights):
+        return []
+    tars: Any = entry.get(_TARS)
+    if None in weights or (tars and (not _is_list(tars) or len(tars) != len(value))):
+        raise VtbConfigError(
+            'Each file needs its weight, and its archives.', field=f'{where}.{key}', got=value,
+            allowed='[[path, weight], ...] for all of them, with as many archives',
+        )  # fmt: skip
+    parts = [dict(entry) | {key: item[0], 'weight': item[1]} for item in value]
+    return [part | {_TARS: tars[n]} for n, part in enumerate(parts)] if tars else parts
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _is_weight(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+
+
+def pair_archives(files: Sequence[str], tars: Sequence[str], where: str) -> tuple[tuple[str, ...], dict[int, int]]:
+    """The archive of each manifest; or, for one manifest of many archives, which of them a `shard_id` names.
+
+    Manifests and archives belong together by the numbers in their names (`manifest_3.json`, `audio_3.tar`), where they
+    have any, as in NeMo; otherwise by their order.
+
+    Returns:
+        Archives in the order of the manifests and {}; or all archives and {shard_id: place}.
+
+    Raises:
+        VtbConfigError: They do not belong together.
+    """
+    wanted, found = _numbers(files, _MANIFEST_NUMBER), _numbers(tars, _ARCHIVE_NUMBER)
+    if len(files) == 1 and len(tars) > 1 and found:
+        return tuple(tars), found
+    if len(files) != len(tars):
+        raise VtbConfigError(
+            'Each manifest needs its own archive.',
+            field=f'{where}.{_TARS}',
+            got=f'{len(tars)} archives for {len(files)} manifests',
+            allowed='as many, or one manifest whose lines have `shard_id` and archives named audio_N.tar',
+        )
+    if len(files) == 1 or not wanted or not found:
+        return tuple(tars), {}
+    if wanted.keys() != found.keys():
+        raise VtbConfigError(
+            'Manifests and archives have other numbers in their names.', field=f'{where}.{_TARS}',
+            got=f'archives {sorted(found.keys() - wanted.keys())}, manifests {sorted(wanted.keys() - found.keys())}',
+            allowed='the same numbers: manifest_N.json and audio_N.tar',
+        )  # fmt: skip
+    return tuple(tars[found[number]] for number in wanted), {}
+
+
+def _numbers(paths: Sequence[str], pattern: re.Pattern[str]) -> dict[int, int]:
+    """Number in the name -> place; {} where a name has none or two have the same."""
+    found = [match for path in paths if (match := pattern.search(path))]
+    numbers = {int(match[1]): place for place, match in enumerate(found)}
+    return numbers if len(numbers) == len(paths) else {}
+
+
+def check_path(path: str, field: str, what: str) -> None:
+    """Refuse what is no local file.
+
+    Raises:
+        VtbConfigError: A command or an address, which NeMo would run or fetch.
+        VtbDataError: The file does not exist.
+    """
+    if path.startswith('pipe:') or path.rstrip().endswith('|') or '://' in path:
+        raise VtbConfigError(
+            f'The {what} is a command or an address.', field=field, got=path, allowed='a file on a mounted disk',
+            remedy='download it first, or mount the store',
+        )  # fmt: skip
+    if not os.path.isfile(path):
+        raise VtbDataError(
+            f'The {what} does not exist.',
+            field=field,
+            got=path,
+            remedy='resolve_assets(cfg) before it' if path.startswith('asset:') else 'correct the path',
+        )
+
+
+def check_lines(path: str, field: str) -> None:
+    """Refuse a manifest that is no JSON lines; the name does not matter, since NeMo calls them `.json`.
+
+    Raises:
+        VtbConfigError: An archive, a parquet file, a JSON list, or one object over several lines.
+    """
+    with open(path, 'rb') as stream:
+        head = stream.read(_CHUNK).lstrip(b'\xef\xbb\xbf \t\r\n')
+    first, second = (*head.split(b'\n', 2), b'')[:2]
+    found = None
+    if path.endswith('.parquet') or head.startswith(b'PAR1'):
+        found = 'a parquet file'
+    elif path.endswith('.tar') or head[257:262] == b'ustar':
+        found = 'an archive'
+    elif head.startswith(b'[') and (path.endswith('.json') or second.strip() == b'{'):
+        found = 'a JSON list'
+    elif first.strip() == b'{' and second.strip().startswith(b'"'):
+        found = 'a JSON object over several lines'
+    if found:
+        raise VtbConfigError(
+            'The lines of a manifest are read one by one, at their place in the file.',
+            field=field,
+            got=f'{path}: {found}',
+            allowed='JSON lines: one object on each line, in *.json, *.jsonl or *.jsonl.gz',
+            remedy='write one object per line: jq -c ".[]" LIST.json > LINES.jsonl',
+        )
+
+
+def plain_archive(path: str, field: str) -> str:
+    """Path of an archive whose members can be read at their place: itself, or its unpacked copy.
+
+    Raises:
+        VtbConfigError: It is not called `*.tar`.
+        VtbDataError: It is cut off or damaged, or grows beyond any recording.
+    """
+    with open(path, 'rb') as stream:
+        head = stream.read(6)
+    opener = next((opener for magic, opener in _OPENERS.items() if head.startswith(magic)), None)
+    if opener is not None:
+        return _unpack(path, opener, f'{Path(path).name.split(".")[0]}.tar')
+    if not path.endswith('.tar'):
+        raise VtbConfigError('Not an archive by its name.', field=field, got=path, allowed='*.tar, *.tar.gz, *.tgz')
+    return path
+
+
 def unpack_gzip(path: str) -> str:
     """Path of the unpacked copy of a gzip file; made on first use, whole or not at all.
 
@@ -67,13 +225,17 @@ def unpack_gzip(path: str) -> str:
         VtbDataError: It is cut off or damaged, or grows beyond any text.
     """
 
+    return _unpack(path, gzip.open, Path(path).name.removesuffix('.gz'))
+
+
+def _unpack(path: str, opener: Any, name: str) -> str:
     def fill(out: IO[bytes]) -> None:
-        with gzip.open(path, 'rb') as stream:
+        with opener(path, 'rb') as stream:
             while block := stream.read(_CHUNK):
                 out.write(block)
                 _check_growth(path, out.tell())
 
-    return _cached([path], Path(path).name.removesuffix('.gz'), fill)
+    return _cached([path], name, fill)
 
 
 def shar_shards(value: Any, where: str) -> list[tuple[str, str]]:
@@ -197,7 +359,7 @@ def _cached(originals: list[str], name: str, fill: Any) -> str:
         try:
             with atomic_replace(folder, folder=True, keep_existing=True) as new, open(new / name, 'wb') as out:
                 fill(out)
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
             raise VtbDataError(
                 'A compressed manifest is cut off or damaged.',
                 field='manifest',

@@ -23,10 +23,28 @@ from typing import Any
 
 from nemo_vtb.config.schema import UNREAD_TYPES, DataSettings
 from nemo_vtb.constants import KINDS, SAMPLE_RATE
-from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn, conversation_from_dict, parse_line
+from nemo_vtb.data.conversation import (
+    Audio,
+    Conversation,
+    Text,
+    Turn,
+    conversation_from_dict,
+    layout_hint,
+    parse_line,
+)
 from nemo_vtb.data.faults import Reason, data_fault, guarded
 from nemo_vtb.data.limits import read_line
-from nemo_vtb.data.manifest_files import expand_paths, shar_shards, unpack_gzip, unpack_shar
+from nemo_vtb.data.manifest_files import (
+    check_lines,
+    check_path,
+    expand_paths,
+    pair_archives,
+    plain_archive,
+    shar_shards,
+    split_weighted,
+    unpack_gzip,
+    unpack_shar,
+)
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 
 _PROBE_BYTES = 1 << 26
@@ -64,6 +82,8 @@ class SourceSpec:
     bases: tuple[str, ...] = ()
     "Folders that relative paths of recordings count from, where the files are unpacked copies."
     options: Mapping[str, Any] = field(default_factory=dict)
+    shards: Mapping[int, int] = field(default_factory=dict)
+    "Place in `tars` of each `shard_id`, where one manifest has several archives."
 
     def read(self, line: Mapping[str, Any], file: int, where: str) -> Conversation | None:
         """Turn one parsed line into a conversation; None where the line itself says `_skipme`.
@@ -80,12 +100,21 @@ class SourceSpec:
         if line.get('_skipme') or (isinstance(custom, Mapping) and custom.get('_skipme')):
             return None
         if self.tars:
-            base = f'{self.tars[file]}!'
+            base = f'{self.tars[self._shard(line, where) if self.shards else file]}!'
         else:
             folder = self.bases[file] if self.bases else Path(self.files[file]).parent
             base = str(self.options.get('audio_root') or folder)
         conversation = SOURCE_TYPES[self.type](self, line, base, where)
         return _with_prompts(conversation, self.options)
+
+    def _shard(self, line: Mapping[str, Any], where: str) -> int:
+        number = line.get('shard_id')
+        if not isinstance(number, int) or isinstance(number, bool) or number not in self.shards:
+            raise data_fault(
+                Reason.AUDIO_NOT_IN_TAR, field=f'{where}: shard_id', got=number, allowed=sorted(self.shards),
+                remedy='name the archive audio_N.tar of that number',
+            )  # fmt: skip
+        return self.shards[number]
 
     def describe(self) -> dict[str, Any]:
         """All that decides what the lines become; part of the fingerprint of an index."""
@@ -179,13 +208,8 @@ def _parse_entry(entry: dict[str, Any], where: str, temperatures: Sequence[float
         inner = [inherited | dict(item) for item in entry.get('input_cfg') or ()]
         if entry.get('reweight_temperature') is not None:
             temperatures = _temperatures(entry['reweight_temperature'], _depth(inner), f'{where}.input_cfg')
-        weights = [_tempered(item, temperatures[0]) for item in inner]
-        total = sum(weights) or 1.0
-        return [
-            _renamed(s, s.name, s.weight * weight / total)
-            for n, (item, weight) in enumerate(zip(inner, weights, strict=True))
-            for s in _parse_entry(item, f'{where}.input_cfg[{n}]', temperatures[1:])
-        ]
+        found = [_parse_entry(item, f'{where}.input_cfg[{n}]', temperatures[1:]) for n, item in enumerate(inner)]
+        return _of_weight(inner, found, temperatures[0])
     if kind_of_entry not in SOURCE_TYPES:
         raise VtbConfigError(
             'This type of data cannot be read.',
@@ -194,38 +218,52 @@ def _parse_entry(entry: dict[str, Any], where: str, temperatures: Sequence[float
             allowed=', '.join([*sorted(SOURCE_TYPES), 'group']),
             remedy=UNREAD_TYPES.get(str(kind_of_entry), 'write the data as one of them'),
         )
-    files, bases = _shar(entry, where) if entry.get('shar_path') else _manifests(entry, where)
-    tars = tuple(expand_paths(entry['tarred_audio_filepaths'])) if entry.get('tarred_audio_filepaths') else ()
-    if tars and len(tars) != len(files):
-        raise VtbConfigError(
-            'Each manifest needs its own archive.',
-            field=f'{where}.tarred_audio_filepaths',
-            got=f'{len(tars)} archives for {len(files)} manifests',
-        )
-    for path in tars:
-        if not Path(path).is_file():  # or it is a pipe, which would be waited for
-            raise VtbDataError(
-                'The archive does not exist.',
-                field=f'{where}.tarred_audio_filepaths',
-                got=path,
-                remedy='correct the path',
-            )
+    if parts := split_weighted(entry, where):
+        return _of_weight(parts, [_parse_entry(part, where, temperatures) for part in parts], 1.0)
+    named, files, bases = _shar(entry, where) if entry.get('shar_path') else _manifests(entry, where)
+    tars, shards = _archives(entry, named, where)
     options = _options(entry)
     kind = entry.get('kind') or _infer_kind(str(kind_of_entry), files, options, where)
     if kind not in KINDS:
         raise VtbConfigError('Unknown kind of data.', field=f'{where}.kind', got=kind, allowed=', '.join(KINDS))
     shar = entry.get('shar_path')
     name = str(entry.get('source') or (Path(shar).name if isinstance(shar, str) else Path(files[0]).stem))
-    return [SourceSpec(name, str(kind_of_entry), kind, files, 1.0, entry.get('max_repeats'), tars, bases, options)]
+    repeats = entry.get('max_repeats')
+    return [SourceSpec(name, str(kind_of_entry), kind, files, 1.0, repeats, tars, bases, options, shards)]
 
 
-def _shar(entry: Mapping[str, Any], where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _of_weight(
+    entries: Sequence[Mapping[str, Any]], sources: Sequence[Sequence[SourceSpec]], temperature: float
+) -> list[SourceSpec]:
+    """The sources of several entries, whose weights then add up to 1."""
+    weights = [_tempered(entry, temperature) for entry in entries]
+    total = sum(weights) or 1.0
+    return [
+        _renamed(s, s.name, s.weight * weight / total)
+        for weight, each in zip(weights, sources, strict=True)
+        for s in each
+    ]
+
+
+def _archives(entry: Mapping[str, Any], files: Sequence[str], where: str) -> tuple[tuple[str, ...], Mapping[int, int]]:
+    """The archives, in the order of the manifests, and the numbers by which one manifest names several."""
+    if not entry.get('tarred_audio_filepaths'):
+        return (), {}
+    tars, shards = pair_archives(files, expand_paths(entry['tarred_audio_filepaths']), where)
+    where = f'{where}.tarred_audio_filepaths'
+    for path in tars:
+        check_path(path, where, 'archive')
+    return tuple(plain_archive(path, where) for path in tars), shards
+
+
+def _shar(entry: Mapping[str, Any], where: str) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
     shards = shar_shards(entry['shar_path'], f'{where}.shar_path')
-    return tuple(unpack_shar(cuts, archive) for cuts, archive in shards), ()
+    files = tuple(unpack_shar(cuts, archive) for cuts, archive in shards)
+    return files, files, ()
 
 
-def _manifests(entry: Mapping[str, Any], where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The files to read, and where they are unpacked copies, the folders of the originals."""
+def _manifests(entry: Mapping[str, Any], where: str) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """The files that are named, those to read, and where these are unpacked copies, the folders of the originals."""
     key = 'cuts_path' if entry.get('cuts_path') and not entry.get('manifest_filepath') else 'manifest_filepath'
     if not entry.get(key):
         raise VtbConfigError(
@@ -236,25 +274,11 @@ def _manifests(entry: Mapping[str, Any], where: str) -> tuple[tuple[str, ...], t
         )
     files = tuple(expand_paths(entry[key]))
     for path in files:
-        if not Path(path).is_file():
-            raise VtbDataError(
-                'The manifest does not exist.',
-                field=f'{where}.{key}',
-                got=path,
-                remedy='resolve_assets(cfg) before it' if path.startswith('asset:') else 'correct the path',
-            )
-        if path.endswith(('.tar', '.parquet', '.json')):
-            raise VtbConfigError(
-                'The lines of a manifest are read one by one, at their place in the file.',
-                field=f'{where}.{key}',
-                got=path,
-                allowed='JSON lines: *.jsonl, or *.jsonl.gz',
-                remedy='write it as JSONL, one object per line',
-            )
-    if not any(path.endswith('.gz') for path in files):
-        return files, ()
+        check_path(path, f'{where}.{key}', 'manifest')
     plain = tuple(unpack_gzip(path) if path.endswith('.gz') else path for path in files)
-    return plain, tuple(str(Path(path).parent) for path in files)
+    for path in plain:
+        check_lines(path, f'{where}.{key}')
+    return files, plain, () if plain == files else tuple(str(Path(path).parent) for path in files)
 
 
 def _options(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -313,35 +337,38 @@ def _read_conversation(spec: SourceSpec, line: Mapping[str, Any], base: str, whe
     return conversation_from_dict(line, kind=spec.kind or None, source=spec.name, base_dir=base, where=where)
 
 
-def _read_sft(spec: SourceSpec, line: Mapping[str, Any], base: str, where: str) -> Conversation:
-    """NeMo's text SFT: `{"system", "mask", "conversations": [{"from", "value"}]}`."""
-    entries = line.get('conversations')
-    if isinstance(entries, list) and line.get('system'):
-        entries = [{'from': 'System', 'type': 'text', 'value': line['system']}, *entries]
-    return _read_conversation(spec, {**line, 'conversations': entries}, base, where)
-
-
 def _read_share_gpt(spec: SourceSpec, line: Mapping[str, Any], base: str, where: str) -> Conversation:
     """ShareGPT with optional recordings: `sound`/`ori_sound` (NeMo: one for all placeholders) or `audios` (a list)."""
     entries = line.get('conversations')
     if not isinstance(entries, list):
-        raise data_fault(Reason.MISSING_KEY, field=f'{where}: conversations', got=entries, allowed='[{...}, ...]')
-    listed = line.get('audios')
-    single = line.get('sound') or line.get('ori_sound')
+        raise data_fault(
+            Reason.MISSING_KEY, field=f'{where}: conversations', got=entries, allowed='[{...}, ...]',
+            remedy=layout_hint(line),
+        )  # fmt: skip
+    listed, single = line.get('audios'), line.get('sound') or line.get('ori_sound')
+    listed = [listed] if isinstance(listed, str) else listed
     queue = deque(listed) if isinstance(listed, list) else None
-    marks = spec.options.get('audio_placeholders') or ['<sound>', '<speech>', '<audio>']
-    pattern = re.compile('|'.join(re.escape(m) for m in ([marks] if isinstance(marks, str) else marks)))
+    # NeMo's two; and <audio>, which is an ordinary word where there is no recording at all
+    marks = ['<sound>', '<speech>', *(['<audio>'] if single or queue is not None else [])]
+    given = spec.options.get('audio_placeholders') or marks
+    marks = [given] if isinstance(given, str) else list(given)
+    pattern = re.compile('|'.join(map(re.escape, marks)))
     turns: list[dict[str, Any]] = []
     for entry in entries:
         if not isinstance(entry, Mapping) or not isinstance(entry.get('value'), str):
             raise data_fault(Reason.MISSING_KEY, field=f'{where}: value', got=entry, allowed='{"from", "value"}')
         turns += _split_share_gpt(entry, pattern, queue, single, where)
-    if queue:
+    unused = list(queue or ()) or (single if not any(turn.get('type') == 'audio' for turn in turns) else None)
+    if unused or (listed is not None and queue is None):
         raise data_fault(
-            Reason.PLACEHOLDER_MISMATCH, field=where, got=f'{len(queue)} recordings without a placeholder'
+            Reason.PLACEHOLDER_MISMATCH,
+            field=where,
+            got=f'recordings without a placeholder: {unused or listed}',
+            allowed=f'{", ".join(marks)} in a turn of the user',
         )
+    rest = {key: value for key, value in line.items() if key not in ('audios', 'sound', 'ori_sound')}
     return conversation_from_dict(
-        {**line, 'conversations': turns}, kind=spec.kind or None, source=spec.name, base_dir=base, where=where
+        {**rest, 'conversations': turns}, kind=spec.kind or None, source=spec.name, base_dir=base, where=where
     )
 
 
@@ -468,7 +495,8 @@ def _read_manifest(spec: SourceSpec, line: Mapping[str, Any], base: str, where: 
     answer = _own_answer(line) or transcript
     for name, value in (('audio_filepath', path), ('text', answer)):
         if not isinstance(value, str) or not value.strip():
-            raise data_fault(Reason.MISSING_KEY, field=f'{where}: {name}', got=value, allowed='a text')
+            hint = layout_hint(line) if path is None else None
+            raise data_fault(Reason.MISSING_KEY, field=f'{where}: {name}', got=value, allowed='a text', remedy=hint)
     span = {key: line[key] for key in ('duration', 'offset') if line.get(key) is not None}
     user = [{'from': 'User', 'type': 'text', 'value': text} for text in _instructions(spec, line, where)]
     spoken = {'from': 'User', 'type': 'audio', 'value': path, 'text': transcript, **span}
@@ -514,7 +542,7 @@ Reader = Callable[[SourceSpec, Mapping[str, Any], str, str], Conversation]
 
 SOURCE_TYPES: dict[str, Reader] = {
     'multimodal_conversation': _read_conversation,
-    'nemo_sft_jsonl': _read_sft,
+    'nemo_sft_jsonl': _read_conversation,
     'share_gpt': _read_share_gpt,
     'nemo': _read_manifest,
     'nemo_tarred': _read_manifest,

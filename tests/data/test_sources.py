@@ -14,6 +14,7 @@
 """NeMo's formats are read unchanged; what is not one of them is refused by name."""
 
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from data_helpers import spoken, text, write_jsonl, write_wav
 from nemo_vtb.data.audio import read_audio
 from nemo_vtb.data.conversation import Audio, Conversation, Text
 from nemo_vtb.data.cut_sampler import cut_of
-from nemo_vtb.data.sources import parse_input_cfg
+from nemo_vtb.data.sources import SourceSpec, parse_input_cfg
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 
 CHAT = {'id': 'c', 'conversations': [text('User', 'hi'), text('Assistant', 'hello')]}
@@ -321,3 +322,201 @@ def test_a_channel_that_the_file_lacks_is_named(tmp_path: Path) -> None:
     with pytest.raises(VtbDataError) as caught:
         read_audio(conversation.audios[0])
     assert caught.value.reason == 'audio_no_channel'
+
+
+HUMAN, GPT = {'from': 'human', 'value': 'What is said?'}, {'from': 'gpt', 'value': 'one'}
+
+
+@pytest.mark.parametrize('line', [
+    {'sound': 'a.wav', 'conversations': [HUMAN, GPT]},
+    {'ori_sound': 'a.wav', 'conversations': [HUMAN, GPT]},
+    {'audios': ['a.wav'], 'conversations': [HUMAN, GPT]},
+    {'audios': 'a.wav', 'conversations': [HUMAN, GPT]},
+    {'audios': 7, 'conversations': [HUMAN, GPT]},
+    {'sound': 'a.wav', 'conversations': [HUMAN, {'from': 'gpt', 'value': '<sound>'}]},
+])  # fmt: skip
+def test_share_gpt_drops_no_recording(tmp_path: Path, line: dict[str, Any]) -> None:
+    with pytest.raises(VtbDataError) as caught:
+        read(tmp_path, line, type='share_gpt', kind='speech_qa')
+    assert caught.value.reason == 'placeholder_mismatch'
+
+
+def test_share_gpt_reads_a_system_prompt_and_one_recording_without_a_list(tmp_path: Path) -> None:
+    asked = {'from': 'human', 'value': '<audio>What is said?'}
+    line = {'system': 'Be a pirate.', 'audios': 'a.wav', 'conversations': [asked, GPT]}
+    expected = [('system', ['Be a pirate.']), ('user', ['a.wav', 'What is said?']), ('assistant', ['one'])]
+    assert said(read(tmp_path, line, type='share_gpt')) == expected
+
+
+def test_an_audio_tag_is_a_word_where_there_is_no_recording(tmp_path: Path) -> None:
+    line = {'conversations': [{'from': 'human', 'value': 'What does <audio> do in HTML?'}, GPT]}
+    assert said(read(tmp_path, line, type='share_gpt'))[0] == ('user', ['What does <audio> do in HTML?'])
+
+
+def test_a_system_prompt_beside_the_turns_is_read(tmp_path: Path) -> None:
+    line = CHAT | {'system': 'Be a pirate.'}
+    assert said(read(tmp_path, line))[0] == ('system', ['Be a pirate.'])
+    turns = [text('System', 'x'), *CHAT['conversations']]
+    for broken in (line | {'conversations': turns}, line | {'system': ['x']}):
+        with pytest.raises(VtbDataError):
+            read(tmp_path, broken, kind='text')
+
+
+@pytest.mark.parametrize('key', ['sound', 'audios', 'audio', 'images', 'tools', 'video'])
+def test_a_part_that_a_type_does_not_read_is_refused(tmp_path: Path, key: str) -> None:
+    with pytest.raises(VtbDataError) as caught:
+        read(tmp_path, CHAT | {key: 'a.wav'}, kind='text')
+    assert caught.value.reason == 'unread_part' and key in str(caught.value.field)
+    assert said(read(tmp_path, CHAT | {key: None}, kind='text'))
+
+
+@pytest.mark.parametrize(('line', 'hint'), [
+    ({'messages': [{'role': 'user', 'content': 'a'}]}, 'vtb data make text'),
+    ({'instruction': 'a', 'output': 'b'}, 'vtb data make text'),
+    ({'query': 'a', 'response': 'b'}, 'vtb data make text'),
+    ({'audio_filepath': 'a.wav', 'text': 'b'}, 'type: nemo'),
+    ({'recording': {}, 'supervisions': []}, 'type: lhotse_as_conversation'),
+    ({'conversations': [{'role': 'user', 'content': 'a'}]}, 'vtb data make text'),
+])  # fmt: skip
+@pytest.mark.parametrize('type_', ['multimodal_conversation', 'share_gpt', 'nemo_sft_jsonl'])
+def test_a_known_foreign_layout_is_pointed_to_its_reader(
+    tmp_path: Path, line: dict[str, Any], hint: str, type_: str
+) -> None:
+    if type_ == 'share_gpt' and 'conversations' in line:
+        return  # its entries have another check
+    with pytest.raises(VtbDataError) as caught:
+        read(tmp_path, line, type=type_, kind='text')
+    assert hint in str(caught.value.remedy)
+
+
+def test_conversations_given_as_a_manifest_are_pointed_to_their_reader(tmp_path: Path) -> None:
+    with pytest.raises(VtbDataError, match='type: multimodal_conversation'):
+        read(tmp_path, CHAT, type='nemo')
+
+
+# ---- NeMo's tarred sets
+
+
+def shard(folder: Path, number: int, names: list[str], suffix: str = '.tar', mode: str = 'w') -> Path:
+    """An archive with a recording of its own length for each name."""
+    path = folder / f'audio_{number}{suffix}'
+    with tarfile.open(path, mode) as tar:
+        for place, name in enumerate(names):
+            wav = write_wav(folder / 'plain' / name, 0.5 + 0.25 * place + 0.05 * number)
+            tar.add(wav, name)
+    return path
+
+
+def audio_line(name: str, **keys: Any) -> dict[str, Any]:
+    return {'audio_filepath': name, 'duration': 0.25, 'text': 'hello', **keys}
+
+
+def heard(spec: SourceSpec, line: dict[str, Any], file: int = 0) -> np.ndarray:
+    conversation = spec.read(line, file, 'here')
+    assert conversation is not None
+    return read_audio(conversation.audios[0])
+
+
+def tarred(**entry: Any) -> SourceSpec:
+    return parse_input_cfg([{'type': 'nemo_tarred', **entry}])[0]
+
+
+def test_segments_are_found_in_their_recording(tmp_path: Path) -> None:
+    tar = shard(tmp_path, 0, ['call.wav', 'call_b.wav', 'own-sub1.wav'])
+    lines = [audio_line('call-sub2.wav', offset=0.2), audio_line('own-sub1.wav'), audio_line('none-sub1.wav')]
+    spec = tarred(manifest_filepath=str(write_jsonl(tmp_path / 'm.json', lines)), tarred_audio_filepaths=str(tar))
+    whole = read_audio(Audio(str(tmp_path / 'plain' / 'call.wav'), 0.25, 0.2))
+    assert np.array_equal(heard(spec, lines[0]), whole)
+    assert len(heard(spec, lines[1])) == 4000
+    with pytest.raises(VtbDataError) as caught:
+        heard(spec, lines[2])
+    assert caught.value.reason == 'audio_not_in_tar'
+
+
+def test_one_manifest_names_its_archives_by_shard_id(tmp_path: Path) -> None:
+    tars = [shard(tmp_path, number, ['a.wav']) for number in (3, 1)]
+    lines = [audio_line('a.wav', shard_id=n, duration=None) for n in (1, 3)]
+    manifest = write_jsonl(tmp_path / 'tarred_audio_manifest.json', lines)
+    spec = tarred(manifest_filepath=str(manifest), tarred_audio_filepaths=[str(t) for t in tars])
+    assert [len(heard(spec, line)) for line in lines] == [8800, 10400]
+    for number in (2, None, '1', True):
+        with pytest.raises(VtbDataError) as caught:
+            spec.read(audio_line('a.wav', shard_id=number), 0, 'here')
+        assert caught.value.reason == 'audio_not_in_tar'
+
+
+def test_manifests_and_archives_are_paired_by_their_numbers(tmp_path: Path) -> None:
+    for number in range(3):
+        shard(tmp_path, number, ['a.wav'])
+        write_jsonl(tmp_path / f'manifest_{number}.json', [audio_line('a.wav', duration=None)])
+    files = [str(tmp_path / f'manifest_{n}.json') for n in (2, 0, 1)]
+    spec = tarred(manifest_filepath=files, tarred_audio_filepaths=str(tmp_path / 'audio__OP_0..2_CL_.tar'))
+    assert [len(heard(spec, audio_line('a.wav', duration=None), file)) for file in range(3)] == [9600, 8000, 8800]
+    with pytest.raises(VtbConfigError, match='other numbers'):
+        tarred(manifest_filepath=files[:2], tarred_audio_filepaths=[str(tmp_path / f'audio_{n}.tar') for n in (0, 1)])
+
+
+@pytest.mark.parametrize(
+    ('suffix', 'mode'),
+    [('.tar.gz', 'w:gz'), ('.tgz', 'w:gz'), ('.tar', 'w:gz'), ('.tar.bz2', 'w:bz2'), ('.tar.xz', 'w:xz')],
+)
+def test_a_compressed_archive_is_unpacked_once(tmp_path: Path, suffix: str, mode: str) -> None:
+    tar = shard(tmp_path, 0, ['a.wav'], suffix, mode)
+    manifest = write_jsonl(tmp_path / 'm.json', [audio_line('a.wav')])
+    spec = tarred(manifest_filepath=str(manifest), tarred_audio_filepaths=str(tar))
+    assert len(heard(spec, audio_line('a.wav'))) == 4000
+    tar.write_bytes(tar.read_bytes()[:-40])
+    with pytest.raises(VtbDataError, match='cut off or damaged'):
+        tarred(manifest_filepath=str(manifest), tarred_audio_filepaths=str(tar))
+
+
+def test_json_lines_are_known_by_their_content(tmp_path: Path) -> None:
+    lines = [audio_line('a.wav'), audio_line('b.wav')]
+    spec = parse_input_cfg([{'type': 'nemo', 'manifest_filepath': str(write_jsonl(tmp_path / 'm.json', lines))}])[0]
+    assert spec.name == 'm'
+    for number, content in enumerate((
+        json.dumps(lines), json.dumps(lines, indent=1), json.dumps(lines[0], indent=1), 'PAR1' + 'x' * 600,
+    )):  # fmt: skip
+        (tmp_path / f'{number}.json').write_text(content)
+        with pytest.raises(VtbConfigError) as caught:
+            parse_input_cfg([{'type': 'nemo', 'manifest_filepath': str(tmp_path / f'{number}.json')}])
+        assert caught.value.field == 'data.train_ds.input_cfg[0].manifest_filepath'
+    (tmp_path / 'x.json').write_bytes(shard(tmp_path, 0, ['a.wav']).read_bytes())
+    with pytest.raises(VtbConfigError, match='an archive'):
+        parse_input_cfg([{'type': 'nemo', 'manifest_filepath': str(tmp_path / 'x.json')}])
+
+
+def test_nested_lists_are_those_of_nemo(tmp_path: Path) -> None:
+    files = [str(write_jsonl(tmp_path / f'{name}.json', [audio_line('a.wav')])) for name in 'abc']
+    plain = parse_input_cfg([{'type': 'nemo', 'manifest_filepath': [[file] for file in files]}])
+    assert [(s.files, s.weight) for s in plain] == [(tuple(files), 1.0)]
+    weighted = {'type': 'nemo', 'manifest_filepath': [[file, w] for file, w in zip(files, (1, 2, 5), strict=True)]}
+    found = parse_input_cfg([weighted | {'weight': 2.0}])
+    assert [(s.files, s.weight) for s in found] == [((file,), w / 4) for file, w in zip(files, (1, 2, 5), strict=True)]
+    assert [s.name for s in found] == ['a', 'b', 'c']
+
+
+@pytest.mark.parametrize('value', [
+    [['a.json', 1.0], 'b.json'], [['a.json', 'b.json']], [['a.json', 1.0, 2.0]], [[]], [['a.json', -1.0]],
+    [[1.0, 'a.json']], [['a.json', True]], [{'a.json': 1.0}],
+])  # fmt: skip
+def test_another_shape_of_list_is_refused(tmp_path: Path, value: list) -> None:
+    with pytest.raises(VtbConfigError) as caught:
+        parse_input_cfg([{'type': 'nemo', 'manifest_filepath': value}])
+    assert caught.value.field == 'data.train_ds.input_cfg[0].manifest_filepath'
+
+
+@pytest.mark.parametrize('path', ['pipe:cat a.tar', 's3://bucket/a.tar', 'cat a.tar |'])
+@pytest.mark.parametrize('key', ['manifest_filepath', 'tarred_audio_filepaths'])
+def test_a_command_or_an_address_is_refused_by_name(tmp_path: Path, key: str, path: str) -> None:
+    entry = {'manifest_filepath': str(write_jsonl(tmp_path / 'm.json', [audio_line('a.wav')])), key: path}
+    with pytest.raises(VtbConfigError) as caught:
+        tarred(**entry)
+    assert caught.value.field == f'data.train_ds.input_cfg[0].{key}'
+
+
+def test_a_missing_archive_is_named(tmp_path: Path) -> None:
+    manifest = str(write_jsonl(tmp_path / 'm.json', [audio_line('a.wav')]))
+    with pytest.raises(VtbDataError) as caught:
+        tarred(manifest_filepath=manifest, tarred_audio_filepaths=str(tmp_path / 'audio_0.tar'))
+    assert caught.value.field == 'data.train_ds.input_cfg[0].tarred_audio_filepaths'
