@@ -28,6 +28,7 @@ from nemo_vtb.registry import ASSET_PROVIDERS, register
 if TYPE_CHECKING:
     from nemo_vtb.assets.resolve import resolve_assets as resolve_assets
     from nemo_vtb.config.check import check_config as check_config
+    from nemo_vtb.config.schema import AlignConfig as AlignConfig
     from nemo_vtb.config.schema import EvalConfig as EvalConfig
     from nemo_vtb.config.schema import ExportConfig as ExportConfig
     from nemo_vtb.config.schema import GenerateConfig as GenerateConfig
@@ -53,11 +54,13 @@ if TYPE_CHECKING:
     from nemo_vtb.model.blender import VoiceTextBlender as VoiceTextBlender
     from nemo_vtb.model.pretrained import restore as restore
     from nemo_vtb.scripts import quiet_logs as quiet_logs
+    from nemo_vtb.scripts import run_alignment as run_alignment
     from nemo_vtb.scripts import run_evaluation as run_evaluation
     from nemo_vtb.scripts import run_export as run_export
     from nemo_vtb.scripts import run_generation as run_generation
     from nemo_vtb.scripts import run_training as run_training
     from nemo_vtb.scripts import start_script as start_script
+    from nemo_vtb.training.align import align_adapter as align_adapter
     from nemo_vtb.training.history import History as History
     from nemo_vtb.training.progress_bar import ProgressLine as ProgressLine
     from nemo_vtb.training.run import build_model as build_model
@@ -66,6 +69,7 @@ if TYPE_CHECKING:
 
 _LAZY = {
     'KINDS': 'nemo_vtb.constants:KINDS',
+    'AlignConfig': 'nemo_vtb.config.schema:AlignConfig',
     'Audio': 'nemo_vtb.data.conversation:Audio',
     'ChatRenderer': 'nemo_vtb.data.template:ChatRenderer',
     'Conversation': 'nemo_vtb.data.conversation:Conversation',
@@ -80,6 +84,7 @@ _LAZY = {
     'VoiceTextBlender': 'nemo_vtb.model.blender:VoiceTextBlender',
     'VtbDataModule': 'nemo_vtb.data.datamodule:VtbDataModule',
     'VtbError': 'nemo_vtb.errors:VtbError',
+    'align_adapter': 'nemo_vtb.training.align:align_adapter',
     'build_model': 'nemo_vtb.training.run:build_model',
     'build_trainer': 'nemo_vtb.training.run:build_trainer',
     'check_config': 'nemo_vtb.config.check:check_config',
@@ -97,6 +102,7 @@ _LAZY = {
     'report_errors': 'nemo_vtb.errors:report_errors',
     'resolve_assets': 'nemo_vtb.assets.resolve:resolve_assets',
     'restore': 'nemo_vtb.model.pretrained:restore',
+    'run_alignment': 'nemo_vtb.scripts:run_alignment',
     'run_evaluation': 'nemo_vtb.scripts:run_evaluation',
     'run_export': 'nemo_vtb.scripts:run_export',
     'run_generation': 'nemo_vtb.scripts:run_generation',

@@ -104,6 +104,7 @@ def _module(command: str) -> ModuleType:
 
 # imported when it is called: `vtb --help` must not wait for torch
 _COMMANDS: dict[str, str] = {
+    'align': 'nemo_vtb.commands.align',
     'assets': 'nemo_vtb.commands.assets',
     'data': 'nemo_vtb.commands.data',
     'doctor': 'nemo_vtb.commands.doctor',

@@ -13,7 +13,7 @@
 # limitations under the License.
 """What every script does first (stay offline, leave the terminal to its own lines), and what it does then.
 
-`examples/*.py` and `vtb train|eval|generate|export` call the same functions.
+`examples/*.py` and `vtb align|train|eval|generate|export` call the same functions.
 """
 
 import logging
@@ -56,6 +56,7 @@ def start_script(config: type | None = None) -> None:
         sys.stdout.write(help_text(config) + '\n\n')
     os.environ.setdefault('HF_HUB_OFFLINE', '1')
     os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
+    keep_compiled_code_apart()
     # idle threads that spin steal the core that loader processes and neighbours need
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
     # Hydra refuses a key that no file has without naming the nearest one; with ++ it reaches our own check, which does
@@ -67,6 +68,16 @@ def start_script(config: type | None = None) -> None:
         logging.getLogger('nv_one_logger').setLevel(logging.ERROR)
         # NeMo imports megatron-core where it is installed, which then misses kernels that are not used here
         warnings.filterwarnings('ignore', message='Transformer Engine and Apex are not installed')
+
+
+def keep_compiled_code_apart() -> None:
+    """Compiled functions of one instruction set are kept from another: torch's cache takes them for the same.
+
+    Code that torch.compile made with AVX-512 gives NaN in a process with ATEN_CPU_CAPABILITY=avx2 (torch 2.13).
+    """
+    if capability := os.environ.get('ATEN_CPU_CAPABILITY'):
+        folder = Path(tempfile.gettempdir()) / f'torchinductor_{os.getuid()}_{capability}'
+        os.environ.setdefault('TORCHINDUCTOR_CACHE_DIR', str(folder))
 
 
 def quiet_logs() -> None:
@@ -84,7 +95,24 @@ def quiet_logs() -> None:
     warnings.filterwarnings('ignore', module=r'(lightning|torch|transformers|nemo|pydub|hydra)\b')
 
 
-# ---- what `examples/*.py` and `vtb train|eval|generate|export` do
+# ---- what `examples/*.py` and `vtb align|train|eval|generate|export` do
+
+
+def run_alignment(cfg: 'DictConfig') -> None:
+    """Read and encode the recordings, align, write the adapter: `conf/speechllm_align_adapter.yaml`.
+
+    Raises:
+        VtbError: Of the configuration, the data or the models.
+    """
+    vtb.check_config(cfg, vtb.AlignConfig)
+    cfg = vtb.resolve_assets(cfg)
+    from rich.console import Console
+
+    quiet_logs()
+    console, folder = Console(), Path('runs') / cfg.name
+    path = vtb.align_adapter(cfg, folder, cfg.output or folder / f'{cfg.name}.safetensors', console)
+    words = f'model.perception.adapter_init=aligned model.perception.init_adapter={path}'
+    console.print(f'Next: {_vtb()} train {words}', highlight=False, markup=False, soft_wrap=True)
 
 
 def run_training(cfg: 'DictConfig') -> None:

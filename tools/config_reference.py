@@ -24,12 +24,12 @@ from dataclasses import is_dataclass
 from pathlib import Path
 
 from nemo_vtb.config.keys import describe, keys_of, plain_value, section_of, yaml_text
-from nemo_vtb.config.schema import CONFIGS, TrainConfig
+from nemo_vtb.config.schema import CONFIGS, AlignConfig, TrainConfig
 from nemo_vtb.factory import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / 'docs' / 'config.md'
-FILES = {f'eval/{name}': cls for name, cls in CONFIGS.items() if cls is not TrainConfig} | {
+FILES = {f'eval/{name}': cls for name, cls in CONFIGS.items() if cls not in (TrainConfig, AlignConfig)} | {
     'factory/asr_ast': settings.AsrAst,
     'factory/demo': settings.Demo,
     'factory/mixed_modal': settings.MixedModal,

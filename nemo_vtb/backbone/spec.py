@@ -43,6 +43,7 @@ class BackboneSpec:
         hidden_size: H.
         embedding_std: Standard deviation of the embedding, to which the adapter's output is matched.
         num_layers: Decoder layers.
+        embedding_scale: What the embedding itself multiplies its rows by.
         lora: Fields of PEFT's `LoraConfig`; None for no LoRA.
         first_lora: What LoRA starts from, whole, under PEFT's names and in PEFT's order.
         trained: Names (as in the state dict) of LLM weights that the configuration trains; none with LoRA alone.
@@ -55,6 +56,7 @@ class BackboneSpec:
     hidden_size: int
     embedding_std: float
     num_layers: int
+    embedding_scale: float = 1.0
     lora: Mapping[str, Any] | None = None
     first_lora: dict[str, Tensor] = field(default_factory=dict)
     trained: tuple[str, ...] = ()
@@ -98,7 +100,7 @@ class BackboneSpec:
                 shape = with_lora(shape, lora) if lora else shape
             first = lora_like_peft(_lora_shapes(shape))
         # Gemma 3 has the scale in its embedding
-        scale = getattr(shape.get_input_embeddings(), 'scalar_embed_scale', 1.0)
+        scale = float(getattr(shape.get_input_embeddings(), 'scalar_embed_scale', 1.0))
         rows = table[:_EMBEDDING_ROWS].float()
         freeze, keep = list(freeze), list(keep)
         names = (_state_name(name) for name, _ in shape.named_parameters() if '.lora_' not in name)
@@ -108,6 +110,7 @@ class BackboneSpec:
             config.hidden_size,
             float((rows * scale if scale != 1.0 else rows).std()),
             config.num_hidden_layers,
+            embedding_scale=scale,
             lora=lora,
             first_lora=first,
             trained=tuple(n for n in names if _matches(keep, n) or not _matches(freeze, n)),
@@ -115,6 +118,21 @@ class BackboneSpec:
             trust_remote_code=trust_remote_code,
             llm=llm,
         )
+
+    def embeddings(self, ids: Tensor) -> Tensor:
+        """Embeddings of tokens as the LLM's first layer gets them.
+
+        Args:
+            ids: (n,) int64.
+
+        Returns:
+            (n, H) float32.
+
+        Raises:
+            IndexError: The LLM has no such token.
+        """
+        table = _embedding(self.source) if self.llm is None else self.llm.get_input_embeddings().weight.detach()
+        return table[ids].float() * self.embedding_scale
 
     def require_weights(self, who: str) -> None:
         """Raise VtbConfigError unless the weights of the LLM can be read from its folder; `who` needs them."""

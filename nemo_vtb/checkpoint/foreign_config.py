@@ -45,6 +45,7 @@ PERCEPTION: Mapping[str, tuple[str, ...]] = {
         f'{_ADAPTERS}IdentityConnector',
         f'{_ADAPTERS}QformerConnector',
         f'{_ADAPTERS}MultiLayerProjectionConnector',
+        'nemo_vtb.model.aligned_adapter.AlignedAdapter',
         'nemo_vtb.model.perception.StackedMLPAdapter',
     ),
     'spec_augment': (f'{_ASR}SpectrogramAugmentation', f'{_ASR}audio_preprocessing.SpectrogramAugmentation'),

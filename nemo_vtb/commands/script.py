@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""`vtb train|eval|generate|export`: the scripts of `examples/` as commands, from the YAML files of the package."""
+"""`vtb align|train|eval|generate|export`: the scripts of `examples/` as commands, from the YAML files of the package."""
 
 import os
 import sys
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 # command -> YAML file in conf/, function of nemo_vtb.scripts, what it does
 _SCRIPTS = {
+    'align': ('speechllm_align_adapter', 'run_alignment', 'Teach an adapter to hear before joint training.'),
     'train': ('speechllm_joint_sft', 'run_training', 'Joint speech-text SFT in one stage.'),
     'eval': ('eval/speechllm_eval', 'run_evaluation', 'Evaluate a model and its base LLM on held-out conversations.'),
     'generate': ('eval/speechllm_generate', 'run_generation', 'Answers of a model about recordings.'),
@@ -55,7 +56,7 @@ def run_script(command: str, argv: Sequence[str] | None) -> int:
     if '--help' in words or '-h' in words:
         sys.stdout.write(usage(command, cls, description))
         sys.exit(0)
-    overrides = _absolute(words if command == 'train' else overrides_of(words, cls))
+    overrides = _absolute(words if command in ('align', 'train') else overrides_of(words, cls))
     own = Path('conf') / f'{file}.yaml'
     if own.is_file():
         sys.stderr.write(f'configuration: {own}\n')

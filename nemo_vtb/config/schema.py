@@ -252,9 +252,13 @@ class PerceptionKeys:
     _target_: str | None = key(NO_DEFAULT, 'As `target`')
     output_dim: int | None = key(None, "Width of the projection's output; null: the LLM's", unit='features', low=1)
     adapter_init: str | None = key(
-        'match_embeddings', "First weights of the projection: at the scale of the LLM's embeddings, or torch's own",
-        choices=('default', 'match_embeddings'),
+        'match_embeddings',
+        "First weights: projection at the scale of the LLM's embeddings, or torch's own; aligned: adapter from a file",
+        choices=('default', 'match_embeddings', 'aligned'),
     )  # fmt: skip
+    init_adapter: str | None = key(
+        None, 'adapter_init aligned: the file that examples/speechllm_align_adapter.py wrote; it brings its adapter'
+    )
     preprocessor: ClassKeys = key(ClassKeys, 'Spectrogram; null: as the encoder was trained', more='preprocessor')
     encoder: ClassKeys = key(ClassKeys, "Changes to the encoder's arguments", more='encoder')
     modality_adapter: ClassKeys = key(ClassKeys, 'The adapter', more='encoder')
@@ -375,6 +379,44 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AlignKeys:
+    """The aligned adapter and its training, see docs/hearing.md."""
+
+    subsampling_factor: int = key(4, 'Encoder frames per frame that is scored', unit='ratio', low=1)
+    hidden: int = key(512, 'Width inside the adapter', unit='features', low=1)
+    num_blocks: int = key(3, 'Residual blocks', unit='blocks', low=0)
+    kernel_size: int = key(7, 'Frames that a convolution sees, odd', unit='frames', low=1)
+    expansion: int = key(3, 'Inner width of a feed-forward layer over `hidden`', unit='ratio', low=1)
+    dropout: float = key(0.1, 'Dropout in the adapter', unit='share', low=0.0, high=0.9)
+    blank_threshold: float = key(
+        0.97, 'Frames whose blank is at least as probable are dropped; 1: all are kept', unit='share', low=0.5, high=1
+    )
+    passes: int = key(3, 'How often each recording is heard', unit='passes', low=1)
+    batch_frames: int = key(1400, 'Frames of a batch, padding included', unit='frames', low=1)
+    lr: float = key(1.5e-3, 'Highest learning rate', unit='1/step', low=0.0)
+    weight_decay: float = key(0.01, 'Decoupled weight decay', unit='1/step, times lr', low=0.0)
+    time_mask: float = key(
+        0.7, 'Stretches of up to 0.24 s that are masked, about one a second', unit='share', low=0.0, high=1
+    )
+    noise: float = key(
+        0.35, 'Most noise on the frames, relative to their spread; half of the clips have some', low=0.0
+    )
+    check_every: int = key(200, 'Between two checkpoints and measurements', unit='steps', low=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignConfig:
+    """`conf/speechllm_align_adapter.yaml` with one file of the groups `model` and `data`."""
+
+    name: str | None = key(NO_DEFAULT, 'Name of the run, and of its folder under runs/')
+    seed: int | None = key(NO_DEFAULT, 'Seed of weights and of the order of the data', low=0)
+    output: str | None = key(None, "The adapter's file; null: NAME.safetensors in the run's folder", unit='path')
+    model: ModelConfig = key(ModelConfig, 'The LLM and the encoder; nothing else of it is read')
+    data: DataSettings = key(DataSettings, 'Recordings with transcripts; shares and packing are not read')
+    align: AlignKeys = key(AlignKeys, 'The adapter and its training')
+
+
+@dataclass(frozen=True, kw_only=True)
 class JudgeKeys:
     """A language model that judges answers."""
 
@@ -486,6 +528,7 @@ class ExportConfig:
 
 CONFIGS = {
     'speechllm_joint_sft': TrainConfig,
+    'speechllm_align_adapter': AlignConfig,
     'speechllm_eval': EvalConfig,
     'speechllm_generate': GenerateConfig,
     'speechllm_export': ExportConfig,

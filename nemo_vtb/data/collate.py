@@ -102,6 +102,42 @@ class PackedRow:
         """The row in pinned memory; torch's `DataLoader` calls this."""
         return self._map(torch.Tensor.pin_memory)
 
+    def with_frames(self, frame_lens: torch.Tensor) -> 'PackedRow':
+        """The row after a compressing adapter made fewer frames of its clips than were counted.
+
+        Args:
+            frame_lens: (A,) int64, frames that each clip has become, at least 1 and at most `self.frame_lens`.
+
+        Returns:
+            This very row where nothing is to be removed, else one without the surplus positions. They are removed at
+            the beginning of each clip: what its last position predicts stays.
+        """
+        surplus = self.frame_lens - frame_lens.to(self.frame_lens)  # (A,)
+        if not surplus.numel() or not bool(surplus.any()):
+            return self
+        begins = self.frame_lens.cumsum(0) - self.frame_lens
+        place = torch.arange(len(self.audio_positions), device=begins.device)  # (F,) number of the frame in its clip
+        place = place - begins.repeat_interleave(self.frame_lens)
+        dropped = place < surplus.repeat_interleave(self.frame_lens)
+        keep = torch.ones(self.num_tokens, dtype=torch.bool, device=begins.device)
+        keep[self.audio_positions[dropped]] = False
+        number = torch.cat([keep.new_zeros(1), keep]).long().cumsum(0)  # (T+1,) kept positions before each
+        borders = number[self.cu_seqlens.long()]
+        lengths = borders.diff()
+        index = keep.nonzero().squeeze(-1)
+        return replace(
+            self,
+            input_ids=self.input_ids[index],
+            labels=self.labels[index],
+            label_kinds=self.label_kinds[index],
+            position_ids=torch.arange(len(index), device=index.device) - borders[:-1].repeat_interleave(lengths),
+            cu_seqlens=borders.to(self.cu_seqlens),
+            audio_positions=number[self.audio_positions[~dropped]],
+            frame_lens=frame_lens.to(self.frame_lens),
+            max_seqlen=int(lengths.max()),
+            num_tokens=len(index),
+        )
+
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> 'PackedRow':
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         return replace(self, **{n: change(v) for n, v in values.items() if isinstance(v, torch.Tensor)})

@@ -123,7 +123,11 @@ class VoiceTextBlender(SALM, ModelPT):
         # where SALM has them, so that state dict and optimizer keep their order; `configure_model` fills them
         self.llm, self.embed_tokens = torch.nn.Module(), torch.nn.Module()
         self.perception = setup_perception(
-            self.cfg, self.spec.hidden_size, self.spec.embedding_std, pretrained=pretrained
+            self.cfg,
+            self.spec.hidden_size,
+            self.spec.embedding_std,
+            pretrained=pretrained,
+            embeddings=self.spec.embeddings,
         )
         self.frames = frame_counter(self.cfg.perception, chunk_s=self.cfg.get('encoder_chunk_size_seconds'))
         self._is_restored = restored is not None
@@ -208,22 +212,29 @@ class VoiceTextBlender(SALM, ModelPT):
 
     # ---- forward
 
-    def hidden_states(self, batch: PackedRow) -> Tensor:
-        """Run one packed row through perception, splice and LLM; returns (T, H)."""
-        embeds = self.backbone.embed(batch.input_ids)  # (T, H)
-        if batch.audios.shape[0]:
-            embeds = splice(embeds, self._frames_of(batch), batch.audio_positions)
-        elif self.training and not is_frozen(self.perception):
-            # every rank must take part in the reduction of the perception's gradients (NeMo 3.0 fails here)
-            embeds = embeds + silent_forward(self.perception)
-        return self.backbone.forward(embeds, batch.position_ids, batch.cu_seqlens, batch.max_seqlen)
+    def hidden_states(self, batch: PackedRow) -> tuple[PackedRow, Tensor]:
+        """Run one packed row through perception, splice and LLM.
 
-    def _frames_of(self, batch: PackedRow) -> Tensor:
+        Returns:
+            The row as the LLM got it, which is shorter where the adapter compresses, and (T, H) for its positions.
+        """
+        if batch.audios.shape[0]:
+            frames, frame_lens = self._frames_of(batch)
+            batch = batch.with_frames(frame_lens)
+            embeds = splice(self.backbone.embed(batch.input_ids), frames, batch.audio_positions)  # (T, H)
+        else:
+            embeds = self.backbone.embed(batch.input_ids)
+            if self.training and not is_frozen(self.perception):
+                # every rank must take part in the reduction of the perception's gradients (NeMo 3.0 fails here)
+                embeds = embeds + silent_forward(self.perception)
+        return batch, self.backbone.forward(embeds, batch.position_ids, batch.cu_seqlens, batch.max_seqlen)
+
+    def _frames_of(self, batch: PackedRow) -> tuple[Tensor, Tensor]:
         chunk_s = self.cfg.get('encoder_chunk_size_seconds')
         clips = (self.perception, batch.audios, batch.audio_lens)
         if (group := self.backbone.clip_group) is not None:
             return encode_shared(*clips, batch.frame_lens, group, chunk_s=chunk_s)
-        return encode(*clips, chunk_s=chunk_s)[0]  # (F, H)
+        return encode(*clips, chunk_s=chunk_s)  # (F, H), (A,)
 
     def on_train_batch_start(self, batch: PackedRow, batch_idx: int) -> None:
         """Remember the running statistics at the beginning of a global batch, see `on_save_checkpoint`."""
@@ -249,7 +260,7 @@ class VoiceTextBlender(SALM, ModelPT):
             with torch.no_grad():
                 self.backbone.idle_pass(self.device)
         if filled:
-            hidden = self.hidden_states(batch)  # (T, H)
+            batch, hidden = self.hidden_states(batch)  # (T, H)
         else:  # every conversation of the row was broken: this rank must take part in the reduction all the same
             hidden = self._no_hidden_states()
         nll = row_nll(
@@ -312,7 +323,8 @@ class VoiceTextBlender(SALM, ModelPT):
 
     def validation_step(self, batch: PackedRow, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """One packed row of the validation set named by `batch.dataset`; returns what it is made of, per kind."""
-        nll = self._validation.add(self.backbone, self.hidden_states(batch), batch)  # (N,)
+        batch, hidden = self.hidden_states(batch)
+        nll = self._validation.add(self.backbone, hidden, batch)  # (N,)
         sums, counts = kind_sums(nll, batch.labels, batch.label_kinds, len(KINDS))
         return {'kind_sums': sums, 'kind_counts': counts}
 

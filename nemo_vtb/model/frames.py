@@ -336,3 +336,7 @@ register_stages('nemo_vtb.model.whisper.WhisperEncoder', lambda cfg: [Stage(_Cei
 register_stages(
     'nemo_vtb.model.perception.StackedMLPAdapter', lambda cfg: [Stage(_Ceil(cfg.get('subsampling_factor', 4)))]
 )
+# the bound: how many frames are merged or dropped is known only when the clip was heard
+register_stages(
+    'nemo_vtb.model.aligned_adapter.AlignedAdapter', lambda cfg: [Stage(_Ceil(cfg.get('subsampling_factor', 4)))]
+)

@@ -18,6 +18,7 @@ Letters: T row length, N targets of a row, C conversations of a row, H width, V 
 
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -182,11 +183,8 @@ def conversation_nll(model: 'VoiceTextBlender', row: PackedRow, *, use_lora: boo
 
 
 def _nll_of(model: 'VoiceTextBlender', row: PackedRow, use_lora: bool) -> Tensor:
-    if use_lora:
-        hidden = model.hidden_states(row)
-    else:
-        with model.backbone.without_lora():
-            hidden = model.hidden_states(row)
+    with nullcontext() if use_lora else model.backbone.without_lora():
+        row, hidden = model.hidden_states(row)
     return row_nll(hidden, row.labels, model.backbone.nll, chunk=model.cfg.get('loss_chunk', ModelConfig.loss_chunk))
 
 

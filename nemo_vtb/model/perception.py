@@ -17,7 +17,7 @@ Letters: A clips, S samples, F frames of all clips together, T frames of one cli
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,10 +38,11 @@ from nemo_vtb.checkpoint.nemo_file import SafeConnector
 from nemo_vtb.config.schema import PerceptionKeys
 from nemo_vtb.constants import SAMPLE_RATE
 from nemo_vtb.errors import VtbConfigError, VtbModelError
+from nemo_vtb.model.aligned_adapter import AlignedAdapterFile
 from nemo_vtb.model.frames import FrameCounter, frame_counter
 from nemo_vtb.model.whisper import is_whisper_folder, load_whisper_encoder, whisper_sections
 
-ADAPTER_INITS = ('match_embeddings', 'default')
+ADAPTER_INITS = ('match_embeddings', 'default', 'aligned')
 # clips that differ by less than this may share a batch whatever their ratio: a second of padding is cheap
 SIMILAR_SAMPLES = SAMPLE_RATE
 
@@ -55,6 +56,7 @@ def setup_perception(
     embedding_std: float,
     *,
     pretrained: bool,
+    embeddings: Callable[[Tensor], Tensor] | None = None,
 ) -> AudioPerceptionModule:
     """Builds NeMo's perception module from the model's configuration and completes that configuration in place.
 
@@ -67,6 +69,7 @@ def setup_perception(
         hidden_size: Width H of the LLM.
         embedding_std: Standard deviation of the LLM's embedding table, the scale that speech frames start at.
         pretrained: Load weights. When False, sections already complete are used without touching `pretrained_asr`.
+        embeddings: Token ids (n,) -> their embeddings (n, H), for `adapter_init: aligned`.
 
     Returns:
         The module in training mode.
@@ -74,6 +77,7 @@ def setup_perception(
     Raises:
         VtbConfigError: `pretrained_asr` is missing though weights are wanted, or `adapter_init` is unknown.
         VtbModelError: The checkpoint is missing, corrupt or does not fit; encoder and adapter widths differ.
+        VtbCheckpointError: `init_adapter` was aligned with another LLM or encoder.
     """
     init = model_cfg.perception.get('adapter_init', PerceptionKeys.adapter_init)
     if init not in ADAPTER_INITS:
@@ -84,13 +88,44 @@ def setup_perception(
             allowed=ADAPTER_INITS,
         )
     weights = _resolve_sections(model_cfg, pretrained)
+    aligned = None
+    if init == 'aligned' and weights is not None:
+        aligned = AlignedAdapterFile.read(model_cfg.perception.get('init_adapter'))
+        with open_dict(model_cfg.perception):
+            model_cfg.perception.modality_adapter = dict(aligned.section)
     _complete(model_cfg.perception, hidden_size)
     perception = _build(model_cfg.perception)
     if weights is not None:
         _load_encoder(perception, weights, str(model_cfg.pretrained_asr))
+    if aligned is not None:
+        assert embeddings is not None
+        aligned.load_into(perception, embeddings)
     if init == 'match_embeddings':
         _match_embeddings(perception, embedding_std)
     return perception.train()
+
+
+def build_encoder(model_cfg: DictConfig) -> AudioPerceptionModule:
+    """NeMo's perception module without an adapter: `encode` then returns the frames of the pretrained encoder.
+
+    Raises:
+        VtbModelError: The encoder is missing or corrupt.
+    """
+    cfg = OmegaConf.create({'perception': {}, 'pretrained_asr': model_cfg.get('pretrained_asr')})
+    if (given := (model_cfg.get('perception') or {}).get('encoder')) is not None:
+        cfg.perception.encoder = given
+    weights = _resolve_sections(cfg, pretrained=True)
+    assert weights is not None
+    with open_dict(cfg.perception):
+        cfg.perception.modality_adapter = {
+            '_target_': 'nemo.collections.speechlm2.modules.perception.IdentityConnector'
+        }
+        cfg.perception.output_dim = _width(cfg.perception.encoder)
+        if str(cfg.perception.encoder._target_).endswith('.ConformerEncoder'):
+            cfg.perception.encoder.sync_max_audio_length = False
+    perception = _build(cfg.perception)
+    _load_encoder(perception, weights, str(cfg.pretrained_asr))
+    return perception.eval().requires_grad_(False)
 
 
 def _resolve_sections(model_cfg: DictConfig, pretrained: bool) -> dict[str, Tensor] | None:
@@ -288,7 +323,8 @@ def encode(
         chunk_s: NeMo's `encoder_chunk_size_seconds`: longer clips are encoded in pieces. None: whole.
 
     Returns:
-        (F, H) frames of all clips in order, and (A,) int64 frames of each.
+        (F, H) frames of all clips in order, and (A,) int64 frames of each: as counted, or fewer where the adapter
+        `compresses`.
 
     Raises:
         VtbModelError: The module makes another number of frames than `frame_counter` says.
@@ -298,16 +334,17 @@ def encode(
     pieces = [(clip, *span) for clip, length in enumerate(lengths) for span in counter.spans(length)]
     sizes = [end - begin for _, begin, end in pieces]
     counts = [counter.count(size) for size in sizes]
-    encoded: dict[int, Tensor] = {}
-    made: list[Tensor] = []
+    passes: list[tuple[Tensor, Tensor]] = []
     groups = list(_groups(sizes, counter, max_group_s))
     for group in groups:
         signal = pad_sequence([audios[clip, begin:end] for clip, begin, end in (pieces[i] for i in group)], True)
         signal_lens = torch.tensor([sizes[index] for index in group], device=audios.device)
-        frames, lens = perception(input_signal=signal, input_signal_length=signal_lens)
-        made.append(lens.clamp(max=frames.shape[1]))
-        encoded.update({index: frames[row, : counts[index]] for row, index in enumerate(group)})
-    _check_counts(made, [counts[index] for group in groups for index in group], perception)
+        passes.append(perception(input_signal=signal, input_signal_length=signal_lens))
+    order = [index for group in groups for index in group]
+    made = _checked_counts(passes, [counts[index] for index in order], perception)
+    counts = [count for _, count in sorted(zip(order, made, strict=True))]
+    rows = (row for frames, _ in passes for row in frames)
+    encoded = {index: row[: counts[index]] for index, row in zip(order, rows, strict=True)}
     clip_counts = [0] * len(lengths)
     for (clip, _, _), count in zip(pieces, counts, strict=True):
         clip_counts[clip] += count
@@ -317,10 +354,18 @@ def encode(
     return torch.cat([encoded[index] for index in range(len(pieces))]), frame_lens
 
 
-def _check_counts(made: list[Tensor], expected: list[int], perception: AudioPerceptionModule) -> None:
+def compresses(perception: AudioPerceptionModule) -> bool:
+    """Whether the adapter may make fewer frames of a clip than were counted for it, which is then a bound."""
+    return bool(getattr(perception.modality_adapter, 'compresses', False))
+
+
+def _checked_counts(
+    passes: Sequence[tuple[Tensor, Tensor]], expected: list[int], perception: AudioPerceptionModule
+) -> list[int]:
     # one wait for the device, after all passes were launched
-    got = torch.cat(made).tolist() if made else []
-    if got != expected:
+    got: list[int] = torch.cat([lens.clamp(max=frames.shape[1]) for frames, lens in passes]).tolist() if passes else []
+    fewer = compresses(perception) and all(1 <= g <= e for g, e in zip(got, expected, strict=True))
+    if got != expected and not fewer:
         raise VtbModelError(
             'The perception made another number of frames than was counted for the packed row.',
             field='perception',
@@ -328,6 +373,7 @@ def _check_counts(made: list[Tensor], expected: list[int], perception: AudioPerc
             allowed=expected,
             remedy=f'correct the stages of {perception.cfg.encoder.get("_target_")} in nemo_vtb.model.frames',
         )
+    return got
 
 
 def _groups(lengths: list[int], counter: FrameCounter, max_group_s: float | None) -> Iterator[list[int]]:
@@ -462,7 +508,7 @@ def encode_shared(
     group: dist.ProcessGroup,
     *,
     chunk_s: float | None = None,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """What `encode` returns, each rank of the group having encoded its part of the clips.
 
     The gradient of the frames must be the same on all ranks of the group, as it is in front of a tensor-parallel LLM.
@@ -472,26 +518,29 @@ def encode_shared(
         perception: As `setup_perception` builds it.
         audios: (A, S) float32 at 16 kHz, padded; the same on all ranks.
         audio_lens: (A,) samples.
-        frame_lens: (A,) frames that each clip will have.
+        frame_lens: (A,) frames that were counted for each clip.
         group: The ranks.
         chunk_s: NeMo's `encoder_chunk_size_seconds`.
 
     Returns:
-        (F, H) frames of all clips in order.
+        (F, H) frames of all clips in order, and (A,) int64 frames of each.
     """
-    counts = frame_lens.tolist()
     parts = share_clips(audio_lens.tolist(), dist.get_world_size(group))
     mine = parts[dist.get_rank(group)]
     chosen = torch.tensor(mine, dtype=torch.int64, device=audios.device)
     with _own_random(dist.get_rank(group)):
-        own, _ = encode(perception, audios[chosen], audio_lens[chosen], chunk_s=chunk_s)  # (F_own, H)
+        own, own_lens = encode(perception, audios[chosen], audio_lens[chosen], chunk_s=chunk_s)  # (F_own, H)
     if torch.is_grad_enabled() and not mine and any(p.requires_grad for p in perception.parameters()):
         own.requires_grad_()  # else this rank would leave out the collectives of the others' backward pass
     # under autocast a rank's type would depend on whether it had a clip
     own = own.to(next(perception.parameters()).dtype)
+    if compresses(perception):  # each rank knows its own clips only
+        frame_lens = torch.zeros_like(frame_lens).index_copy(0, chosen, own_lens)
+        dist.all_reduce(frame_lens, group=group)
+    counts = frame_lens.tolist()
     sizes = [sum(counts[clip] for clip in part) for part in parts]
     gathered: Tensor = _Gather.apply(own, sizes, group)  # (F, H), rank after rank
-    return gathered.index_select(0, _places(parts, counts).to(gathered.device))
+    return gathered.index_select(0, _places(parts, counts).to(gathered.device)), frame_lens
 
 
 def share_clips(lengths: Sequence[int], ranks: int) -> list[list[int]]:

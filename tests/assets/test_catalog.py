@@ -30,7 +30,7 @@ def test_package_is_pinned(package):
     assert package.client in CLIENTS
     assert HEX64.fullmatch(package.sha256)
     assert package.version and package.licence and package.size_mb > 0
-    assert '/' not in package.file and package.version in package.file
+    assert '/' not in package.file and package.version.replace(':', '%3a') in package.file
 
 
 @pytest.mark.parametrize('asset', ASSETS.values(), ids=ASSETS)

@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from nemo_vtb.assets.resolve import register_resolvers
 from nemo_vtb.config import check
 from nemo_vtb.config.check import check_budget, check_config, check_keys, check_missing, check_values, unused_keys
-from nemo_vtb.config.schema import SOURCE_TYPES, UNREAD_TYPES
+from nemo_vtb.config.schema import CONFIGS, SOURCE_TYPES, UNREAD_TYPES, TrainConfig
 from nemo_vtb.errors import VtbConfigError
 
 CONF = Path(__file__).resolve().parents[2] / 'conf'
@@ -244,7 +244,7 @@ def test_every_group_file_has_known_keys_and_allowed_values(path: Path) -> None:
 @pytest.mark.integration
 @pytest.mark.parametrize('path', MAINS, ids=lambda p: p.stem)
 def test_every_main_file_runs_as_it_is(path: Path) -> None:
-    check_config(composed(name=path.stem))
+    check_config(composed(name=path.stem), CONFIGS.get(path.stem, TrainConfig))
 
 
 @pytest.mark.integration

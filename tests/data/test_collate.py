@@ -13,6 +13,7 @@
 # limitations under the License.
 """A hand-written row, and the wrong sound by file stem."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -138,3 +139,15 @@ def test_a_broken_recording_is_an_error_here(tmp_path: Path, renderer: ChatRende
         Collator(renderer, count_frames)([conversation('x', tmp_path / 'none.wav')])
     with pytest.raises(VtbAudioError, match='shorter than one frame'):
         Collator(renderer, count_frames)([conversation('x', write_wav(tmp_path / 'a.wav', 0.005))])
+
+
+@pytest.mark.parametrize('made', [[3, 2], [1, 1], [2, 2], [3, 1]])
+def test_a_row_of_fewer_frames_is_the_row_packed_with_them(made: list[int]) -> None:
+    row = pack_row(by_hand(), 7)
+    one, two = by_hand()
+    expected = pack_row([PackItem(one.rendered, one.clips, made, one.id, one.kind, one.source), two], 7)
+    got = row.with_frames(torch.tensor(made))
+    for name in (each.name for each in fields(PackedRow)):
+        value, right = getattr(got, name), getattr(expected, name)
+        assert torch.equal(value, right) and value.dtype == right.dtype if torch.is_tensor(right) else value == right
+    assert (got is row) == (made == [3, 2])

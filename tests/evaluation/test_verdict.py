@@ -87,7 +87,7 @@ class _ByHeart(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, model: VoiceTextBlender, *args: object) -> None:
         if trainer.global_step % 20 == 0:
             with torch.no_grad(), evaluating(model):
-                nll = row_nll(model.hidden_states(self.row), self.row.labels, model.backbone.nll)
+                nll = row_nll(model.hidden_states(self.row)[1], self.row.labels, model.backbone.nll)
             trainer.should_stop = bool(nll.max() < -math.log(0.75))
 
 

@@ -162,7 +162,7 @@ def test_the_gradient_is_that_of_the_mean_over_all_targets(
 ) -> None:
     model = build(root).eval()
     (row,) = rows_of(model, [conversations])
-    logits = model.backbone.head(model.hidden_states(row))
+    logits = model.backbone.head(model.hidden_states(row)[1])
     cross_entropy(logits, row.labels, ignore_index=-100).backward()
     for name, gradient in gradients(model).items():
         torch.testing.assert_close(step_of_one_row[name], gradient, atol=1e-6, rtol=1e-4, msg=name)
@@ -326,7 +326,7 @@ def test_validation_metrics_are_means_over_tokens(root: Path, conversations: lis
     for row in rows:
         targets = row.labels[row.labels != -100]
         with torch.no_grad():
-            logits = model.backbone.head(model.hidden_states(row))[row.labels != -100]
+            logits = model.backbone.head(model.hidden_states(row)[1])[row.labels != -100]
         nll = cross_entropy(logits, targets, reduction='none')
         expected[row.dataset].append(torch.stack([nll, (logits.argmax(-1) == targets).float()]))
     metrics = trainer(limit_val_batches=3).validate(model, loader(rows), verbose=False)[0]

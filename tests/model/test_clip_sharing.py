@@ -23,6 +23,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from omegaconf import OmegaConf
 
+from nemo_vtb.model.aligned_adapter import ALIGNED_TARGET
+from nemo_vtb.model.frames import frame_counter
 from nemo_vtb.model.perception import encode, encode_shared, setup_perception, share_clips
 from nemo_vtb.testing import tiny_model_cfg
 
@@ -37,10 +39,17 @@ def test_clips_are_shared_by_length() -> None:
     assert share_clips([], 2) == [[], []]
 
 
-def perception_and_clips(folder: str) -> tuple[Any, torch.Tensor, torch.Tensor]:
+def perception_and_clips(folder: str, aligned: bool = False) -> tuple[Any, torch.Tensor, torch.Tensor]:
     torch.manual_seed(0)
     cfg = OmegaConf.create(tiny_model_cfg(folder, encoder='whisper'))
+    if aligned:
+        cfg.perception.modality_adapter = {
+            '_target_': ALIGNED_TARGET, 'feat_in': 32, 'output_dim': 64, 'num_pieces': 5, 'hidden': 16, 'dropout': 0.0
+        }  # fmt: skip
     perception = setup_perception(cfg, 64, 1.0, pretrained=True)
+    if aligned:
+        perception.modality_adapter.set_pieces(range(5), torch.randn(5, 64))
+        perception.modality_adapter.scale.data.mul_(4)  # so sure of itself that frames are dropped and merged
     return perception, torch.randn(len(LENGTHS), max(LENGTHS)), torch.tensor(LENGTHS)
 
 
@@ -51,7 +60,7 @@ def autocast(rank: int, folder: str) -> None:
     audios, lens = audios[:1], lens[:1]
     frame_lens = encode(perception, audios, lens)[1]
     with torch.autocast('cpu', torch.bfloat16):
-        frames = encode_shared(perception, audios, lens, frame_lens, dist.group.WORLD)
+        frames, _ = encode_shared(perception, audios, lens, frame_lens, dist.group.WORLD)
         expected = encode(perception, audios, lens)[0]
     torch.testing.assert_close(frames, expected.to(frames.dtype))
     frames.float().square().sum().backward()
@@ -65,14 +74,15 @@ def test_a_rank_without_a_clip_has_the_type_of_the_others() -> None:
         mp.start_processes(autocast, (folder,), nprocs=2, start_method='fork')
 
 
-def ranked(rank: int, folder: str, clips: int) -> None:
+def ranked(rank: int, folder: str, clips: int, aligned: bool) -> None:
     """One rank: its part of the gradients, to be summed, and all frames."""
     dist.init_process_group('gloo', rank=rank, world_size=2, init_method=f'file://{folder}/meet{clips}')
-    perception, audios, lens = perception_and_clips(folder)
+    perception, audios, lens = perception_and_clips(folder, aligned)
     audios, lens = audios[:clips], lens[:clips]
-    frame_lens = encode(perception, audios, lens)[1]
-    perception.zero_grad()
-    frames = encode_shared(perception, audios, lens, frame_lens, dist.group.WORLD)
+    counter = frame_counter(perception.cfg)
+    counted = torch.tensor([counter(length) for length in lens.tolist()])
+    frames, frame_lens = encode_shared(perception, audios, lens, counted, dist.group.WORLD)
+    assert aligned == bool((frame_lens < counted).any()) and bool((frame_lens <= counted).all())
     place = torch.rand(())  # the generators of both ranks stand at the same place
     (frames * torch.arange(frames.numel()).view_as(frames).sin()).sum().backward()
     grads = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in perception.named_parameters()}
@@ -83,11 +93,11 @@ def ranked(rank: int, folder: str, clips: int) -> None:
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize('clips', [1, 5])
-def test_frames_and_gradients_are_those_of_one_rank(clips: int) -> None:
+@pytest.mark.parametrize(('clips', 'aligned'), [(1, False), (5, False), (5, True)])
+def test_frames_and_gradients_are_those_of_one_rank(clips: int, aligned: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        perception, audios, lens = perception_and_clips(folder)
-        mp.start_processes(ranked, (folder, clips), nprocs=2, start_method='fork')
+        perception, audios, lens = perception_and_clips(folder, aligned)
+        mp.start_processes(ranked, (folder, clips, aligned), nprocs=2, start_method='fork')
         one, two = (torch.load(Path(folder) / f'rank{r}-{clips}.pt', weights_only=True) for r in (0, 1))
     frames, _ = encode(perception, audios[:clips], lens[:clips])
     (frames * torch.arange(frames.numel()).view_as(frames).sin()).sum().backward()

@@ -62,7 +62,7 @@ def conversations(corpus: TinyCorpus) -> list[Conversation]:
 
 
 def divergence_of(model: VoiceTextBlender, row: PackedRow, **options: Any) -> Tensor:
-    hidden = model.hidden_states(row)
+    _, hidden = model.hidden_states(row)
     return text_divergence(base_hidden(model.backbone, row), hidden, row, model.backbone, **options)
 
 
@@ -88,9 +88,9 @@ def test_equals_the_divergence_of_each_chat_alone(root: Path, conversations: lis
     expected = []
     for chat in (c for c in conversations if c.kind == 'text'):
         row = row_of(model, [chat])
-        logits = [model.backbone.head(model.hidden_states(row))]
+        logits = [model.backbone.head(model.hidden_states(row)[1])]
         with model.backbone.without_lora():
-            logits.append(model.backbone.head(model.hidden_states(row)))
+            logits.append(model.backbone.head(model.hidden_states(row)[1]))
         student, teacher = (log_softmax(x, -1) for x in logits)
         expected.append(kl_div(student, teacher, reduction='none', log_target=True).sum(-1))
     found = divergence_of(model, row_of(model, conversations))

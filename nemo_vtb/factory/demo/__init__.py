@@ -24,4 +24,10 @@ def _build(job: Job) -> None:
     build_demo_corpus(job)
 
 
-register_file(Path(__file__).with_name('corpora.yaml'), {'demo': _build})
+def _build_open_speech(job: Job) -> None:
+    from nemo_vtb.factory.demo.open_speech import build_open_speech
+
+    build_open_speech(job)
+
+
+register_file(Path(__file__).with_name('corpora.yaml'), {'demo': _build, 'open_speech': _build_open_speech})
