@@ -30,6 +30,7 @@ _INTERRUPTED = 130
 _HELP = """\
 commands:
   init      copy the YAML files of the package into a new folder
+  align     teach an adapter to hear before joint training, without a pass of the LLM
   train     train a speech LLM on text and speech in one stage
   generate  ask a model about recordings
   assets    fetch the embedded models, recordings and the demonstration corpus

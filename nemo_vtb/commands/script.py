@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""`vtb align|train|eval|generate|export`: the scripts of `examples/` as commands, from the YAML files of the package."""
+"""`vtb align|train|eval|generate|export`: the scripts of `examples/` as commands, from the package's YAML files."""
 
 import os
 import sys

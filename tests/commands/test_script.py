@@ -88,7 +88,8 @@ def test_help_is_instant_and_names_the_keys(command: str) -> None:
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == '[]' and f'usage: vtb {command}' in done.stdout
-    assert ('max_new_tokens' if command != 'train' else 'trainer.max_steps') in done.stdout
+    key = {'train': 'trainer.max_steps', 'align': 'align.passes'}.get(command, 'max_new_tokens')
+    assert key in done.stdout
 
 
 @pytest.mark.slow
