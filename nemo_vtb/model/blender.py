@@ -67,7 +67,7 @@ from nemo_vtb.model.loss import (
     row_nll,
     text_divergence,
 )
-from nemo_vtb.model.perception import encode, encode_shared, setup_perception, silent_forward, splice
+from nemo_vtb.model.perception import encode_row, setup_perception, silent_forward, splice
 from nemo_vtb.parallel.accepted import check_strategy
 from nemo_vtb.parallel.dims import ParallelDims
 from nemo_vtb.parallel.strategies import backbone_class, build_backbone
@@ -122,13 +122,8 @@ class VoiceTextBlender(SALM, ModelPT):
         object.__setattr__(self, 'backbone', None)
         # where SALM has them, so that state dict and optimizer keep their order; `configure_model` fills them
         self.llm, self.embed_tokens = torch.nn.Module(), torch.nn.Module()
-        self.perception = setup_perception(
-            self.cfg,
-            self.spec.hidden_size,
-            self.spec.embedding_std,
-            pretrained=pretrained,
-            embeddings=self.spec.embeddings,
-        )
+        widths = (self.spec.hidden_size, self.spec.embedding_std)
+        self.perception = setup_perception(self.cfg, *widths, pretrained=pretrained, embeddings=self.spec.embeddings)
         self.frames = frame_counter(self.cfg.perception, chunk_s=self.cfg.get('encoder_chunk_size_seconds'))
         self._is_restored = restored is not None
         if not backbone_class(trainer).deferred:
@@ -216,11 +211,11 @@ class VoiceTextBlender(SALM, ModelPT):
         """Run one packed row through perception, splice and LLM.
 
         Returns:
-            The row as the LLM got it, which is shorter where the adapter compresses, and (T, H) for its positions.
+            The row as the LLM got it, shorter where the adapter compresses, and (T, H) for its positions.
         """
         if batch.audios.shape[0]:
-            frames, frame_lens = self._frames_of(batch)
-            batch = batch.with_frames(frame_lens)
+            chunk_s = self.cfg.get('encoder_chunk_size_seconds')
+            batch, frames = encode_row(self.perception, batch, self.backbone.clip_group, chunk_s=chunk_s)  # (F, H)
             embeds = splice(self.backbone.embed(batch.input_ids), frames, batch.audio_positions)  # (T, H)
         else:
             embeds = self.backbone.embed(batch.input_ids)
@@ -228,13 +223,6 @@ class VoiceTextBlender(SALM, ModelPT):
                 # every rank must take part in the reduction of the perception's gradients (NeMo 3.0 fails here)
                 embeds = embeds + silent_forward(self.perception)
         return batch, self.backbone.forward(embeds, batch.position_ids, batch.cu_seqlens, batch.max_seqlen)
-
-    def _frames_of(self, batch: PackedRow) -> tuple[Tensor, Tensor]:
-        chunk_s = self.cfg.get('encoder_chunk_size_seconds')
-        clips = (self.perception, batch.audios, batch.audio_lens)
-        if (group := self.backbone.clip_group) is not None:
-            return encode_shared(*clips, batch.frame_lens, group, chunk_s=chunk_s)
-        return encode(*clips, chunk_s=chunk_s)  # (F, H), (A,)
 
     def on_train_batch_start(self, batch: PackedRow, batch_idx: int) -> None:
         """Remember the running statistics at the beginning of a global batch, see `on_save_checkpoint`."""

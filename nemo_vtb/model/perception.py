@@ -37,6 +37,7 @@ from torch.nn.utils.rnn import pad_sequence
 from nemo_vtb.checkpoint.nemo_file import SafeConnector
 from nemo_vtb.config.schema import PerceptionKeys
 from nemo_vtb.constants import SAMPLE_RATE
+from nemo_vtb.data.collate import PackedRow
 from nemo_vtb.errors import VtbConfigError, VtbModelError
 from nemo_vtb.model.aligned_adapter import AlignedAdapterFile
 from nemo_vtb.model.frames import FrameCounter, frame_counter
@@ -498,6 +499,28 @@ class StackedMLPAdapter(nn.Module):
 
 
 # ---- the clips of a row shared among tensor-parallel ranks
+
+
+def encode_row(
+    perception: Any, row: PackedRow, group: dist.ProcessGroup | None, *, chunk_s: float | None = None
+) -> tuple[PackedRow, Tensor]:
+    """Encode the clips of a packed row.
+
+    Args:
+        perception: As `setup_perception` builds it.
+        row: With at least one clip.
+        group: Ranks that have the same row and share its clips; None: this rank encodes all of them.
+        chunk_s: NeMo's `encoder_chunk_size_seconds`.
+
+    Returns:
+        The row, shorter where the adapter compresses, and (F, H) frames for its `audio_positions`.
+    """
+    if group is None:
+        frames, frame_lens = encode(perception, row.audios, row.audio_lens, chunk_s=chunk_s)
+    else:
+        clips = (row.audios, row.audio_lens, row.frame_lens)
+        frames, frame_lens = encode_shared(perception, *clips, group, chunk_s=chunk_s)
+    return row.with_frames(frame_lens), frames
 
 
 def encode_shared(
