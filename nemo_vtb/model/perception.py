@@ -441,16 +441,20 @@ def splice(text_embeds: Tensor, frames: Tensor, positions: Tensor) -> Tensor:
         VtbModelError: The encoder made another number of frames than the data pipeline counted.
     """
     if frames.shape[0] != positions.shape[0]:
-        raise VtbModelError(
-            'The encoder made another number of frames than the data pipeline counted.',
-            field='perception',
-            got=f'{frames.shape[0]} frames for {positions.shape[0]} positions',
-            allowed='equal numbers',
-            remedy='build the data module with the frame counter of this very model (model.frames)',
-        )
+        raise _another_count(frames.shape[0], positions.shape[0])
     if frames.shape[0] == 0:
         return text_embeds
     return text_embeds.index_copy(0, positions, frames.to(text_embeds.dtype))  # (T, H)
+
+
+def _another_count(made: Any, counted: Any) -> VtbModelError:
+    return VtbModelError(
+        'The encoder made another number of frames than the data pipeline counted.',
+        field='perception',
+        got=f'{made} frames for {counted} positions',
+        allowed='the numbers of the row',
+        remedy='build the data module with the frame counter of this very model (model.frames)',
+    )
 
 
 # ---- a light adapter
@@ -514,12 +518,19 @@ def encode_row(
 
     Returns:
         The row, shorter where the adapter compresses, and (F, H) frames for its `audio_positions`.
+
+    Raises:
+        VtbModelError: The frames of the row were counted by another model.
     """
     if group is None:
         frames, frame_lens = encode(perception, row.audios, row.audio_lens, chunk_s=chunk_s)
     else:
         clips = (row.audios, row.audio_lens, row.frame_lens)
         frames, frame_lens = encode_shared(perception, *clips, group, chunk_s=chunk_s)
+    if not compresses(perception):
+        return row, frames
+    if bool((frame_lens > row.frame_lens).any()):
+        raise _another_count(frame_lens.tolist(), row.frame_lens.tolist())
     return row.with_frames(frame_lens), frames
 
 
