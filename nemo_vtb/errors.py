@@ -79,6 +79,10 @@ class VtbDataError(VtbError, ValueError):
         return {'reason': str(self.reason), 'detail': ' '.join(str(self).split())[:400]}
 
 
+class VtbIndexError(VtbError, RuntimeError):
+    """The index of a source was removed or damaged while it was in use."""
+
+
 class VtbAudioError(VtbDataError):
     """A recording is missing, unreadable, empty or of the wrong rate."""
 

@@ -257,6 +257,11 @@ def _split(path: str) -> tuple[str, str]:
     return (f'{archive}.tar', member) if mark else (path, '')
 
 
+def archive_of(path: str) -> str:
+    """The file that holds a recording: its archive, or itself."""
+    return _split(path)[0]
+
+
 def open_audio(path: str) -> str | io.BytesIO:
     """The path itself, or the bytes of a member of an archive."""
     archive, member = _split(path)

@@ -75,7 +75,8 @@ class RowDataset(torch.utils.data.Dataset):
     def _load(self, source: int, entry: int) -> PackItem:
         for attempt in range(_RETRIES + 1):
             try:
-                item = self.collator.prepare(self.sources[source].read(entry))
+                conversation, changed = self.sources[source].read_checked(entry)
+                item = self.collator.prepare(conversation)
                 break
             except VtbDataError as error:
                 # network file systems fail now and then; a file that is broken fails again
@@ -87,6 +88,11 @@ class RowDataset(torch.utils.data.Dataset):
             raise data_fault(
                 Reason.AUDIO_CHANGED, field=item.id, got=f'{item.length} tokens', allowed=f'{planned} as indexed'
             )
+        if changed:
+            raise data_fault(
+                Reason.AUDIO_CHANGED, field=item.id, got='another size or time of change than when it was indexed',
+                remedy=f'restore it; or, if all is as you want it, remove {self.sources[source].index.folder}',
+            )  # fmt: skip
         return item
 
     def _fault(self, source: int, entry: int, error: VtbDataError) -> dict[str, Any]:

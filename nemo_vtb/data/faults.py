@@ -67,7 +67,7 @@ class Reason(StrEnum):
     AUDIO_TOO_SHORT = 'audio_too_short', 'the recording is shorter than one frame of the encoder'
     AUDIO_NOT_FINITE = 'audio_not_finite', 'the recording holds NaN or infinite samples'
     AUDIO_WRONG_RATE = 'audio_wrong_rate', 'the sampling rate differs and data.train_ds.resample is false'
-    AUDIO_CHANGED = 'audio_changed', 'the recording is not as long as it was when it was indexed'
+    AUDIO_CHANGED = 'audio_changed', 'the recording has another length, size or time than when it was indexed'
     AUDIO_NOT_IN_TAR = 'audio_not_in_tar', 'the archive has no member of that name'
     DURATION_MISMATCH = 'duration_mismatch', 'the duration field differs from the recording by more than the tolerance'
     OVERLONG = 'overlong', 'longer than max_tokens, and it cannot be cut between turns'

@@ -19,14 +19,17 @@ Columns are separate `.npy` files, so that planning touches only the two that it
 
 import hashlib
 import json
+import logging
 import multiprocessing
 import os
 import re
+import shutil
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +39,25 @@ from nemo_vtb.config.schema import DataSettings
 from nemo_vtb.data.audio import DURATION_TOLERANCE_S, clip_span, probe
 from nemo_vtb.data.conversation import Audio, Conversation, parse_line
 from nemo_vtb.data.faults import Reason, audio_fault, data_fault, guarded, skip_table
+from nemo_vtb.data.index_integrity import META, audio_identity, index_damage, read_sealed, sealed, write_meta
 from nemo_vtb.data.limits import LIMITS, Limits, read_line
 from nemo_vtb.data.sources import SourceSpec
 from nemo_vtb.data.template import ChatRenderer
-from nemo_vtb.errors import VtbDataError, VtbError
-from nemo_vtb.io import atomic_replace, file_digest, head_tail_digest, json_line, read_json_lines, write_atomically
+from nemo_vtb.errors import VtbDataError, VtbError, VtbIndexError, disk_fault
+from nemo_vtb.io import (
+    atomic_replace,
+    clear_leftovers,
+    file_digest,
+    head_tail_digest,
+    json_line,
+    owned_name,
+    read_json_lines,
+    write_atomically,
+)
 
-INDEX_VERSION = 3
+logger = logging.getLogger(__name__)
+
+INDEX_VERSION = 4
 _CHUNK_BYTES = 4 << 20
 _PARALLEL_BYTES = 8 << 20  # below this a second process costs more than it saves
 _BOM = b'\xef\xbb\xbf'
@@ -58,6 +73,8 @@ _COLUMNS = {
     'frames': ('i', np.int32),
     'clips': ('i', np.int32),
     'seconds': ('f', np.float32),
+    'audio_bytes': ('q', np.int64),
+    'audio_stamp': ('q', np.int64),
 }
 
 
@@ -170,10 +187,12 @@ class SourceIndex:
 
     def __init__(self, spec: SourceSpec, folder: str | Path) -> None:
         self.spec, self.folder = spec, Path(folder)
-        self.meta: dict[str, Any] = json.loads((self.folder / 'meta.json').read_text(encoding='utf-8'))
+        self.meta: dict[str, Any] = json.loads((self.folder / META).read_text(encoding='utf-8'))
         self.name, self.kind, self.weight, self.max_repeats = spec.name, spec.kind, spec.weight, spec.max_repeats
         self.digest: str = self.meta['digest']
         self._columns: dict[str, np.ndarray] = {}
+        for name in _COLUMNS:  # mapped before loader processes are forked: then the index may vanish while they work
+            self.column(name)
 
     def __len__(self) -> int:
         return int(self.meta['entries'])
@@ -182,9 +201,22 @@ class SourceIndex:
         return {**self.__dict__, '_columns': {}}  # a loader process maps the files itself
 
     def column(self, name: str) -> np.ndarray:
-        """One column, (len(self),): file, offset, nbytes, length, text, supervised, frames, clips or seconds."""
+        """One column, (len(self),): file, offset, nbytes, length, text, supervised, frames, clips, seconds, audio_...
+
+        Raises:
+            VtbIndexError: The index was removed or changed while it was in use.
+        """
         if name not in self._columns:
-            self._columns[name] = np.load(self.folder / f'{name}.npy', mmap_mode='r')
+            try:
+                self._columns[name] = np.load(self.folder / f'{name}.npy', mmap_mode='r')
+            except (OSError, ValueError, EOFError) as error:
+                what, _ = disk_fault(error) or (str(error), '')
+                raise VtbIndexError(
+                    'The index was removed or changed while it was in use.',
+                    field=f'source {self.name}',
+                    got=f'{self.folder / name}.npy: {what}',
+                    remedy='start again: it is built anew, and the run resumes from its last checkpoint',
+                ) from error
         return self._columns[name]
 
     def measure(self, entries: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -210,6 +242,20 @@ class SourceIndex:
         if conversation is None:
             raise data_fault(Reason.LINE_CHANGED, field=where, got='_skipme')
         return conversation
+
+    def audio_changed(self, entry: int, conversation: Conversation) -> bool:
+        """Whether a recording has another size or time than when it was indexed; one that is gone is no change."""
+        try:
+            return audio_identity(conversation.audios)['audio_stamp'] != int(self.column('audio_stamp')[entry])
+        except OSError:
+            return False
+
+    @cached_property
+    def audio_digest(self) -> str:
+        """SHA-256 over the sizes of all recordings, and the first and last bytes of archives; times do not count."""
+        digest = hashlib.sha256(self.column('audio_bytes').tobytes())
+        digest.update(json.dumps(self.meta.get('archives')).encode())
+        return digest.hexdigest()
 
     def quarantined(self) -> Iterator[dict[str, Any]]:
         """What was skipped when the index was built: source, file, line, byte_offset, id, reason, detail."""
@@ -260,17 +306,32 @@ def open_index(
     fingerprint = _fingerprint(spec, meter)
     stem = re.sub(r'[^\w.-]+', '_', spec.name)[:64]
     path = Path(folder) / f'{stem}-{fingerprint[:20]}'
-    if not (path / 'meta.json').is_file():
+    damage = index_damage(path) if path.exists() else 'there is none'
+    if damage:
+        if path.exists():
+            logger.warning('The index %s is not as it was written (%s): it is built anew.', path, damage)
         if not build:
             older = sorted(p.name for p in Path(folder).glob(f'{stem}-*'))
             raise VtbDataError(
                 'There is no index of this source for the present files, template and frame rate.',
                 field=f'source {spec.name}',
-                got=f'others: {", ".join(older)}' if older else 'none',
+                got=f'{path.name}: {damage}' + (f'; others: {", ".join(older)}' if older else ''),
                 remedy='run `vtb data index`, or set data.build_index=true',
             )
+        clear_leftovers(folder)
+        _put_away(path)
         _build(spec, meter, path, fingerprint, workers, quiet)
     return SourceIndex(spec, path)
+
+
+def _put_away(path: Path) -> None:
+    """Remove an index that is damaged; processes that have mapped it keep what they have."""
+    aside = path.with_name(f'.{path.name}.{owned_name()}')
+    try:
+        os.rename(path, aside)
+    except FileNotFoundError:
+        return  # there is none, or another rank was faster
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def open_source(
@@ -366,8 +427,15 @@ class FittedSource:
 
     def read(self, entry: int) -> Conversation:
         """Read one conversation, cut as planned."""
+        return self.read_checked(entry)[0]
+
+    def read_checked(self, entry: int) -> tuple[Conversation, bool]:
+        """Read one conversation, cut as planned, and tell whether one of its recordings has changed."""
         entry = entry if self._entries is None else int(self._entries[entry])
         conversation = self.index.read(entry)
+        return self._as_planned(entry, conversation), self.index.audio_changed(entry, conversation)
+
+    def _as_planned(self, entry: int, conversation: Conversation) -> Conversation:
         if len(self._cut):
             at = int(np.searchsorted(self._cut, entry))
             if at < len(self._cut) and self._cut[at] == entry:
@@ -394,8 +462,8 @@ class FittedSource:
                 remedy='raise data.max_tokens, or set data.overlong to cut or drop',
             )
         cache = self.index.folder / f'overlong-{overlong}-{max_tokens}.json'
-        if cache.is_file():
-            return json.loads(cache.read_text(encoding='utf-8'))
+        if stored := read_sealed(cache):
+            return stored
         found: dict[str, list] = {'cut': [], 'dropped': []}
         for entry in over.tolist():
             fault = self._fault(entry, max_tokens)
@@ -409,7 +477,7 @@ class FittedSource:
                 found['cut'].append([entry, *kept])
             else:
                 found['dropped'].append(fault)
-        write_atomically(cache, json.dumps(found))
+        write_atomically(cache, sealed(found))
         return found
 
     def _cut_to(self, conversation: Conversation, meter: Meter, max_tokens: int) -> tuple | None:
@@ -497,6 +565,7 @@ def _build(spec: SourceSpec, meter: Meter, path: Path, fingerprint: str, workers
                 for f, s, c in zip(spec.files, sizes, contents, strict=True)
             ],
             'entries': sum(len(p.columns['length']) for p in parts),
+            'archives': [head_tail_digest(tar) for tar in spec.tars],
             'lines': sum(p.lines for p in parts),
             'left_out': sum(p.omitted for p in parts),
             'quarantined': dict(Counter(fault['reason'] for fault in faults)),
@@ -505,7 +574,7 @@ def _build(spec: SourceSpec, meter: Meter, path: Path, fingerprint: str, workers
                 for name in ('length', 'supervised', 'frames', 'clips', 'seconds')
             },
         }
-        (folder / 'meta.json').write_text(json.dumps(meta, indent=1), encoding='utf-8')
+        write_meta(folder, meta)
 
 
 def _scan_all(tasks: Sequence[_Task], workers: int) -> Iterator[_Part]:
@@ -553,7 +622,7 @@ def _scan_line(task: _Task, part: _Part, raw: bytes, offset: int, nbytes: int, p
         if conversation is None:
             part.omitted += 1
             return
-        measured = task.meter.measure(conversation, segments=_has_offset(line))
+        measured = task.meter.measure(conversation, segments=_has_offset(line)) | _identity(conversation)
     except VtbDataError as error:
         if error.reason == Reason.DURATION_MISMATCH and task.meter.on_duration_mismatch == 'error':
             raise
@@ -571,6 +640,13 @@ def _scan_line(task: _Task, part: _Part, raw: bytes, offset: int, nbytes: int, p
     row = {'file': task.file, 'offset': offset, 'nbytes': nbytes} | measured
     for name, column in part.columns.items():
         column.append(row[name])
+
+
+def _identity(conversation: Conversation) -> dict[str, int]:
+    try:
+        return audio_identity(conversation.audios)
+    except OSError as error:  # it was there a moment ago
+        raise audio_fault(Reason.AUDIO_MISSING, field=conversation.id, got=str(error)) from error
 
 
 def _has_offset(line: Mapping[str, Any]) -> bool:

@@ -32,7 +32,7 @@ from nemo_vtb.data.faults import Reason, skip_table
 from nemo_vtb.data.index import FittedSource
 from nemo_vtb.data.ledger import Ledger, SourceAccount
 from nemo_vtb.data.sampler import TokenBudgetSampler
-from nemo_vtb.errors import VtbConfigError, VtbDataError
+from nemo_vtb.errors import VtbCheckpointError, VtbConfigError, VtbDataError
 from nemo_vtb.io import bring_back, json_line, moved_away, read_json_lines
 from nemo_vtb.parallel.dims import ParallelDims
 from nemo_vtb.parallel.replicas import EVERY_STEPS, check_replicas
@@ -307,6 +307,7 @@ class RunState(RowCounter):
             'batches': self._sampler.batches,
             'ledger': self.ledger.to_json(),
             'failed': [[self._sources[s].name, e] for s, e in sorted(self._failed)[:1000]],
+            'audio': {source.name: source.index.audio_digest for source in self._sources},
         }
         if self._random_to_restore:  # saved again before the first row
             return state | {'random': list(self._random_to_restore)}
@@ -339,8 +340,21 @@ class RunState(RowCounter):
             raise VtbDataError('No rows are counted yet.', field='RunState', remedy='call attach(loader, dims) first')
         return self._sampler
 
+    def _check_audio(self, saved: Mapping[str, str]) -> None:
+        """Refuse recordings of other sizes, as other lines are refused; checkpoints of before say nothing."""
+        changed = [s.name for s in self._sources if saved.get(s.name, s.index.audio_digest) != s.index.audio_digest]
+        if changed and not self._settings.allow_changed:
+            raise VtbCheckpointError(
+                'Recordings have other sizes than those that this checkpoint was trained on.',
+                field=', '.join(f'sources.{name}' for name in changed),
+                got='other recordings of the same lengths',
+                allowed='the recordings as they were',
+                remedy='restore them, or set data.allow_changed=true to continue with the new ones',
+            )
+
     def _restore(self, state: Mapping[str, Any], sampler: TokenBudgetSampler, ledger: Ledger) -> None:
         sampler.load_state_dict(state['plan'], allow_changed=self._settings.allow_changed)
+        self._check_audio(state.get('audio') or {})
         ledger.load_state_dict(state['ledger'])
         numbers = {source.name: number for number, source in enumerate(self._sources)}
         self._failed = {(numbers[name], entry) for name, entry in state['failed'] if name in numbers}
