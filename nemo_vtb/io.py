@@ -16,6 +16,7 @@
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import re
 import secrets
@@ -30,7 +31,10 @@ from safetensors import SafetensorError
 
 from nemo_vtb.errors import VtbCheckpointError, disk_fault
 
+logger = logging.getLogger(__name__)
+
 _EDGE = 65536
+_tolerated: set[tuple] = set()
 _OWNED = re.compile(r'(?P<host>[0-9a-f]{8})-(?P<pid>[0-9]+)-(?P<start>[0-9]+)-[0-9a-f]{8}')
 
 
@@ -98,6 +102,44 @@ def _replace_folder(new: Path, path: Path, keep_existing: bool) -> None:
         except OSError:
             os.rename(old, path)
             raise
+
+
+def append_text(path: str | Path, text: str) -> None:
+    """Append to a file, all or nothing: where the disk is full, it is as it was before.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, 'ab', buffering=0) as stream:
+        before, rest = stream.tell(), memoryview(text.encode())
+        try:
+            while rest:
+                rest = rest[stream.write(rest) :]
+        except OSError:
+            stream.truncate(before)
+            raise
+
+
+@contextmanager
+def tolerated(what: str) -> Iterator[None]:
+    """Let a run go on where a file beside it cannot be written; each cause is logged once.
+
+    Raises:
+        OSError: The disk is not the cause.
+    """
+    try:
+        yield
+    except OSError as error:
+        fault = disk_fault(error)
+        if fault is None:
+            raise
+        if (what, fault) not in _tolerated:
+            _tolerated.add((what, fault))
+            logger.error(
+                '%s cannot be written, and the run goes on: %s (%s). Remedy: %s.', what, fault[0], error, fault[1]
+            )
 
 
 def write_atomically(path: str | Path, text: str) -> None:

@@ -13,8 +13,10 @@
 # limitations under the License.
 """Files are whole or absent, and others may read what the user's umask lets them read."""
 
+import errno
 import multiprocessing
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,7 +24,9 @@ from pathlib import Path
 
 import pytest
 
+from nemo_vtb.errors import report_errors
 from nemo_vtb.io import (
+    append_text,
     atomic_replace,
     bring_back,
     cache_dir,
@@ -30,6 +34,7 @@ from nemo_vtb.io import (
     json_line,
     parse_json_lines,
     read_json_lines,
+    tolerated,
     write_atomically,
 )
 
@@ -181,3 +186,38 @@ def test_nobody_cuts_json_lines_with_splitlines() -> None:
     for path in package.rglob('*.py'):
         for number, line in enumerate(path.read_text(encoding='utf-8').split('\n'), start=1):
             assert not ('.splitlines()' in line and 'json' in line), f'{path.name}:{number}'
+
+
+def test_an_append_is_all_or_nothing(tmp_path: Path) -> None:
+    path = tmp_path / 'new' / 'lines'
+    append_text(path, 'one\n')
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+    try:
+        with pytest.raises(OSError, match='too large'):
+            append_text(path, 'two\n' * 9)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_text() == 'one\n'
+    append_text(path, 'three\n')
+    assert path.read_text() == 'one\nthree\n'
+
+
+def test_only_a_disk_is_tolerated(caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(3):
+        with tolerated('history.jsonl'):
+            raise OSError(errno.ENOSPC, 'No space left on device')
+    assert len(caplog.records) == 1 and 'disk is full' in caplog.text
+    with pytest.raises(BrokenPipeError), tolerated('history.jsonl'):
+        raise BrokenPipeError(errno.EPIPE, 'Broken pipe')
+
+
+def test_a_script_names_what_the_disk_says(capsys: pytest.CaptureFixture) -> None:
+    @report_errors
+    def main() -> None:
+        raise OSError(errno.EROFS, 'Read-only file system', '/run/config.yaml')
+
+    with pytest.raises(SystemExit) as end:
+        main()
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and 'file system is read-only' in said and '/run/config.yaml' in said

@@ -14,16 +14,15 @@
 """Keeps the losses of a run in `history.jsonl`, complete also after a resume, and draws `curves.png`."""
 
 import json
-import os
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import lightning.pytorch as pl
 
 from nemo_vtb.constants import KIND_COLOURS, KINDS
-from nemo_vtb.io import bring_back, read_json_lines, write_atomically
+from nemo_vtb.io import append_text, bring_back, read_json_lines, sync_tree, tolerated, write_atomically
 from nemo_vtb.parallel.dims import ParallelDims
 from nemo_vtb.training.meter import StepMeter
 from nemo_vtb.training.retention_monitor import MONITOR_METRICS
@@ -46,7 +45,8 @@ class History(pl.Callback):
     def __init__(self, folder: str | Path | None = None) -> None:
         self._folder = folder
         self._meter = StepMeter()
-        self._stream: IO[str] | None = None
+        self._unwritten: list[str] = []
+        self._path: Path | None = None  # while it is written to
 
     @property
     def folder(self) -> Path:
@@ -67,7 +67,7 @@ class History(pl.Callback):
         kept = [r for r in read_history(path) if r['step'] <= self._step] if trainer.global_step else []
         write_atomically(path, ''.join(json.dumps(r) + '\n' for r in kept))
         self._time_before = kept[-1]['time_s'] if kept else 0.0
-        self._stream = path.open('a', encoding='utf-8')
+        self._path = path
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -92,7 +92,7 @@ class History(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the metrics of a validation, but not of the sanity check."""
-        if trainer.sanity_checking or self._stream is None:
+        if trainer.sanity_checking or self._path is None:
             return
         wanted = {k: v for k, v in trainer.callback_metrics.items() if k.startswith('val_') or k in MONITOR_METRICS}
         metrics = {k: round(float(v), 5) for k, v in wanted.items()}
@@ -107,20 +107,27 @@ class History(pl.Callback):
         self._close()
 
     def _write(self, record: dict[str, Any]) -> None:
-        if self._stream is None:
+        if self._path is None:
             return
         seconds = self._time_before + time.perf_counter() - self._began
         record = {'type': record['type'], 'step': self._step, 'time_s': round(seconds, 3), **record}
-        self._stream.write(json.dumps(record) + '\n')
-        self._stream.flush()
+        self._unwritten.append(json.dumps(record) + '\n')
+        self._flush(self._path)
+
+    def _flush(self, path: Path) -> None:
+        with tolerated(str(path)):  # what could not be written is tried again with the next line
+            append_text(path, ''.join(self._unwritten))
+            self._unwritten.clear()
 
     def _close(self) -> None:
-        if self._stream is None:
+        if (path := self._path) is None:
             return
-        os.fsync(self._stream.fileno())
-        self._stream.close()
-        self._stream = None
-        draw_curves(read_history(self.folder / 'history.jsonl'), self.folder / 'curves.png')
+        self._path = None
+        self._flush(path)
+        with tolerated(str(path)):
+            sync_tree(path)
+        with tolerated(f'{self.folder}/curves.png'):
+            draw_curves(read_history(path), self.folder / 'curves.png')
 
 
 def read_history(path: str | Path) -> list[dict[str, Any]]:

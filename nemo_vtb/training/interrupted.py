@@ -14,12 +14,14 @@
 """Interruption cleanup of a folder of checkpoints, at which NeMo's resume stops though its files are complete."""
 
 import fcntl
+import functools
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import torch.distributed as dist
@@ -36,7 +38,7 @@ from nemo_vtb.checkpoint.checkpoint_io import (
     verify_checkpoint,
 )
 from nemo_vtb.errors import VtbCheckpointError
-from nemo_vtb.io import bring_back
+from nemo_vtb.io import bring_back, tolerated
 from nemo_vtb.training.history import draw_curves, read_history
 
 logger = logging.getLogger(__name__)
@@ -164,11 +166,14 @@ class CompleteRun(pl.Callback):
         self._trained = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Let NeMo write no markers: they say nothing about our files, and fail where a disk is full."""
+        """Let NeMo write no markers (they say nothing about our files), and loggers fail without ending the run."""
         for callback in trainer.checkpoint_callbacks:
             for name in ('set_checkpoint_unfinished_marker', 'remove_checkpoint_unfinished_marker'):
                 if hasattr(callback, name):
                     setattr(callback, name, _wait_for_ranks)
+        for each in trainer.loggers:
+            for name in ('log_metrics', 'save', 'finalize'):
+                setattr(each, name, _tolerant(getattr(each, name), f'the log of {type(each).__name__}'))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """There is something to train: all else ends the run."""
@@ -198,3 +203,12 @@ class CompleteRun(pl.Callback):
 def _wait_for_ranks(checkpoint_path: str | Path, barrier_after: bool = False, barrier_before: bool = False) -> None:
     if (barrier_after or barrier_before) and dist.is_initialized():
         dist.barrier()
+
+
+def _tolerant(method: Callable[..., Any], what: str) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def call(*args: Any, **options: Any) -> Any:
+        with tolerated(what):
+            return method(*args, **options)
+
+    return call

@@ -33,7 +33,7 @@ from nemo_vtb.data.index import FittedSource
 from nemo_vtb.data.ledger import Ledger, SourceAccount
 from nemo_vtb.data.sampler import TokenBudgetSampler
 from nemo_vtb.errors import VtbCheckpointError, VtbConfigError, VtbDataError
-from nemo_vtb.io import bring_back, json_line, moved_away, read_json_lines
+from nemo_vtb.io import append_text, bring_back, json_line, moved_away, read_json_lines, tolerated
 from nemo_vtb.parallel.dims import ParallelDims
 from nemo_vtb.parallel.replicas import EVERY_STEPS, check_replicas
 from nemo_vtb.parallel.rng_state import (
@@ -60,6 +60,7 @@ class Quarantine:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._known = {self._key(fault) for fault in read_json_lines(self.path)}
+        self._unwritten: list[dict[str, Any]] = []
 
     def add(self, faults: Sequence[Mapping[str, Any]]) -> int:
         """Append faults; returns how many were new."""
@@ -68,10 +69,11 @@ class Quarantine:
             if (key := self._key(fault)) not in self._known:
                 self._known.add(key)
                 new.append({name: fault.get(name) for name in _FIELDS})
-        if new:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path, 'a', encoding='utf-8') as stream:
-                stream.write(''.join(map(json_line, new)))
+        self._unwritten += new
+        if self._unwritten:
+            with tolerated(str(self.path)):  # what could not be written is tried again with the next line
+                append_text(self.path, ''.join(map(json_line, self._unwritten)))
+                self._unwritten.clear()
         return len(new)
 
     @staticmethod
@@ -324,9 +326,10 @@ class RunState(RowCounter):
         if self.ledger is None or not self._dims.is_writer:
             return
         folder = self.folder or Path()
-        self.ledger.save(folder / 'ledger.json')
-        if plot and self.ledger.batches:
-            self.ledger.plot(folder / 'ledger.png')
+        with tolerated(f'{folder}/ledger.json'):
+            self.ledger.save(folder / 'ledger.json')
+            if plot and self.ledger.batches:
+                self.ledger.plot(folder / 'ledger.png')
 
     @property
     def quarantine_path(self) -> Path | None:

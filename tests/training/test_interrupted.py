@@ -22,6 +22,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
@@ -227,3 +228,27 @@ def test_a_folder_that_is_removed_comes_back(tmp_path: Path) -> None:
 
     fit(tmp_path / 'run', callbacks=(Remove(),))
     assert clean_interrupted(tmp_path / 'run') == tmp_path / 'run' / 'step=3-last.ckpt'
+
+
+def test_history_quarantine_and_logger_survive_a_full_disk(tmp_path: Path, limits: None) -> None:
+    """What could not be written in between is there at the end."""
+    from lightning.pytorch.loggers import CSVLogger
+
+    from nemo_vtb.io import read_json_lines
+    from nemo_vtb.training.history import History
+    from nemo_vtb.training.run_state import Quarantine
+
+    history, quarantine = History(tmp_path), Quarantine(tmp_path / 'quarantine.jsonl')
+    trainer = pl.Trainer(accelerator='cpu', logger=CSVLogger(tmp_path), enable_checkpointing=False)
+    CompleteRun().setup(trainer, Saveable(), 'fit')
+    history.on_train_start(trainer, Saveable())
+    disk = FullDisk(3, 4)
+    for step in range(1, 7):
+        disk.on_train_batch_end(SimpleNamespace(global_step=step))
+        history._step = step
+        history._write({'type': 'validation', 'metrics': {'val_loss': 1.0}})
+        quarantine.add([{'source': 's', 'byte_offset': step, 'reason': 'not_json'}])
+        trainer.logger.log_metrics({'a': 1.0}, step)
+        trainer.logger.save()
+    assert [record['step'] for record in read_json_lines(tmp_path / 'history.jsonl')] == [1, 2, 3, 4, 5, 6]
+    assert [record['byte_offset'] for record in read_json_lines(quarantine.path)] == [1, 2, 3, 4, 5, 6]
