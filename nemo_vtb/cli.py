@@ -33,6 +33,7 @@ commands:
   align     teach an adapter to hear before joint training, without a pass of the LLM
   train     train a speech LLM on text and speech in one stage
   generate  ask a model about recordings
+  chat      talk with a model, in text and recordings
   assets    fetch the embedded models, recordings and the demonstration corpus
   inspect   show rendered conversations: roles, recordings, supervised tokens
   eval      evaluate a model and its base LLM on held-out data
@@ -107,6 +108,7 @@ def _module(command: str) -> ModuleType:
 _COMMANDS: dict[str, str] = {
     'align': 'nemo_vtb.commands.align',
     'assets': 'nemo_vtb.commands.assets',
+    'chat': 'nemo_vtb.commands.chat',
     'data': 'nemo_vtb.commands.data',
     'doctor': 'nemo_vtb.commands.doctor',
     'eval': 'nemo_vtb.commands.eval',

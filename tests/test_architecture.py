@@ -37,6 +37,7 @@ LAYERS = (
     ('training',),
     ('factory',),
     ('evaluation', 'export'),
+    ('serving',),
     ('scripts',),
     ('commands',),
     ('cli',),

@@ -16,13 +16,15 @@
 Causal attention on a packed row is one call a conversation, so that no work is spent on padding or across borders.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
+
+from nemo_vtb.backbone.kv_cache import KVCache
 
 IMPLEMENTATION = 'nemo_vtb_packed'
 
@@ -47,12 +49,13 @@ def attention(
     cu_seqlens: list[int] | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    caches: Sequence[KVCache] | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
     """Attention function for transformers' `AttentionInterface`.
 
     Args:
-        module: The attention layer; unused apart from what transformers expects.
+        module: The attention layer; its number says where `caches` keep its keys and values.
         query: (B, heads, T, D); key and value: (B, KV heads, S, D).
         attention_mask: Boolean (B, 1, T, S) for unpacked calls; ignored when `cu_seqlens` is given.
         scaling: Factor on the scores; None is 1/sqrt(D).
@@ -60,6 +63,7 @@ def attention(
         cu_seqlens: Borders of the conversations in a packed row (B = 1), first 0, last T; None for unpacked calls.
         sliding_window: How far back a token sees; None is to the beginning of its conversation.
         softcap: Gemma 2's bound on the scores.
+        caches: For each conversation of the row what came before it, to which its keys and values are added.
 
     Returns:
         (B, T, heads, D) and None, as transformers wants it.
@@ -69,12 +73,17 @@ def attention(
         out = attend(query, key, value, attention_mask, causal, scaling, dropout, softcap)
         return out.transpose(1, 2).contiguous(), None
     parts = []
-    for begin, end in zip(cu_seqlens[:-1], cu_seqlens[1:], strict=True):
+    for number, (begin, end) in enumerate(zip(cu_seqlens[:-1], cu_seqlens[1:], strict=True)):
         mask = None
-        if sliding_window is not None and end - begin > sliding_window:
-            mask = window_mask(end - begin, sliding_window, query.device)
         q, k, v = (x[:, :, begin:end] for x in (query, key, value))
-        parts.append(attend(q, k, v, mask, mask is None, scaling, dropout, softcap))
+        if caches is not None:
+            k, v = caches[number].append(int(module.layer_idx), k, v)
+        length, total = end - begin, k.shape[2]
+        is_windowed = sliding_window is not None and total > sliding_window
+        if is_windowed or total > length > 1:
+            window = sliding_window if is_windowed and sliding_window is not None else total
+            mask = window_mask(length, window, query.device, past=total - length)
+        parts.append(attend(q, k, v, mask, mask is None and total == length, scaling, dropout, softcap))
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None  # (1, T, heads, D)
 
 
@@ -114,11 +123,11 @@ def attend(
     return torch.nn.functional.dropout(weights, dropout) @ v
 
 
-def window_mask(length: int, window: int, device: torch.device) -> Tensor:
-    """(length, length) boolean: causal, and no further back than `window` positions."""
-    position = torch.arange(length, device=device)
-    distance = position[:, None] - position[None, :]
-    return (distance >= 0) & (distance < window)  # (L, L)
+def window_mask(length: int, window: int, device: torch.device, past: int = 0) -> Tensor:
+    """(length, past + length) boolean: causal behind `past` positions, no further back than `window` positions."""
+    position = torch.arange(past + length, device=device)
+    distance = position[past:, None] - position[None, :]
+    return (distance >= 0) & (distance < window)  # (L, past + L)
 
 
 def keep_float32(module: nn.Module) -> nn.Module:

@@ -14,8 +14,9 @@
 """Backbone on transformers and PEFT: any decoder LLM that Hugging Face can load, whole on each rank or sharded."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ from transformers import PreTrainedModel
 
 from nemo_vtb.backbone.attention import IMPLEMENTATION, keep_float32, register
 from nemo_vtb.backbone.base import Backbone, lora_misfit
+from nemo_vtb.backbone.kv_cache import KVCache
 from nemo_vtb.backbone.names import base_weights, is_base_weight
 from nemo_vtb.errors import VtbModelError, first_line
 
@@ -83,6 +85,29 @@ class HFBackbone(Backbone):
 
     def forward(self, embeds: Tensor, position_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
         """(T, H) of a packed row to hidden states (T, H)."""
+        return self._decode(embeds, position_ids, cu_seqlens.tolist())
+
+    def extend(self, embeds: Tensor, lengths: Sequence[int], caches: Sequence[KVCache]) -> Tensor:
+        """Go on with conversations of which keys and values are kept, all in one packed pass. Without gradients.
+
+        Args:
+            embeds: (T, H), what is new in each, one behind the other.
+            lengths: How much of it belongs to each; at least 1.
+            caches: What came before; the new positions are added.
+
+        Returns:
+            Hidden states of the new positions, (T, H).
+        """
+        spans = [
+            torch.arange(c.length, c.length + n, device=embeds.device) for c, n in zip(caches, lengths, strict=True)
+        ]
+        with torch.no_grad():
+            hidden = self._decode(embeds, torch.cat(spans), [0, *accumulate(lengths)], caches=caches)
+        for cache, count in zip(caches, lengths, strict=True):
+            cache.commit(count)
+        return hidden
+
+    def _decode(self, embeds: Tensor, position_ids: Tensor, cu_seqlens: list[int], **options: Any) -> Tensor:
         # a ready-made 4-D mask is passed through untouched, which spares the T x T mask that nobody would read
         no_mask = embeds.new_zeros((1, 1, 1, 1), dtype=torch.bool)
         out = self.decoder(
@@ -90,7 +115,8 @@ class HFBackbone(Backbone):
             attention_mask=no_mask,
             position_ids=position_ids.unsqueeze(0),  # (1, T)
             use_cache=False,
-            cu_seqlens=cu_seqlens.tolist(),
+            cu_seqlens=cu_seqlens,
+            **options,
         )
         return out.last_hidden_state.squeeze(0)  # (T, H)
 

@@ -55,10 +55,10 @@ def restore(
     trust_remote_code: bool = False,
     base_llm: str | Path | None = None,
 ) -> VoiceTextBlender:
-    """Restore a model from a `.nemo` file, in evaluation mode.
+    """Restore a model, in evaluation mode.
 
     Args:
-        path: The file.
+        path: A `.nemo` file, the folder of a finished run (its `.nemo` is taken), or a SALM folder.
         device: 'auto' (CUDA where there is one), or what torch accepts.
         trust_remote_code: Run code that came with the LLM, if the file asks for it.
         base_llm: Folder of the base LLM, for a file without it.
@@ -67,18 +67,21 @@ def restore(
         VtbModelError: There is no such file, or it is not a `.nemo` of ours.
         VtbCheckpointError: The file is cut off, changed or hostile, or belongs to another LLM.
     """
+    if device == 'auto':
+        device = 'cuda' if torch.cuda.is_available() else 'cpu'
     path = Path(path)
+    if is_salm_folder(path):
+        return read_salm(path, base_llm=base_llm)[0].to(device).eval()
+    path = _nemo_of_run(path)
     if not path.is_file():
         near = sorted(str(p) for p in Path('runs').glob('*/checkpoints/*.nemo'))[:5]
         raise VtbModelError(
             'There is no model at this path.',
             field='model',
             got=str(path),
-            allowed=near or 'a .nemo file',
+            allowed=near or 'a .nemo file, the folder of a run, or a SALM folder',
             remedy='train one with `vtb train`, or correct the path',
         )
-    if device == 'auto':
-        device = 'cuda' if torch.cuda.is_available() else 'cpu'
     try:
         model = VoiceTextBlender.restore_from(
             str(path), map_location=torch.device(device), trust_remote_code=trust_remote_code, base_llm=base_llm
@@ -94,6 +97,20 @@ def restore(
             remedy='`vtb info FILE` says what is in it; copy it again if it is cut off',
         ) from error
     return model.to(device).eval()
+
+
+def _nemo_of_run(path: Path) -> Path:
+    """The `.nemo` of a run's folder: the one with its name, or the only one; any other path comes back as it is."""
+    found = sorted((path / 'checkpoints').glob('*.nemo')) if path.is_dir() else []
+    if not found:
+        return path
+    named = [file for file in found if file.stem == path.resolve().name]
+    if len(named or found) > 1:
+        raise VtbModelError(
+            'The run has several models.', field='model', got=str(path), allowed=[str(file) for file in found],
+            remedy='name one of the files',
+        )  # fmt: skip
+    return (named or found)[0]
 
 
 def is_salm_folder(path: str | Path) -> bool:

@@ -55,6 +55,23 @@ def test_missing_and_broken_models_are_named(tmp_path: Path) -> None:
     assert 'cut.nemo' in str(caught.value)
 
 
+def test_a_run_and_a_salm_folder_are_models_too(
+    model: VoiceTextBlender, forms: dict[str, Path], tmp_path: Path
+) -> None:
+    run = tmp_path / 'run'
+    (run / 'checkpoints').mkdir(parents=True)
+    (run / 'checkpoints' / 'other.nemo').write_bytes(forms['nemo'].read_bytes())
+    name = 'perception.proj.weight'
+    for source in (run, forms['salm']):
+        assert torch.equal(restore(source, 'cpu').state_dict()[name], model.state_dict()[name])
+    (run / 'checkpoints' / 'third.nemo').touch()
+    with pytest.raises(VtbModelError) as caught:
+        restore(run, 'cpu')
+    assert caught.value.field == 'model' and len(caught.value.allowed) == 2
+    (run / 'checkpoints' / 'run.nemo').symlink_to('other.nemo')  # the one of the run's name is meant
+    assert not restore(run, 'cpu').training
+
+
 def test_salm_folder_back_with_every_weight(model: VoiceTextBlender, forms: dict[str, Path], tmp_path: Path) -> None:
     again, completed = read_salm(forms['salm'])
     own, theirs = again.state_dict(), model.state_dict()
