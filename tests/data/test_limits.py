@@ -123,8 +123,8 @@ def test_a_small_file_that_decodes_to_gigabytes_is_refused_by_its_header(tmp_pat
     soundfile.write(path, np.zeros((65536, 8), np.int16), 655350)
     raw = bytearray(path.read_bytes())
     # STREAMINFO: the last 36 of the 64 bits behind 'fLaC', the block header and the block and frame sizes
-    raw[21] |= 0x0F
-    raw[22:26] = b'\xff' * 4
+    raw[21] &= 0xF0
+    raw[22:26] = (1 << 25).to_bytes(4, 'big')
     path.write_bytes(raw)
     with pytest.raises(VtbDataError) as caught:
         read_audio(Audio(str(path)))
