@@ -304,8 +304,9 @@ def clear_leftovers(folder: str | Path, pattern: str = '.*') -> list[Path]:
 def read_json_object(path: str | Path) -> dict[str, Any]:
     """The object in a JSON file; {} where there is no file, or something else in it."""
     try:
-        value = json.loads(Path(path).read_text(encoding='utf-8'))
-    except (OSError, ValueError):
+        # a pipe would be waited for
+        value = json.loads(Path(path).read_text(encoding='utf-8')) if Path(path).is_file() else {}
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 

@@ -32,9 +32,14 @@ from nemo_vtb.backbone.base import Backbone, lora_misfit
 from nemo_vtb.backbone.kv_cache import KVCache
 from nemo_vtb.backbone.names import base_weights, is_base_weight
 from nemo_vtb.errors import VtbModelError, first_line
+from nemo_vtb.io import read_json_object
 
 if TYPE_CHECKING:
     from nemo_vtb.backbone.spec import BackboneSpec
+
+
+# of the largest LLMs: 126 layers, 512 experts
+_MOST_LAYERS, _MOST_EXPERTS, _FREE_PARAMETERS = 1024, 4096, 1 << 26
 
 
 class HFBackbone(Backbone):
@@ -352,13 +357,10 @@ def shape_of_llm(source: str, *, trust_remote_code: bool = False) -> PreTrainedM
 
 def _checked(source: str, make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
     """What `make` gives, if it is a plain decoder; otherwise an error that says what to do."""
-    from safetensors import SafetensorError
-
     check_llm_folder(source)
+    check_llm_config(read_json_object(Path(source).expanduser() / 'config.json'), source)
     try:
         llm = make()
-    except (OSError, SafetensorError, RuntimeError, KeyError) as error:
-        raise unloadable(source, first_line(error)) from error
     except ValueError as error:
         raise VtbModelError(
             'transformers does not know this family of LLM.',
@@ -367,6 +369,8 @@ def _checked(source: str, make: Callable[[], PreTrainedModel]) -> PreTrainedMode
             allowed='decoder LLMs: Llama, SmolLM, Qwen2/3, Gemma 1/2/3 (text), Mistral, Phi, Granite ...',
             remedy='choose a text LLM; vision-language models are not text LLMs',
         ) from error
+    except Exception as error:  # sizes that do not fit together fail in as many ways as there are families
+        raise unloadable(source, first_line(error)) from error
     decoder = getattr(llm, 'model', None)
     if decoder is None or not hasattr(decoder, 'embed_tokens') or not hasattr(llm, 'lm_head'):
         raise VtbModelError(
@@ -377,6 +381,41 @@ def _checked(source: str, make: Callable[[], PreTrainedModel]) -> PreTrainedMode
             remedy='choose a decoder LLM such as Llama, Qwen, Gemma or Mistral',
         )
     return llm
+
+
+def check_llm_config(config: Mapping[str, Any], source: str) -> None:
+    """Refuse an LLM that would be built for ever, or whose configuration has transformers fetch code.
+
+    Args:
+        config: Its config.json.
+        source: Named in the error.
+
+    Raises:
+        VtbModelError: More layers or experts than any LLM has, or attention kernels from a repository.
+    """
+    for key, value in config.items():
+        most = _MOST_LAYERS if 'layer' in key else _MOST_EXPERTS if 'expert' in key else None
+        if isinstance(value, Mapping):
+            check_llm_config(value, source)
+        elif most is not None and isinstance(value, int | float) and value > most:
+            raise unloadable(source, f'{key} {value} in config.json; at most {most}')
+        elif key.endswith('attn_implementation') and not re.fullmatch(r'\w*', str(value)):
+            raise unloadable(source, f'{key} {value} in config.json, which names code to be fetched')
+
+
+def check_llm_size(source: str, num_bytes: int) -> None:
+    """Refuse an LLM whose configuration describes more parameters than its weights can hold; no memory is taken.
+
+    Args:
+        source: Folder with its config.json.
+        num_bytes: Of the weights that are there.
+
+    Raises:
+        VtbModelError: It does, or it cannot be built.
+    """
+    parameters = sum(p.numel() for p in shape_of_llm(source).parameters())
+    if parameters > 2 * num_bytes + _FREE_PARAMETERS:  # two to a byte: weights of four bits
+        raise unloadable(source, f'config.json describes {parameters:,} parameters, the weights {num_bytes:,} bytes')
 
 
 def unloadable(source: str, why: str) -> VtbModelError:

@@ -21,6 +21,7 @@ ASR model, a file of our first version) have no manifest; they are read under th
 import gzip
 import hashlib
 import json
+import stat
 import tarfile
 import tempfile
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
@@ -29,8 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import yaml
-
+from nemo_vtb.checkpoint.foreign_limits import parse_yaml
 from nemo_vtb.errors import VtbCheckpointError
 from nemo_vtb.io import atomic_path, owned_name
 
@@ -304,10 +304,7 @@ def read_info(path: str | Path, *, check: bool = False) -> NemoInfo:
         manifest = read_manifest(plain, members) or {}
         if CONFIG not in members:
             raise broken(path, f'no {CONFIG} among {sorted(members)[:8]}')
-        try:
-            config = yaml.safe_load(members[CONFIG].text())
-        except yaml.YAMLError as error:
-            raise broken(path, f'{type(error).__name__}: {error}') from error
+        config = parse_yaml(members[CONFIG].text())
         if check and manifest:
             for name in manifest['members']:
                 check_digest(path, name, members[name].digest(), manifest)
@@ -362,6 +359,8 @@ def open_plain(path: Path) -> Iterator[Path]:
         VtbCheckpointError: It cannot be read, or grows beyond any model.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
+            raise broken(path, 'no plain file')
         with path.open('rb') as stream:
             compressed = stream.read(2) == b'\x1f\x8b'
     except OSError as error:

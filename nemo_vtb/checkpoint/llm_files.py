@@ -23,21 +23,24 @@ from typing import TYPE_CHECKING
 from nemo.utils.model_utils import ArtifactPathType
 from omegaconf import open_dict
 
+from nemo_vtb.backbone.hf import check_llm_size
 from nemo_vtb.errors import VtbCheckpointError, VtbModelError, first_line
 from nemo_vtb.io import clear_leftovers, owned_name
 
 if TYPE_CHECKING:
     from nemo.core import ModelPT
 
+    from nemo_vtb.checkpoint.nemo_file import Restored
+
 _KEY = 'llm_files'
 
 
-def llm_files(model: 'ModelPT', *, restoring: bool) -> Path:
+def llm_files(model: 'ModelPT', restored: 'Restored | None') -> Path:
     """Return a folder with the LLM's config, tokenizer and chat template, registered as artifacts of the `.nemo` file.
 
     Args:
         model: The model under construction; `cfg.pretrained_llm` names the source unless it is being restored.
-        restoring: Whether the files come out of a `.nemo` archive.
+        restored: The `.nemo` archive that the files come out of; None for those of the source.
 
     Raises:
         VtbModelError: The source has no readable config or tokenizer.
@@ -46,7 +49,7 @@ def llm_files(model: 'ModelPT', *, restoring: bool) -> Path:
     clear_leftovers(tempfile.gettempdir(), 'nemo_vtb_*')  # of killed processes, also those of restoring and exporting
     folder = Path(tempfile.mkdtemp(prefix=f'nemo_vtb_llm_{owned_name()}_'))
     weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
-    if not restoring:
+    if restored is None:
         source = model.cfg.get('tokenizer_path') or model.cfg.pretrained_llm
         _save_description(str(model.cfg.pretrained_llm), str(source), folder, bool(model.cfg.get('trust_remote_code')))
         with open_dict(model.cfg):
@@ -54,7 +57,7 @@ def llm_files(model: 'ModelPT', *, restoring: bool) -> Path:
             model.cfg[_KEY] = {f.name.replace('.', '__'): str(f) for f in sorted(folder.iterdir())}
     for key, stored in list(model.cfg[_KEY].items()):
         name = key.replace('__', '.')
-        if restoring:
+        if restored is not None:
             _check_stored(name, stored)
         real = Path(model.register_artifact(f'{_KEY}.{key}', stored))
         if real != folder / name:
@@ -62,6 +65,8 @@ def llm_files(model: 'ModelPT', *, restoring: bool) -> Path:
             # saved from here next time, whatever becomes of the file that it was restored from
             artifact = model.artifacts[f'{_KEY}.{key}']
             artifact.path, artifact.path_type = str(folder / name), ArtifactPathType.LOCAL_PATH
+    if restored is not None and restored.base_folder(model.cfg) is None:
+        check_llm_size(str(folder), restored.num_bytes)
     return folder
 
 

@@ -50,7 +50,8 @@ from nemo_vtb.checkpoint.archive import (
     verify_unpacked,
     write_archive,
 )
-from nemo_vtb.checkpoint.foreign_config import check_asr, check_perception
+from nemo_vtb.checkpoint.foreign_config import check_asr, check_model, check_own_targets, opening
+from nemo_vtb.checkpoint.foreign_limits import parse_yaml
 from nemo_vtb.checkpoint.manifest import SECTIONS, make_manifest, part_of
 from nemo_vtb.errors import VtbCheckpointError
 from nemo_vtb.io import atomic_path, owned_name
@@ -62,6 +63,8 @@ PARTS = ('llm', 'encoder', 'adapter', 'lora', 'other')
 """Each is `<part>.safetensors` in the archive, left out where it is empty."""
 
 _TIES = 'ties'
+_UNKNOWN = 1 << 50
+_WEIGHTS = 'model_weights.ckpt'
 
 
 # ---- writing
@@ -128,10 +131,12 @@ class Restored:
 
     Args:
         manifest: Of the file; {} where it has none.
+        num_bytes: Of all its members.
         base_llm: Folder of the base LLM that the caller gave, for a file without it.
     """
 
     manifest: Mapping[str, Any]
+    num_bytes: int
     base_llm: str | None = None
 
     def base_folder(self, cfg: DictConfig) -> str | None:
@@ -185,18 +190,23 @@ def being_restored(model: 'VoiceTextBlender', cfg: Any) -> Restored | None:
 
     Raises:
         VtbCheckpointError: A file differs from its manifest, or the configuration wants to run code.
+        VtbConfigError: The configuration of a new model names a function.
     """
     if isinstance(cfg, RestoredConfig):
-        check_perception(model.cfg.get('perception'))
-        return cfg.__dict__['restored']
+        return cfg.__dict__['restored']  # checked by `NemoConnector`
     if not ModelPT._is_model_being_restored():
+        check_own_targets(model.cfg, 'model')
         return None
     refuse_remote_code(model.cfg)
-    check_perception(model.cfg.get('perception'))
     folder = _unpacked_by_nemo(model)
+    num_bytes = _UNKNOWN if folder is None else _num_bytes(folder)
+    check_model(OmegaConf.to_container(model.cfg), num_bytes)
     if folder is None:
         return None
-    restored = Restored(verify_unpacked(folder) or {})
+    restored = Restored(verify_unpacked(folder) or {}, num_bytes)
+    # NeMo reads it again, and would run what is in it where $TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD says so
+    with opening(folder / _WEIGHTS, 'file of weights'):
+        torch.load(folder / _WEIGHTS, map_location='meta', weights_only=True)
     if restored.manifest:
         # now, since NeMo removes the folder before it loads
         model.register_load_state_dict_pre_hook(partial(_supply, restored, _read_parts(folder)))
@@ -227,6 +237,10 @@ def _supply(
         state.pop('nemo_vtb.parts', None)  # what `model_weights.ckpt` held in older files
         state |= restored.completed(model, weights)
         weights.clear()
+
+
+def _num_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob('*') if path.is_file())
 
 
 def _read_parts(folder: Path) -> dict[str, Tensor]:
@@ -285,8 +299,10 @@ class SafeConnector(SaveRestoreConnector):
             VtbCheckpointError: There is no configuration in the archive, or it names what no model needs.
         """
         try:
-            check_asr(read_info(restore_path).config)
-            return super().restore_from(calling_cls, restore_path, *args, **kwargs)
+            with opening(restore_path, 'ASR model'):
+                info = read_info(restore_path)
+                check_asr(info.config, sum(info.files.values()))
+                return super().restore_from(calling_cls, restore_path, *args, **kwargs)
         except BaseException:
             ModelPT._set_model_restore_state(is_being_restored=False)
             raise
@@ -320,7 +336,8 @@ class NemoConnector(SafeConnector):
         Raises:
             VtbCheckpointError: The file is cut off, changed or hostile, wants to run code, or belongs to another LLM.
         """
-        with tempfile.TemporaryDirectory(prefix=f'nemo_vtb_restore_{owned_name()}_') as name:
+        prefix = f'nemo_vtb_restore_{owned_name()}_'
+        with tempfile.TemporaryDirectory(prefix=prefix) as name, opening(restore_path):
             folder = Path(name)
             manifest = extract(Path(restore_path), folder, {CONFIG} if return_config else None)
             if not (folder / CONFIG).is_file():
@@ -330,16 +347,19 @@ class NemoConnector(SafeConnector):
                 return cfg
             if not self._trust_remote_code:
                 refuse_remote_code(cfg)
-            restored = Restored(manifest or {}, self._base_llm)
+            restored = Restored(manifest or {}, _num_bytes(folder), self._base_llm)
+            cls = _named_class(calling_cls, cfg)
+            check_model(OmegaConf.to_container(cfg), restored.num_bytes)
             calling_cls._set_model_restore_state(is_being_restored=True, folder=name)
             try:
-                model = _construct(calling_cls, RestoredConfig(cfg, restored), trainer)
+                options = {'trainer': trainer} if cls._inspect_signature_for_trainer(cls) else {}
+                model = cls(cfg=RestoredConfig(cfg, restored), **options)
                 model = model.to(map_location or ('cuda' if torch.cuda.is_available() else 'cpu'))
                 # also where it is empty: code in it, which another program might run, is an error here
                 state = self._load_state_dict_from_disk(str(folder / self.model_weights_ckpt))
                 if manifest:
                     state = restored.completed(model, _read_parts(folder))
-                model.load_state_dict(state, strict=strict)
+                _load(model, state, strict)
             finally:
                 calling_cls._set_model_restore_state(is_being_restored=False)
         logging.info(f'Model {type(model).__name__} was successfully restored from {restore_path}.')
@@ -347,11 +367,26 @@ class NemoConnector(SafeConnector):
 
 
 def _read_config(source: Any) -> DictConfig:
-    cfg: Any = source if isinstance(source, DictConfig) else OmegaConf.load(source)
+    cfg: Any = source
+    if not isinstance(source, DictConfig):
+        cfg = OmegaConf.create(parse_yaml(Path(source).read_text(encoding='utf-8')))
     return cfg.model if 'model' in cfg else cfg
 
 
-def _construct(calling_cls: Any, cfg: RestoredConfig, trainer: Any) -> Any:
+def _load(model: Any, state: dict[str, Tensor], strict: bool) -> None:
+    try:
+        model.load_state_dict(state, strict=strict)
+    except RuntimeError as error:
+        raise VtbCheckpointError(
+            'The weights do not fit the configuration.',
+            field='weights',
+            got=str(error),
+            allowed='each weight of the model once, nothing else',
+            remedy='restore it with the configuration that is in the file',
+        ) from error
+
+
+def _named_class(calling_cls: Any, cfg: DictConfig) -> Any:
     """The class that the configuration names, of NeMo's allowed ones, or the calling one if that is a subclass."""
     cls = calling_cls
     try:
@@ -364,11 +399,10 @@ def _construct(calling_cls: Any, cfg: RestoredConfig, trainer: Any) -> Any:
                 allowed=f'{cls.__name__}, or a subclass of it',
                 remedy='open it with the class that wrote it',
             )
-        cls = cls if issubclass(cls, named) else named
+        return cls if issubclass(cls, named) else named
     except (AttributeError, ImportError):
         logging.warning(f'{cfg.get("target")} is not there any more; {cls.__name__} is restored in its place')
-    options = {'trainer': trainer} if cls._inspect_signature_for_trainer(cls) else {}
-    return cls(cfg=cfg, **options)
+        return cls
 
 
 class _Writer(SafeConnector):

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nemo_vtb.checkpoint.archive import NemoInfo, in_order, read_info
+from nemo_vtb.checkpoint.foreign_config import opening
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,8 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     from rich.console import Console
 
+    with opening(arguments.file):  # whose sections may hold anything
+        return _show(arguments, Console())
+
+
+def _show(arguments: argparse.Namespace, console: Any) -> int:
     info = read_info(arguments.file, check=arguments.check)
-    console = Console()
     if arguments.json:
         value = {'path': str(info.path), 'files': dict(info.files), 'config': info.config, 'manifest': info.manifest}
         console.out(json.dumps(value, ensure_ascii=False, default=str), highlight=False)

@@ -102,7 +102,7 @@ class VoiceTextBlender(SALM, ModelPT):
         OmegaConf.set_struct(self.cfg, False)
         restored = being_restored(self, cfg)
         pretrained = bool(self.cfg.get('pretrained_weights', ModelConfig.pretrained_weights)) and restored is None
-        folder = llm_files(self, restoring=restored is not None)
+        folder = llm_files(self, restored)
         self.audio_locator_tag: str | None = self.cfg.get('audio_locator_tag')
         self.tokenizer = AutoTokenizer(str(folder), use_fast=True)
         self.renderer = ChatRenderer(self.tokenizer.tokenizer)

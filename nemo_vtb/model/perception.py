@@ -27,13 +27,13 @@ import torch.distributed as dist
 from nemo.collections.asr.models import ASRModel
 from nemo.collections.asr.modules import ConformerEncoder
 from nemo.collections.speechlm2.modules.perception import AudioPerceptionModule
-from nemo.collections.speechlm2.parts.pretrained import load_pretrained_nemo
 from nemo.utils import logging
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from nemo_vtb.checkpoint.foreign_limits import check_sizes
 from nemo_vtb.checkpoint.nemo_file import SafeConnector
 from nemo_vtb.config.schema import PerceptionKeys
 from nemo_vtb.constants import SAMPLE_RATE
@@ -148,6 +148,8 @@ def _resolve_sections(model_cfg: DictConfig, pretrained: bool) -> dict[str, Tens
     weights: dict[str, Tensor] | None = None
     if is_whisper_folder(source):
         sections = whisper_sections(source)
+        files = Path(source).glob('*.safetensors')
+        check_sizes('', sections, sum(file.stat().st_size for file in files), what='Whisper folder')
         if pretrained:
             weights = {f'encoder.{key}': value for key, value in load_whisper_encoder(source).items()}
     else:
@@ -179,7 +181,7 @@ def restore_asr(source: str) -> ASRModel:
     try:
         if path.is_file():
             return ASRModel.restore_from(source, map_location='cpu', save_restore_connector=SafeConnector()).eval()
-        return load_pretrained_nemo(ASRModel, source).eval()
+        return ASRModel.from_pretrained(source, map_location='cpu', save_restore_connector=SafeConnector()).eval()
     except Exception as error:  # NeMo, tar, torch and the hub raise a dozen types here
         raise VtbModelError(
             f'The NeMo ASR model cannot be restored: {type(error).__name__}: {error}.',

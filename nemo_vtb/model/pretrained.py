@@ -17,21 +17,20 @@ Every weight that is there is either taken or listed. Writers of these forms are
 """
 
 import json
-import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
-from nemo.core.classes.common import UnsafeTargetError
 from nemo.utils import logging
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from nemo_vtb.backbone.hf import check_llm_size
 from nemo_vtb.backbone.names import state_name
 from nemo_vtb.checkpoint.archive import read_info
-from nemo_vtb.checkpoint.foreign_config import check_perception
+from nemo_vtb.checkpoint.foreign_config import check_model, opening
 from nemo_vtb.checkpoint.nemo_file import refuse_remote_code
-from nemo_vtb.errors import VtbCheckpointError, VtbError, VtbModelError
+from nemo_vtb.errors import VtbCheckpointError, VtbModelError
 from nemo_vtb.io import read_json_object
 from nemo_vtb.model.blender import VoiceTextBlender
 from nemo_vtb.model.perception import restore_asr
@@ -40,6 +39,9 @@ SALM_CONFIG, SALM_LLM = 'config.json', 'llm_backbone'
 """Of a SALM folder: the configuration of the model, and the folder with that of its LLM."""
 
 PEFT_CONFIG, _PEFT_WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
+
+_LOADS = ('pretrained_perception_from_s2s', 'pretrained_s2s_model', 'init_from_checkpoint')
+"""With these NeMo's SALM loads other files when it is made; the folder holds all weights itself."""
 
 ASR_PARTS = ('encoder', 'preprocessor')
 """What an ASR model and a perception module have in common."""
@@ -82,20 +84,10 @@ def restore(
             allowed=near or 'a .nemo file, the folder of a run, or a SALM folder',
             remedy='train one with `vtb train`, or correct the path',
         )
-    try:
+    with opening(path):
         model = VoiceTextBlender.restore_from(
             str(path), map_location=torch.device(device), trust_remote_code=trust_remote_code, base_llm=base_llm
         )
-    except VtbError:
-        raise
-    except (OSError, KeyError, RuntimeError, UnsafeTargetError, pickle.UnpicklingError) as error:
-        raise VtbModelError(
-            'The model cannot be restored.',
-            field='model',
-            got=f'{path}: {type(error).__name__}: {error}',
-            allowed='a .nemo file written by nemo_vtb',
-            remedy='`vtb info FILE` says what is in it; copy it again if it is cut off',
-        ) from error
     return model.to(device).eval()
 
 
@@ -130,22 +122,33 @@ def read_salm(folder: str | Path, *, base_llm: str | Path | None = None) -> tupl
 
     Raises:
         VtbCheckpointError: A weight is missing, left over or of another shape; or the folder asks to run code.
-        VtbModelError: The LLM's configuration or tokenizer is not found.
+        VtbModelError: The LLM's configuration or tokenizer is not found, or the folder cannot be read.
     """
     folder = Path(folder)
+    with opening(folder, 'SALM folder'):
+        return _read_salm(folder, base_llm)
+
+
+def _read_salm(folder: Path, base_llm: str | Path | None) -> tuple[VoiceTextBlender, list[str]]:
+    odd = [path for path in folder.rglob('*') if not path.is_file() and not path.is_dir()]
+    if odd:  # opening a pipe would wait for ever
+        raise _does_not_fit(folder, f'{odd[0].name} is no plain file')
     config = json.loads((folder / SALM_CONFIG).read_text(encoding='utf-8'))
     llm = Path(base_llm) if base_llm else folder / SALM_LLM
     if base_llm is None and not (llm / SALM_CONFIG).is_file():
         llm = Path(str(config['pretrained_llm']))
     own_tokenizer = (folder / 'tokenizer_config.json').is_file()
     refuse_remote_code(config)
-    check_perception(config.get('perception'), what='folder')
+    num_bytes = sum(path.stat().st_size for path in folder.glob('*.safetensors'))
+    check_model(config, num_bytes, what='folder')
+    if base_llm is None:
+        check_llm_size(str(llm), num_bytes)
     config |= {
         'pretrained_llm': str(llm),
         'pretrained_weights': False,
         'tokenizer_path': str(folder if own_tokenizer else llm),
     }
-    for key in ('model_type', 'architectures', 'torch_dtype'):
+    for key in ('model_type', 'architectures', 'torch_dtype', *_LOADS):
         config.pop(key, None)
     model = VoiceTextBlender(config)
     return model.eval(), _load_strictly(model, folder)
@@ -208,6 +211,11 @@ def warm_start(model: VoiceTextBlender, source: str | Path) -> list[str]:
         VtbCheckpointError: It is none of these, or a weight is missing, left over or of another shape.
     """
     path = Path(source).expanduser()
+    with opening(path, 'model to start from'):
+        return _warm_start(model, path)
+
+
+def _warm_start(model: VoiceTextBlender, path: Path) -> list[str]:
     left: list[str] = []
     if is_peft_folder(path):
         load_peft(model, path)
@@ -225,7 +233,7 @@ def warm_start(model: VoiceTextBlender, source: str | Path) -> list[str]:
         raise VtbCheckpointError(
             'There is nothing to start from at this path.',
             field='init_from_nemo',
-            got=str(source),
+            got=str(path),
             allowed='a .nemo of this toolkit, a SALM folder, a PEFT adapter folder, or the .nemo of an ASR model',
             remedy='correct the path, or leave the key out',
         )

@@ -22,6 +22,7 @@ from nemo.utils.trainer_utils import resolve_trainer_cfg
 from omegaconf import DictConfig
 
 from nemo_vtb.checkpoint.checkpoint_io import AtomicCheckpointIO
+from nemo_vtb.checkpoint.foreign_config import check_own_targets
 from nemo_vtb.data.sampler import BatchPlan
 from nemo_vtb.model.blender import VoiceTextBlender, plain_dict
 from nemo_vtb.model.pretrained import warm_start
@@ -45,6 +46,7 @@ def build_trainer(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> Traine
             rank by itself, or another job works in the run folder.
         VtbCheckpointError: The run is to be resumed, and each of its checkpoints is damaged.
     """
+    check_own_targets(cfg, '')
     manager = cfg.get('exp_manager') or {}
     held = manager.get('explicit_log_dir') and hold_run_folder(manager['explicit_log_dir'])
     if held and manager.get('resume_if_exists'):

@@ -107,7 +107,7 @@ def test_a_class_of_ones_own_is_admitted_by_name(restored_table: None) -> None:
 )
 def test_parts_of_asr_models_pass(name: str) -> None:
     check_asr(
-        {'sample_rate': 16000, 'part': {'_target_': name, 'config_dict': {'size': 3}}, 'tokenizer': {'dir': 'x'}}
+        {'sample_rate': 16000, 'part': {'_target_': name, 'config_dict': {'size': 3}}, 'tokenizer': {'dir': 'x'}}, 0
     )
 
 
@@ -124,4 +124,4 @@ def test_parts_of_asr_models_pass(name: str) -> None:
 )
 def test_an_asr_model_that_builds_more_is_refused(section: Any) -> None:
     with pytest.raises(VtbCheckpointError, match='ASR model'):
-        check_asr({'encoder': section})
+        check_asr({'encoder': section}, 0)
