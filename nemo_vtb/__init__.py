@@ -28,6 +28,7 @@ from nemo_vtb.registry import ASSET_PROVIDERS, register
 if TYPE_CHECKING:
     from nemo_vtb.assets.resolve import resolve_assets as resolve_assets
     from nemo_vtb.config.check import check_config as check_config
+    from nemo_vtb.config.salm import complete_config as complete_config
     from nemo_vtb.config.schema import AlignConfig as AlignConfig
     from nemo_vtb.config.schema import EvalConfig as EvalConfig
     from nemo_vtb.config.schema import ExportConfig as ExportConfig
@@ -88,6 +89,7 @@ _LAZY = {
     'build_model': 'nemo_vtb.training.run:build_model',
     'build_trainer': 'nemo_vtb.training.run:build_trainer',
     'check_config': 'nemo_vtb.config.check:check_config',
+    'complete_config': 'nemo_vtb.config.salm:complete_config',
     'conversations_from_audio': 'nemo_vtb.evaluation.inputs:conversations_from_audio',
     'conversations_from_manifest': 'nemo_vtb.evaluation.inputs:conversations_from_manifest',
     'default_export_path': 'nemo_vtb.export.export:default_export_path',

@@ -121,26 +121,18 @@ def run_training(cfg: 'DictConfig') -> None:
     Raises:
         VtbError: Of the configuration, the data, the model or the checkpoint to go on from.
     """
-    vtb.check_config(cfg)
+    vtb.check_config(vtb.complete_config(cfg))
     cfg = vtb.resolve_assets(cfg)
-    from lightning.pytorch import seed_everything
-    from nemo.utils.exp_manager import exp_manager
-    from omegaconf import OmegaConf
+    from nemo_vtb.training.run import train
+    from nemo_vtb.training.run_folder import nemo_file
+    from nemo_vtb.training.run_state import run_folder
 
     quiet_logs()
-    seed_everything(cfg.seed, workers=True, verbose=False)
-    trainer = vtb.build_trainer(cfg, [vtb.ProgressLine(), vtb.History()])
-    run_dir = exp_manager(trainer, cfg.exp_manager)
+    trainer = train(cfg, [vtb.ProgressLine(), vtb.History()])
     if trainer.is_global_zero:
-        OmegaConf.save(cfg, run_dir / 'config.yaml', resolve=True)
-    model = vtb.build_model(cfg, trainer)
-    data = vtb.VtbDataModule(cfg.data, model.renderer, model.frames)
-    trainer.fit(model, data)
-    if trainer.is_global_zero:
-        model_file = f'{run_dir}/checkpoints/{cfg.name}.nemo'
-        vtb.print_summary(
-            run_dir, next_commands=[f'{_vtb()} {c} {model_file}' for c in ('eval', 'generate', 'export')]
-        )
+        model = nemo_file(trainer)
+        commands = [f'{_vtb()} {c} {model}' for c in ('eval', 'generate', 'export')] if model else []
+        vtb.print_summary(run_folder(trainer), next_commands=commands)
 
 
 def run_evaluation(cfg: 'DictConfig') -> None:

@@ -33,6 +33,8 @@ def compose_config(path: Path, overrides: Sequence[str] = ()) -> Any:
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
 
+    from nemo_vtb.config.salm import complete_config
+
     if not path.is_file():
         raise VtbConfigError(
             'The configuration does not exist.', field='CONFIG', got=str(path), remedy='correct the path'
@@ -45,7 +47,7 @@ def compose_config(path: Path, overrides: Sequence[str] = ()) -> Any:
         raise VtbConfigError('The configuration cannot be composed.', field=str(path), got=str(error)) from error
     if 'model' not in cfg or 'data' not in cfg:
         raise VtbConfigError('The configuration has no model or no data.', field=str(path), got=sorted(map(str, cfg)))
-    return cfg
+    return complete_config(cfg)
 
 
 def read_renderer(llm: str) -> 'ChatRenderer':

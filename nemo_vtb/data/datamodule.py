@@ -128,14 +128,15 @@ class TrainLoader(_Loader):
 
     def __init__(self, dataset: RowDataset, sampler: TokenBudgetSampler, settings: DataSettings) -> None:
         super().__init__(dataset, settings.num_workers, _prefetch(settings, sampler.batch))
-        self.sampler, self.settings = sampler, settings
+        # not `sampler`: with overfit_batches Lightning would put one of its own in its place
+        self.row_sampler, self.settings = sampler, settings
 
     def __len__(self) -> int:
-        return len(self.sampler)
+        return len(self.row_sampler)
 
     def __iter__(self) -> Iterator[PackedRow]:
-        self.sampler.rewind()
-        yield from self._batches(self.sampler)
+        self.row_sampler.rewind()
+        yield from self._batches(self.row_sampler)
 
 
 class EvalLoader(_Loader):
@@ -238,7 +239,8 @@ class VtbDataModule(pl.LightningDataModule):
             )
         dims, settings = self.dims, self.settings
         batch = BatchPlan.of(self.trainer, settings.rows_per_batch, dims.data_size)
-        sampler = TokenBudgetSampler(self.plan, batch, dims.data_rank, self._length(), settings.balance)
+        repeat = self._overfitted(batch)
+        sampler = TokenBudgetSampler(self.plan, batch, dims.data_rank, self._length(), settings.balance, repeat)
         if self.sampler is not None:  # a second fit goes on after what was trained on
             sampler.load_state_dict(self.sampler.state_dict())
         self.sampler = sampler
@@ -258,6 +260,12 @@ class VtbDataModule(pl.LightningDataModule):
     def _fitted(self, specs: Sequence[SourceSpec]) -> list[FittedSource]:
         s = self.settings
         return [FittedSource(self._open(spec), self.meter, s.max_tokens, s.overlong) for spec in specs]
+
+    def _overfitted(self, batch: BatchPlan) -> int:
+        """Global batches that `trainer.overfit_batches` repeats."""
+        asked = 0 if self.trainer is None else self.trainer.overfit_batches
+        rows = asked * (self._length() or 0) * batch.rows_per_rank if isinstance(asked, float) and asked else asked
+        return math.ceil(rows / batch.rows_per_rank)
 
     def _length(self) -> int | None:
         """Global batches of the run."""

@@ -634,6 +634,7 @@ class TokenBudgetSampler:
         rank: Data-parallel rank (not the global rank: tensor-parallel peers must see the same rows).
         num_batches: Global batches of the whole run; None is endless.
         balance: See `split_rows`.
+        repeat: The first so many global batches come again and again (`trainer.overfit_batches`); 0: never.
     """
 
     def __init__(
@@ -643,12 +644,21 @@ class TokenBudgetSampler:
         rank: int = 0,
         num_batches: int | None = None,
         balance: bool = True,
+        repeat: int = 0,
     ) -> None:
         self.plan, self.batch, self.rank = plan, batch, rank
         self.num_batches, self.balance = num_batches, balance
+        self._repeated = self._first_batches(repeat) if repeat else []
         self.used_up = False
         "Whether `max_repeats` left too little for another global batch."
         self._begin_here()
+
+    def _first_batches(self, count: int) -> list[list[RowPlan]]:
+        """The first global batches, after which the plan stands where it stood."""
+        before = self.plan.state_of(self.plan.snapshot())
+        rows = [row for row in (self.plan.next_row() for _ in range(count * self.batch.rows)) if row is not None]
+        self.plan.load_state_dict(before)
+        return [rows[n : n + self.batch.rows] for n in range(0, len(rows), self.batch.rows)]
 
     def _begin_here(self) -> None:
         self.batches = self.plan.row // self.batch.rows
@@ -674,6 +684,8 @@ class TokenBudgetSampler:
                 self.used_up = True
                 return
             batch = self.plan.row // size
+            if self._repeated:
+                rows = self._repeated[(batch - 1) % len(self._repeated)]
             self._snapshots[batch], self._contents[batch - 1] = self.plan.snapshot(), rows
             yield from split_rows(rows, self.batch.ranks, balance=self.balance)[self.rank]
 

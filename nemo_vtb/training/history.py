@@ -26,6 +26,7 @@ from nemo_vtb.io import append_text, bring_back, read_json_lines, sync_tree, tol
 from nemo_vtb.parallel.dims import ParallelDims
 from nemo_vtb.training.meter import StepMeter
 from nemo_vtb.training.retention_monitor import MONITOR_METRICS
+from nemo_vtb.training.run_state import run_folder
 
 _OTHER_COLOURS = ('#937860', '#DA8BC3', '#8C8C8C', '#CCB974', '#64B5CD')
 
@@ -39,7 +40,7 @@ class History(pl.Callback):
     | `validation` | step, time_s, metrics (`val_loss`, `val_loss_<set>`, `val_acc_<set>`, `retention` ...) |
 
     Args:
-        folder: Where `history.jsonl` and `curves.png` go; None is the folder of the trainer's logger.
+        folder: Where `history.jsonl` and `curves.png` go; None is that of the run.
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
@@ -55,8 +56,7 @@ class History(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Open the file; steps behind the checkpoint that a run is resumed from will be made again, so they go."""
-        # a collective: Lightning broadcasts the folder
-        self._folder = self._folder or trainer.log_dir or trainer.default_root_dir
+        self._folder = self._folder or run_folder(trainer)
         self._step, self._began, self._time_before = trainer.global_step, time.perf_counter(), 0.0
         if not trainer.is_global_zero:
             return

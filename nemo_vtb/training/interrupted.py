@@ -40,6 +40,7 @@ from nemo_vtb.checkpoint.checkpoint_io import (
 from nemo_vtb.errors import VtbCheckpointError
 from nemo_vtb.io import bring_back, tolerated
 from nemo_vtb.training.history import draw_curves, read_history
+from nemo_vtb.training.run_state import run_folder
 
 logger = logging.getLogger(__name__)
 
@@ -190,7 +191,7 @@ class CompleteRun(pl.Callback):
             writer.conclude()
         if self._trained or not 0 < (trainer.max_steps or 0) <= trainer.global_step:
             return
-        folder = Path(trainer.log_dir or trainer.default_root_dir)  # a collective: Lightning broadcasts the folder
+        folder = run_folder(trainer)
         if trainer.is_global_zero and bring_back(folder / 'history.jsonl'):
             draw_curves(read_history(folder / 'history.jsonl'), folder / 'curves.png')
         for callback in trainer.callbacks:

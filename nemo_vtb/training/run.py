@@ -13,16 +13,17 @@
 # limitations under the License.
 """From a composed configuration to a trainer and a model: the two constructions that scripts share."""
 
+import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, Trainer, seed_everything
 from nemo.utils.trainer_utils import resolve_trainer_cfg
 from omegaconf import DictConfig
 
 from nemo_vtb.checkpoint.checkpoint_io import AtomicCheckpointIO
 from nemo_vtb.checkpoint.foreign_config import check_own_targets
+from nemo_vtb.data.datamodule import VtbDataModule
 from nemo_vtb.data.sampler import BatchPlan
 from nemo_vtb.model.blender import VoiceTextBlender, plain_dict
 from nemo_vtb.model.pretrained import warm_start
@@ -31,7 +32,9 @@ from nemo_vtb.parallel.dims import ParallelDims
 from nemo_vtb.parallel.strategies import register_strategies
 from nemo_vtb.training.changed_settings import ChangedSettings
 from nemo_vtb.training.interrupted import CompleteRun, clean_interrupted
+from nemo_vtb.training.progress_bar import ProgressLine
 from nemo_vtb.training.retention_monitor import retention_monitor_of
+from nemo_vtb.training.run_folder import checkpoint_folder, folder_of, open_run
 from nemo_vtb.training.run_lock import hold_run_folder
 from nemo_vtb.training.run_state import RunState
 
@@ -48,9 +51,10 @@ def build_trainer(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> Traine
     """
     check_own_targets(cfg, '')
     manager = cfg.get('exp_manager') or {}
-    held = manager.get('explicit_log_dir') and hold_run_folder(manager['explicit_log_dir'])
-    if held and manager.get('resume_if_exists'):
-        clean_interrupted(Path(manager['explicit_log_dir']) / 'checkpoints')
+    if (folder := folder_of(manager)) is not None and not cfg.trainer.get('fast_dev_run'):
+        hold_run_folder(folder)
+        if (checkpoints := checkpoint_folder(manager)) is not None:
+            clean_interrupted(checkpoints)
     options: dict[str, Any] = dict(resolve_trainer_cfg(cfg.trainer))
     interval = options.get('val_check_interval')
     given = [*(options.get('callbacks') or []), *callbacks]
@@ -59,13 +63,21 @@ def build_trainer(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> Traine
     options['callbacks'] = [*state, ChangedSettings(), *given, *retention_monitor_of(cfg), CompleteRun()]
     options['plugins'] = [*(options.get('plugins') or []), AtomicCheckpointIO(tolerant=True)]
     options.setdefault('use_distributed_sampler', False)
+    if any(isinstance(callback, ProgressLine) for callback in given):  # two would overwrite one another
+        options['enable_progress_bar'] = bool(options.get('enable_progress_bar', False))
     if isinstance(interval, int):  # the data has one long epoch: validation is counted in batches, across epochs
-        options['check_val_every_n_epoch'] = None
+        options.setdefault('check_val_every_n_epoch', None)
     register_strategies()
     options['strategy'] = accepted_strategy(options.get('strategy', 'auto'))
     trainer = Trainer(**options)
     check_strategy(trainer)
     batch = BatchPlan.of(trainer, cfg.data.get('rows_per_batch'), ParallelDims.of(trainer).data_size)
+    if trainer.fast_dev_run:
+        trainer.limit_train_batches = trainer.fast_dev_run * batch.rows_per_rank  # whole steps
+        return trainer
+    if trainer.overfit_batches and isinstance(trainer.limit_train_batches, int):
+        steps = math.ceil(trainer.limit_train_batches / batch.rows_per_rank)
+        trainer.limit_train_batches = steps * batch.rows_per_rank
     if isinstance(interval, int):
         trainer.val_check_interval = interval * batch.rows_per_rank
     return trainer
@@ -79,3 +91,17 @@ def build_model(cfg: DictConfig, trainer: Trainer | None = None) -> VoiceTextBle
     # the configuration goes where the weights go
     model.provenance['run_config'] = plain_dict(cfg)
     return model
+
+
+def train(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> Trainer:
+    """Build all of a checked configuration and train; returns the trainer, `run_folder` of which has the files.
+
+    Raises:
+        VtbError: Of the configuration, the data, the model or the checkpoint to go on from.
+    """
+    seed_everything(cfg.seed, workers=True, verbose=False)
+    trainer = build_trainer(cfg, callbacks)
+    open_run(cfg, trainer)
+    model = build_model(cfg, trainer)
+    trainer.fit(model, VtbDataModule(cfg.data, model.renderer, model.frames))
+    return trainer

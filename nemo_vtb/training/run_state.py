@@ -115,9 +115,7 @@ class RunState(RowCounter):
         if not isinstance(data := trainer.datamodule, VtbDataModule):
             return
         self._dims = ParallelDims.of(trainer)
-        # a collective: Lightning broadcasts the folder
-        folder = trainer.log_dir or trainer.default_root_dir
-        self.folder = self.folder or Path(folder)
+        self.folder = run_folder(trainer)  # the one owner: other callbacks ask for it
         self._open_quarantine(data.settings, resumed=trainer.ckpt_path is not None)
         for sets in data.eval_sets.values():
             for sources, _ in sets.values():
@@ -133,6 +131,11 @@ class RunState(RowCounter):
         if isinstance(loader := trainer.train_dataloader, TrainLoader):
             self.attach(loader, self._dims)
             self._set_counters(trainer)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Follow a loader that Lightning has asked for anew (`reload_dataloaders_every_n_epochs`)."""
+        if isinstance(loader := trainer.train_dataloader, TrainLoader) and loader.row_sampler is not self._sampler:
+            self.attach(loader, self._dims)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -226,7 +229,8 @@ class RunState(RowCounter):
         Raises:
             VtbCheckpointError: Files, shares, template or size of the global batch changed.
         """
-        sampler, again = loader.sampler, self._sampler is not None and self._sampler.plan is loader.sampler.plan
+        sampler = loader.row_sampler
+        again = self._sampler is not None and self._sampler.plan is sampler.plan
         self._sampler, self._sources, self._settings = sampler, loader.dataset.sources, loader.settings
         self._dims, self._rows, self._random_at_batch = dims, 0, None
         if self._quarantine is None:
@@ -455,6 +459,14 @@ class RunState(RowCounter):
                     allowed=f'data.max_skip_ratio {limit:.2%}',
                     remedy='mend what quarantine.jsonl lists, or raise data.max_skip_ratio',
                 )
+
+
+def run_folder(trainer: pl.Trainer) -> Path:
+    """Where the files of a run go: the folder of its `RunState`, else that of its logger. All ranks call it."""
+    state = RunState.of(trainer)
+    if state is not None and state.folder is not None:
+        return state.folder
+    return Path(trainer.log_dir or trainer.default_root_dir)  # a collective: Lightning broadcasts the folder
 
 
 def _new_ledger(sources: Sequence[FittedSource], sampler: TokenBudgetSampler) -> Ledger:

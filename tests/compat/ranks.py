@@ -90,8 +90,19 @@ def train(cfg: Mapping[str, Any]) -> tuple[Any, Any]:
     from nemo_vtb import VtbDataModule, build_model, build_trainer
 
     conf = OmegaConf.create(cfg)
+    conf.trainer.setdefault('default_root_dir', str(Path(conf.data.index_dir).parent))
     seed_everything(conf.seed + int(os.environ.get('RANK', 0)), verbose=False)  # nothing is equal by luck
     trainer = build_trainer(conf)
     model = build_model(conf, trainer)
     trainer.fit(model, VtbDataModule(conf.data, model.renderer, model.frames))
     return trainer, model
+
+
+def run(cfg: Any) -> Path:
+    """What `vtb train` does, without its lines on the terminal; returns the folder of the run."""
+    from nemo_vtb import History, check_config, complete_config, resolve_assets
+    from nemo_vtb.training.run import train as train_all
+    from nemo_vtb.training.run_state import run_folder
+
+    check_config(complete_config(cfg))
+    return run_folder(train_all(resolve_assets(cfg), [History()]))
