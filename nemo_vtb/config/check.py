@@ -23,7 +23,7 @@ import importlib
 import inspect
 import logging
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any, TypeVar
@@ -43,7 +43,7 @@ from nemo_vtb.config.keys import (
     settings_dict,
     typed_values,
 )
-from nemo_vtb.config.schema import NEMO_ENTRY_KEYS, LoaderKeys, TrainConfig
+from nemo_vtb.config.schema import NEMO_ENTRY_KEYS, REFUSED_LOADER_KEYS, LoaderKeys, TrainConfig
 from nemo_vtb.errors import VtbConfigError
 
 T = TypeVar('T')
@@ -87,6 +87,7 @@ def check_config(cfg: DictConfig | Mapping[str, Any], cls: type = TrainConfig) -
     check_budget(cfg)
     _check_monitor(cfg)
     unused = unused_keys(cfg)
+    _check_loader_keys(cfg, unused)
     if unused:
         logger.warning('Without effect here, since data.budget and data.max_tokens rule: %s', ', '.join(unused))
 
@@ -198,6 +199,24 @@ def check_budget(cfg: DictConfig | Mapping[str, Any]) -> None:
             allowed='shares in [0, 1] that sum to 1',
             remedy=f'in the same proportions: {scaled}' if scaled else 'give at least one kind a share',
         )
+
+
+def _check_loader_keys(cfg: DictConfig | Mapping[str, Any], unused: Sequence[str]) -> None:
+    """What NeMo's loader would do to the data must not be left out in silence: other data would be trained on."""
+    conf = OmegaConf.create(_raw(cfg))
+    for path in unused:
+        name = path.rpartition('.')[2]
+        if name not in REFUSED_LOADER_KEYS:
+            continue
+        value = OmegaConf.select(conf, path, throw_on_missing=False)
+        if value != REFUSED_LOADER_KEYS[name]:
+            raise VtbConfigError(
+                "NeMo's loader would change the data by this key; here nobody does.",
+                field=path,
+                got=value,
+                allowed=REFUSED_LOADER_KEYS[name],
+                remedy='change the data before training, and delete the key; docs/nemo.md lists all keys',
+            )
 
 
 def _check_monitor(cfg: DictConfig | Mapping[str, Any]) -> None:

@@ -61,6 +61,15 @@ NEMO_ENTRY_KEYS = (
 """Keys of NeMo's entries that its own loader reads and the token budget does not need."""
 
 
+REFUSED_LOADER_KEYS = {
+    'clipping_enabled': False, 'compression_enabled': False, 'concatenate_samples': False,
+    'cut_into_windows_duration': None, 'cut_text_into_windows_tokens': None, 'lowpass_enabled': False,
+    'multi_config': False, 'noise_path': None, 'pad_min_duration': None, 'perturb_speed': False, 'rir_enabled': False,
+    'truncate_duration': None,
+}  # fmt: skip
+"""Keys of NeMo's loader that change what is trained on, and that nobody reads here -> the value that does nothing."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClassKeys:
     """A block with the arguments of another class, known by its signature."""
@@ -101,11 +110,28 @@ class EntryKeys:
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderKeys:
-    """The part of a loader section that the token budget reads; NeMo's other loader keys pass without effect."""
+    """What is read of a loader section. Batch sizes and shuffling of NeMo's are replaced by the token budget."""
 
     input_cfg: list[EntryKeys] | str | None = key(NO_DEFAULT, 'Sources, or a YAML file with them', more='entry')
     sample_rate: int = key(SAMPLE_RATE, 'Rate of all recordings after loading', unit='Hz', choices=(SAMPLE_RATE,))
     seed: Any = key(42, 'Seed of the order of the data')
+    text_field: str | None = key(None, 'Field of an ASR manifest with the transcript, for entries that name none')
+    lang_field: str | None = key(None, 'Field of an ASR manifest with the language, for entries that name none')
+    manifest_filepath: Any = key(None, 'NeMo manifests, instead of an input_cfg', unit='path, pattern or list')
+    tarred_audio_filepaths: Any = key(None, 'Archives with their recordings', unit='as above')
+    cuts_path: Any = key(None, "A manifest of lhotse's cuts, instead of an input_cfg", unit='as above')
+    shar_path: Any = key(None, "lhotse's Shar shards, instead of an input_cfg", unit='folder, list or mapping')
+    min_duration: float | None = key(None, 'Filter: least audio of a conversation with recordings', unit='s')
+    max_duration: float | None = key(None, 'Filter: most audio of a conversation with recordings', unit='s')
+    min_tps: float | None = key(None, 'Filter: least supervised tokens for a second of audio', unit='tokens/s')
+    max_tps: Any = key(None, 'Filter: most supervised tokens for a second of audio', unit='tokens/s')
+    min_tokens: int | None = key(None, 'Filter: least length of a conversation', unit='tokens')
+    max_tokens: int | None = key(None, 'Filter: most length of a conversation', unit='tokens')
+    min_tpt: float | None = key(None, 'Filter: least supervised tokens for another one, text only', unit='ratio')
+    max_tpt: Any = key(None, 'Filter: most supervised tokens for another one, text only', unit='ratio')
+    max_cer: float | None = key(None, 'Filter: highest `cer` that a line notes', unit='share')
+    min_context_speaker_similarity: float | None = key(None, 'Filter: least value that a line notes')
+    keep: str | None = key('pass', 'Filter: the `validation_status` that stays, of lines that note one')
     num_workers: int | None = key(2, 'Loader processes of each rank', unit='processes', low=0)
     reweight_temperature: Any = key(
         None, 'Weights of each level of groups are raised to this power', unit='number or list'

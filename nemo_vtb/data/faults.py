@@ -75,6 +75,7 @@ class Reason(StrEnum):
     LINE_TOO_LONG = 'line_too_long', 'the line has more bytes than data.max_line_bytes'
     TOO_MANY_TURNS = 'too_many_turns', 'the conversation has more turns than data.max_turns'
     CLIP_TOO_LARGE = 'clip_too_large', 'the clip is longer than data.max_clip_seconds, or has too many samples'
+    FILTERED = 'filtered', 'a filter of the loader section refuses it, as min_duration or max_cer'
     OTHER = 'other', 'reading it raised an error of none of these reasons; the detail names its class'
 
 

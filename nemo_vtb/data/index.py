@@ -39,6 +39,7 @@ from nemo_vtb.config.schema import DataSettings
 from nemo_vtb.data.audio import DURATION_TOLERANCE_S, clip_span, probe
 from nemo_vtb.data.conversation import Audio, Conversation, parse_line
 from nemo_vtb.data.faults import Reason, audio_fault, data_fault, guarded, skip_table
+from nemo_vtb.data.filters import check_filters
 from nemo_vtb.data.index_integrity import META, audio_identity, index_damage, read_sealed, sealed, write_meta
 from nemo_vtb.data.limits import LIMITS, Limits, read_line
 from nemo_vtb.data.sources import SourceSpec
@@ -262,17 +263,23 @@ class SourceIndex:
         for fault in read_json_lines(self.folder / 'quarantine.jsonl'):
             yield fault | {'source': self.name}
 
+    @property
+    def broken(self) -> int:
+        """Lines that cannot be trained on; what a filter refused is none of them."""
+        counts = self.meta['quarantined']
+        return sum(counts.values()) - counts.get(Reason.FILTERED, 0)
+
     def check(self, max_skip_ratio: float) -> None:
         """Stop when too much of the source is broken, or when nothing is left of it.
 
         Raises:
             VtbDataError: With a table of the reasons.
         """
-        bad, lines = sum(self.meta['quarantined'].values()), self.meta['lines']
+        bad, lines = self.broken, self.meta['lines']
         table = skip_table({self.name: self.meta['quarantined']})
         if not len(self):
             raise VtbDataError(
-                'A source has no usable conversation.' + (f'\n{table}' if bad else ''),
+                'A source has no usable conversation.' + (f'\n{table}' if table else ''),
                 field=f'source {self.name}',
                 got=f'{lines} lines in {", ".join(self.spec.files)}',
                 remedy='correct its manifest, or take it out of input_cfg',
@@ -623,6 +630,7 @@ def _scan_line(task: _Task, part: _Part, raw: bytes, offset: int, nbytes: int, p
             part.omitted += 1
             return
         measured = task.meter.measure(conversation, segments=_has_offset(line)) | _identity(conversation)
+        check_filters(task.spec.options.get('filters') or {}, line, measured, where)
     except VtbDataError as error:
         if error.reason == Reason.DURATION_MISMATCH and task.meter.on_duration_mismatch == 'error':
             raise

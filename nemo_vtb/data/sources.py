@@ -33,6 +33,8 @@ from nemo_vtb.data.conversation import (
     parse_line,
 )
 from nemo_vtb.data.faults import Reason, data_fault, guarded
+from nemo_vtb.data.filters import KEYS as FILTER_KEYS
+from nemo_vtb.data.filters import filters_of
 from nemo_vtb.data.limits import read_line
 from nemo_vtb.data.manifest_files import (
     check_lines,
@@ -161,19 +163,41 @@ def parse_input_cfg(
 
 def train_specs(settings: DataSettings) -> list[SourceSpec]:
     """The sources of `train_ds`."""
-    train = settings.train_ds
     where = 'data.train_ds.input_cfg'
-    return parse_input_cfg(train.get('input_cfg') or (), where, train.get('reweight_temperature'))
+    return _of_loader(settings.train_ds, where, settings.train_ds.get('reweight_temperature'))
 
 
 def eval_specs(settings: DataSettings, section: str) -> dict[str, list[SourceSpec]]:
-    """The sources of each named set of `validation_ds` or `test_ds`."""
+    """The sources of each named set of `validation_ds` or `test_ds`; a set inherits what its section says."""
     loader = getattr(settings, section)
-    sets = loader.get('datasets') or ({'validation': loader} if loader.get('input_cfg') else {})
+    sets = loader.get('datasets') or ({'validation': loader} if _entries(loader) else {})
+    common = {key: loader[key] for key in (*FILTER_KEYS, *_FIELDS) if key in loader}
     return {
-        name: parse_input_cfg(each.get('input_cfg') or (), f'data.{section}.datasets.{name}.input_cfg')
+        name: _of_loader({**common, **each}, f'data.{section}.datasets.{name}.input_cfg')
         for name, each in sets.items()
     }
+
+
+_FIELDS = ('text_field', 'lang_field')
+
+
+def _of_loader(loader: Mapping[str, Any], where: str, temperature: Any = None) -> list[SourceSpec]:
+    """The sources of a loader section, with its filters, and its `text_field` where an entry has none."""
+    common = {key: loader[key] for key in _FIELDS if loader.get(key) is not None}
+    common |= {'filters': filters} if (filters := filters_of(loader)) else {}
+    sources = parse_input_cfg(_entries(loader), where, temperature)
+    return [replace(s, options={**common, **s.options}) for s in sources] if common else sources
+
+
+def _entries(loader: Mapping[str, Any]) -> Any:
+    """Its `input_cfg`; or one entry of the manifests that NeMo's older form has in the section itself."""
+    if loader.get('input_cfg'):
+        return loader['input_cfg']
+    for key, type_ in (('shar_path', 'lhotse_shar'), ('cuts_path', 'lhotse'), ('manifest_filepath', 'nemo')):
+        if loader.get(key):
+            tars = loader.get('tarred_audio_filepaths') if type_ == 'nemo' else None
+            return [{'type': 'nemo_tarred' if tars else type_, key: loader[key], 'tarred_audio_filepaths': tars}]
+    return ()
 
 
 def _depth(entries: Sequence[Mapping[str, Any]]) -> int:

@@ -448,7 +448,7 @@ class RunState(RowCounter):
         limit = self._settings.max_skip_ratio
         for number, source in enumerate(self._sources):
             failed = sum(s == number for s, _ in self._failed)
-            bad = failed + sum(source.index.meta['quarantined'].values())
+            bad = failed + source.index.broken
             lines = source.index.meta['lines']
             if failed and bad > limit * lines:
                 table = skip_table({source.name: ledger.accounts[source.name].skips})
