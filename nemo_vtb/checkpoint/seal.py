@@ -36,6 +36,7 @@ class SealedFile:
     """What `torch.save` writes into; counts the digest on the way. `close` completes the archive."""
 
     def __init__(self, path: str | Path) -> None:
+        self.name = str(path)
         self._stream: IO[bytes] = open(path, 'wb')
         self._digest = hashlib.sha256()
         self._held = b''  # the end of what came: the length of the comment in it will change

@@ -27,7 +27,7 @@ threads, among paths that match PATTERN (of the whole path, as `fnmatch`; absent
 | unlink | `os.unlink` and `os.remove` |
 | mkdir, rmdir | `os.mkdir`, `os.rmdir` |
 | fsync | `os.fsync` of a file or folder |
-| save | `torch.save` to a path |
+| save | `torch.save` to a path, or to a stream that has a `name` |
 
 | action | what happens |
 |---|---|
@@ -185,6 +185,8 @@ class _Guard:
             result = real(*args, **options)
             if action == 'kill_after':
                 os.kill(self._process, signal.SIGKILL)
+            if hasattr(args[1:2] and args[1], 'flush'):
+                args[1].flush()
             damage(path, action)
             return result
         finally:
@@ -219,8 +221,13 @@ def _tear(save: Callable[..., Any], path: Any, args: Any, options: Any) -> None:
     whole = io.BytesIO()
     rest = {name: value for name, value in options.items() if name not in ('f', 'obj')}
     save(args[0] if args else options['obj'], whole, *args[2:], **rest)
-    with open(path, 'wb') as stream:
-        stream.write(whole.getvalue()[: whole.tell() // 2])
+    half = whole.getvalue()[: whole.tell() // 2]
+    target = args[1] if len(args) > 1 else options['f']
+    if hasattr(target, 'write'):
+        target.write(half)
+        target.flush()
+    else:
+        Path(path).write_bytes(half)
 
 
 def _path_of(descriptor: Any) -> str:
@@ -236,7 +243,7 @@ def _written_by_open(path: Any, mode: str = 'r', *_: Any, **__: Any) -> Any:
 
 
 def _saved(obj: Any, f: Any = None, *_: Any, **__: Any) -> Any:
-    return f if isinstance(f, str | os.PathLike) else None
+    return f if isinstance(f, str | os.PathLike) else getattr(f, 'name', None)
 
 
 def main() -> None:
