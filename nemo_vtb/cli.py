@@ -34,6 +34,7 @@ commands:
   train     train a speech LLM on text and speech in one stage
   generate  ask a model about recordings
   chat      talk with a model, in text and recordings
+  serve     answer OpenAI's requests over HTTP
   assets    fetch the embedded models, recordings and the demonstration corpus
   inspect   show rendered conversations: roles, recordings, supervised tokens
   eval      evaluate a model and its base LLM on held-out data
@@ -120,6 +121,7 @@ _COMMANDS: dict[str, str] = {
     'inspect': 'nemo_vtb.commands.inspect',
     'parity': 'nemo_vtb.commands.parity',
     'report': 'nemo_vtb.commands.report',
+    'serve': 'nemo_vtb.commands.serve',
     'train': 'nemo_vtb.commands.train',
 }
 

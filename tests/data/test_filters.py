@@ -79,9 +79,7 @@ def test_filters_of_a_loader_section(
     assert reasons == ({'filtered': 3 - len(seconds)} if len(seconds) < 3 else {})
 
 
-def test_a_line_that_failed_validation_is_left_out(
-    lines: list[dict[str, Any]], tmp_path: Path, meter: Any
-) -> None:
+def test_a_line_that_failed_validation_is_left_out(lines: list[dict[str, Any]], tmp_path: Path, meter: Any) -> None:
     assert kept(lines, tmp_path, meter, max_cer=1.0)[0] == [0.5, 1.0]
     lines[1]['validation_status'] = 'pass'
     assert kept(lines, tmp_path, meter, keep='fail')[0] == [0.5, 2.0]  # lines without a note stay
