@@ -27,6 +27,7 @@ import secrets
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,9 @@ class RunLock:
         while not self._stop.wait(_BEAT_S):
             try:
                 os.utime(self.path)
+            except FileNotFoundError:  # the run folder was removed: it is still this job's
+                with suppress(OSError):
+                    write_atomically(self.path, json.dumps(_identity()))
             except OSError:
                 continue  # a full or lost disk: the next beat may succeed
 
@@ -114,7 +118,7 @@ class RunLock:
 
 
 def hold_run_folder(folder: str | Path) -> bool:
-    """Hold a run folder as long as this process lives; returns whether it is the first of its job, which prepares it.
+    """Hold a run folder as long as this process lives; returns whether this is the first process of its job.
 
     Other ranks wait until the first one holds it.
 

@@ -153,6 +153,21 @@ def test_another_host_is_known_by_its_signs_of_life(tmp_path: Path, monkeypatch:
     assert hold_run_folder(tmp_path / 'a')  # it stood still
 
 
+def test_a_folder_that_is_removed_stays_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shutil
+    import time
+
+    monkeypatch.setattr(run_lock, '_BEAT_S', 0.05)
+    assert hold_run_folder(tmp_path / 'run')
+    shutil.rmtree(tmp_path / 'run')
+    deadline = time.monotonic() + 60
+    while not (tmp_path / 'run/.lock/owner.json').exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    second = Job(tmp_path / 'run')
+    second.end()
+    assert second.says.startswith('refused')
+
+
 def test_a_requeued_job_follows_itself_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     elsewhere(tmp_path, scheduler=['77', '0'])
     monkeypatch.setattr(run_lock, '_WATCH_S', 1e9)
