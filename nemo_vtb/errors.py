@@ -99,6 +99,10 @@ class VtbCheckpointError(VtbError, RuntimeError):
     """A checkpoint cannot be written, is incomplete, or does not belong to this run."""
 
 
+class VtbNumericsError(VtbError, ArithmeticError):
+    """Losses, gradients or weights are not finite."""
+
+
 class VtbAssetError(VtbError, RuntimeError):
     """An embedded asset cannot be fetched, verified or converted."""
 

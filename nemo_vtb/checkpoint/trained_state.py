@@ -13,15 +13,17 @@
 # limitations under the License.
 """What a training checkpoint holds of a model: all that is trained, under canonical names, without the frozen LLM."""
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from nemo_vtb.backbone.base import lora_misfit
 from nemo_vtb.backbone.names import base_fingerprint, base_weights, is_llm_weight, peft_name, state_name
-from nemo_vtb.errors import VtbCheckpointError
+from nemo_vtb.errors import VtbCheckpointError, VtbNumericsError
 
 if TYPE_CHECKING:
     from nemo_vtb.model.blender import VoiceTextBlender
@@ -98,6 +100,33 @@ def drop_frozen_llm(model: 'VoiceTextBlender', checkpoint: dict[str, Any], buffe
     checkpoint['template_fingerprint'] = model.renderer.fingerprint
     for name in base:
         state.pop(name, None)
+    check_finite(model, state)
+
+
+def check_finite(model: 'VoiceTextBlender', state: Mapping[str, Tensor]) -> None:
+    """Refuse to save a model that is of no use any more.
+
+    Args:
+        model: The model; its buffers other than running statistics may hold what they like, a mask of -inf for one.
+        state: What is about to be saved, without the untouched LLM.
+
+    Raises:
+        VtbNumericsError: Weights or running statistics are NaN or infinite.
+    """
+    moving = ('.running_mean', '.running_var')
+    fixed = {name for name, _ in model.named_buffers() if not name.endswith(moving)}
+    values = {
+        name: v.detach() for name, v in state.items() if v.is_floating_point() and v.numel() and name not in fixed
+    }
+    greatest = torch.stack([norm.float().cpu() for norm in torch._foreach_norm(list(values.values()), math.inf)])
+    if bad := [name for name, fine in zip(values, greatest.isfinite().tolist(), strict=True) if not fine]:
+        raise VtbNumericsError(
+            'The model is not finite and is not saved; what was saved before is untouched.',
+            field='state_dict',
+            got=f'{len(bad)} of {len(values)} tensors, first {bad[0]}',
+            allowed='finite weights and running statistics',
+            remedy='resume from the last checkpoint with a lower model.optimizer.lr',
+        )
 
 
 def add_frozen_llm(model: 'VoiceTextBlender', checkpoint: dict[str, Any]) -> None:

@@ -207,6 +207,10 @@ class DataSettings:
         unit='s', low=0.0,
     )  # fmt: skip
     max_skip_ratio: float = key(0.01, 'Broken lines of a source before the run stops', unit='share', low=0.0, high=1.0)
+    max_bad_steps: int = key(
+        3, 'Steps in a row that are left out, since loss or gradient is not finite, before the run ends',
+        unit='optimizer steps', low=1,
+    )  # fmt: skip
     sample_rate: int = key(SAMPLE_RATE, 'Rate at which the encoder reads', unit='Hz', low=1)
     resample: bool = key(True, 'Whether recordings of another rate are resampled, or skipped')
     balance: bool = key(True, 'Whether the rows of a global batch are dealt to the ranks by cost, or in turn')

@@ -39,6 +39,9 @@ from nemo_vtb.errors import VtbAudioError, VtbDataError
 DURATION_TOLERANCE_S = 0.1
 """A duration field may differ from the recording by this much before it counts as a lie."""
 
+MAX_LEVEL = 2.0**31
+"""Greatest sample: that of 32-bit integers, never scaled. Beyond about 1e16 the spectrum overflows float32."""
+
 _MOST_SAMPLES_A_BYTE = 65536
 "No codec packs more: FLAC's largest block has 65,535 samples. A header that claims more does not know the length."
 _BLOCK = 1 << 16
@@ -156,8 +159,8 @@ def read_audio(
     Several channels are averaged where the clip names none; another rate is resampled.
 
     Raises:
-        VtbAudioError: The recording is missing, unreadable, cut, too large, not finite, or of another rate with
-            `resample=False`.
+        VtbAudioError: The recording is missing, unreadable, cut, too large, not finite, too loud, or of another rate
+            with `resample=False`.
     """
     header = probe(audio.path)
     if header.sample_rate != sample_rate and not resample:
@@ -173,6 +176,9 @@ def read_audio(
     samples = _decode(audio, span, header.seekable)
     if not np.isfinite(samples).all():
         raise audio_fault(Reason.AUDIO_NOT_FINITE, field='audio', got=audio.path)
+    if (level := float(np.abs(samples).max(initial=0.0))) > MAX_LEVEL:
+        got = f'a sample of {level:.3g}: {audio.path}'
+        raise audio_fault(Reason.AUDIO_TOO_LOUD, field='audio', got=got, allowed=f'at most {MAX_LEVEL:.3g}')
     if header.sample_rate == sample_rate:
         return samples
     import soxr

@@ -66,6 +66,7 @@ class Reason(StrEnum):
     AUDIO_NO_CHANNEL = 'audio_no_channel', 'the recording has no such channel'
     AUDIO_TOO_SHORT = 'audio_too_short', 'the recording is shorter than one frame of the encoder'
     AUDIO_NOT_FINITE = 'audio_not_finite', 'the recording holds NaN or infinite samples'
+    AUDIO_TOO_LOUD = 'audio_too_loud', 'samples lie beyond 2^31: no level of sound, and its square overflows'
     AUDIO_WRONG_RATE = 'audio_wrong_rate', 'the sampling rate differs and data.train_ds.resample is false'
     AUDIO_CHANGED = 'audio_changed', 'the recording has another length, size or time than when it was indexed'
     AUDIO_NOT_IN_TAR = 'audio_not_in_tar', 'the archive has no member of that name'
@@ -76,6 +77,7 @@ class Reason(StrEnum):
     TOO_MANY_TURNS = 'too_many_turns', 'the conversation has more turns than data.max_turns'
     CLIP_TOO_LARGE = 'clip_too_large', 'the clip is longer than data.max_clip_seconds, or has too many samples'
     FILTERED = 'filtered', 'a filter of the loader section refuses it, as min_duration or max_cer'
+    LOSS_NOT_FINITE = 'loss_not_finite', 'its loss or gradient was not finite: the step was left out on all ranks'
     OTHER = 'other', 'reading it raised an error of none of these reasons; the detail names its class'
 
 

@@ -62,6 +62,7 @@ class Ledger:
         self.accounts = {account.name: account for account in accounts}
         self.max_tokens, self.unit = max_tokens, unit
         self.rows = self.batches = 0
+        self.bad_batches = self.bad_tokens = 0  # global batches whose step was left out, and their tokens
         self._curve: list[list[int]] = []  # [batches, delivered of each source ...]
         self._stride = 1
         self._changes: list[dict[str, Any]] = []
@@ -88,6 +89,12 @@ class Ledger:
             self._curve.append([self.batches, *(self._delivered(a) for a in self.accounts.values())])
         if len(self._curve) > _POINTS:
             self._curve, self._stride = self._curve[1::2], self._stride * 2
+
+    def close_bad_batch(self, tokens: int) -> None:
+        """Count a global batch whose step was left out: nothing of it was trained on."""
+        self.bad_batches += 1
+        self.bad_tokens += tokens
+        self.close_batch(0)
 
     @property
     def _units(self) -> int:
@@ -141,7 +148,8 @@ class Ledger:
         """A few words for a progress line: how far the kind furthest from its share is off, in proportion."""
         pairs = [pair for pair in self.kind_shares().values() if pair[0]]
         off = max((abs(delivered / requested - 1) for requested, delivered in pairs), default=0.0)
-        return f'shares off by {off:.1%}  skipped {self.skipped}'
+        bad = f'  steps left out {self.bad_batches}' if self.bad_batches else ''
+        return f'shares off by {off:.1%}  skipped {self.skipped}{bad}'
 
     def metrics(self) -> dict[str, float]:
         """Figures for a logger."""
@@ -175,6 +183,7 @@ class Ledger:
             'changes': self._changes,
             'curve': self._curve,
             'stride': self._stride,
+            **({'bad_batches': self.bad_batches, 'bad_tokens': self.bad_tokens} if self.bad_batches else {}),
         }
 
     @classmethod
@@ -184,6 +193,7 @@ class Ledger:
         accounts = [SourceAccount(**{name: source[name] for name in names}) for source in state['sources']]
         ledger = cls(accounts, state['max_tokens'], state['unit'])
         ledger.rows, ledger.batches = state['rows'], state['batches']
+        ledger.bad_batches, ledger.bad_tokens = state.get('bad_batches', 0), state.get('bad_tokens', 0)
         ledger._changes = [dict(change) for change in state.get('changes') or ()]
         ledger._curve, ledger._stride = [list(point) for point in state['curve']], state['stride']
         return ledger
@@ -203,6 +213,7 @@ class Ledger:
             for name, account in self.accounts.items():
                 account.asked = former.accounts[name].asked
         self.rows, self.batches = former.rows, former.batches
+        self.bad_batches, self.bad_tokens = former.bad_batches, former.bad_tokens
         self._curve, self._stride = (former._curve, former._stride) if same else ([], 1)
 
     def save(self, path: str | Path) -> None:

@@ -19,6 +19,7 @@ S samples, H LLM width, N targets.
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ from nemo_vtb.checkpoint.run_settings import check_settings
 from nemo_vtb.checkpoint.trained_state import (
     add_frozen_llm,
     canonical_state,
+    check_finite,
     drop_frozen_llm,
     frozen_llm,
     load_trained_state,
@@ -68,9 +70,10 @@ from nemo_vtb.model.loss import (
     text_divergence,
 )
 from nemo_vtb.model.perception import encode_row, setup_perception, silent_forward, splice
+from nemo_vtb.model.step_watch import StepOutcome, StepWatch
 from nemo_vtb.parallel.accepted import check_strategy
 from nemo_vtb.parallel.dims import ParallelDims
-from nemo_vtb.parallel.strategies import backbone_class, build_backbone
+from nemo_vtb.parallel.strategies import backbone_class, build_backbone, running_statistics
 from nemo_vtb.registry import register
 
 _LORA_PATTERN = r'^.+\.lora_.+$'
@@ -94,6 +97,8 @@ class VoiceTextBlender(SALM, ModelPT):
 
     backbone: Backbone
     """The LLM; None before `configure_model`."""
+    step_outcome: StepOutcome | None = None
+    """What the last optimizer step came to; None before the first."""
 
     def __init__(self, cfg: DictConfig | dict, trainer: Trainer | None = None) -> None:
         register()
@@ -131,7 +136,7 @@ class VoiceTextBlender(SALM, ModelPT):
         self._base_digest: str | None = None
         self.provenance: dict[str, Any] = restored.provenance(self) if restored else {}
         self._use_fsdp = self._use_tp = False
-        self._window_targets = 0.0
+        self.step_watch = StepWatch()
         self._window_rows, self._window_buffers = 0, dict[str, Tensor]()
 
     def _plan(self, source: str, pretrained: bool) -> BackboneSpec:
@@ -255,9 +260,9 @@ class VoiceTextBlender(SALM, ModelPT):
             hidden, batch.labels, self.backbone.nll, chunk=self.cfg.get('loss_chunk', ModelConfig.loss_chunk)
         )  # (N,)
         sums, counts = kind_sums(nll, batch.labels, batch.label_kinds, len(KINDS))
-        self._window_targets += float(counts.sum())
         loss = nll.sum() if base is None else self._anchored(nll, base, hidden, batch, anchor)
         mean = float(sums.sum() / counts.sum().clamp(min=1))
+        self.step_watch.add_row(batch, nll, float(counts.sum()), mean)
         self.log('loss', mean, prog_bar=False, batch_size=1)
         for kind, total, count in zip(KINDS, sums.tolist(), counts.tolist(), strict=True):
             if count:
@@ -283,17 +288,33 @@ class VoiceTextBlender(SALM, ModelPT):
         zero = zero + self.backbone.idle_pass(self.device)
         return torch.zeros(1, self.backbone.hidden_size, device=self.device) + zero
 
+    def on_after_backward(self) -> None:
+        """Note the gradient behind a row: where a step is not finite, it tells which row made it so."""
+        self.step_watch.add_gradient(p for group in self.trainer.optimizers[0].param_groups for p in group['params'])
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Divide the summed gradients by the number of target tokens of the whole global batch."""
+        """Divide the summed gradients by the number of target tokens of the whole global batch.
+
+        Where they are not finite, on any rank, they are dropped on all of them: the step counts, but weights and
+        moments stay as they are (docs/adr/0050-no-step-that-is-not-finite.md).
+        """
         dims = ParallelDims.of(self.trainer)
-        total = dims.sum(torch.tensor(self._window_targets, device=self.device, dtype=torch.float64))
+        parameters = [p for group in optimizer.param_groups for p in group['params'] if p.grad is not None]
         # DDP has averaged over ranks and Lightning over accumulated rows; both factors are taken back here
-        factor = _LOSS_UNIT * dims.data_size * self.trainer.accumulate_grad_batches / max(float(total), 1.0)
-        for group in optimizer.param_groups:
-            for parameter in group['params']:
-                if parameter.grad is not None:
-                    parameter.grad.mul_(factor)
-        self._window_targets, self._window_rows = 0.0, 0
+        factor = _LOSS_UNIT * dims.data_size * self.trainer.accumulate_grad_batches
+        statistics = [b for b in running_statistics(self.perception) if b.is_floating_point()]
+        outcome = self.step_watch.close(dims, parameters, statistics, self.device, factor)
+        if getattr(self.trainer.precision_plugin, 'scaler', None) is not None and not outcome.bad_losses:
+            outcome = replace(outcome, is_finite=True)  # fp16 overflows by design: its scaler leaves the step out
+        self.step_outcome, self._window_rows = outcome, 0
+        if outcome.is_finite:
+            for parameter in parameters:
+                parameter.grad.mul_(factor / max(outcome.targets, 1.0))
+            return
+        for parameter in parameters:
+            parameter.grad = None  # an optimizer passes over what has no gradient, its decay and its moments, too
+        for name, buffer in self.perception.named_buffers(prefix='perception'):
+            buffer.copy_(self._window_buffers[name])
 
     # ---- validation
 
@@ -333,8 +354,11 @@ class VoiceTextBlender(SALM, ModelPT):
         Raises:
             VtbCheckpointError: The disk is full or the folder cannot be written to; or the LLM was trained itself, so
                 that no base LLM could stand in for it.
+            VtbNumericsError: Weights are NaN or infinite.
         """
-        save_nemo(self, save_path, canonical_state(self), self.base_weights(), include_llm=include_llm)
+        state, base = canonical_state(self), self.base_weights()
+        check_finite(self, {name: value for name, value in state.items() if name not in base})
+        save_nemo(self, save_path, state, base, include_llm=include_llm)
 
     @classmethod
     def restore_from(

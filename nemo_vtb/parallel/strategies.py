@@ -142,18 +142,12 @@ class ReducingStrategy(ModelParallelStrategy):
         # equal already within the group: their mean keeps kernels that round differently from drifting apart
         _reduce((p.grad for p in equal), dist.group.WORLD, 1.0 / world)
         # running statistics as under DDP: those of rank 0, once per step
-        for buffer in self._running_statistics():
+        for buffer in running_statistics(self.lightning_module):
             dist.broadcast(buffer, 0)
 
     def _spread_parameters(self) -> Iterable[nn.Parameter]:
         """Those whose gradient is a part on each rank of an LLM, although they are whole."""
         return ()
-
-    def _running_statistics(self) -> list[Tensor]:
-        module = self.lightning_module
-        assert module is not None
-        norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
-        return [buffer for norm in norms for buffer in norm.buffers()]
 
     def _clip_by_norm(self, optimizer: Optimizer, clip_val: float) -> None:
         parameters = [p for group in optimizer.param_groups for p in group['params'] if p.grad is not None]
@@ -470,6 +464,12 @@ def build_backbone(spec: BackboneSpec, trainer: Trainer | None) -> Backbone:
     ParallelDims.of(trainer).take_from_first(spec.first_lora.values(), strategy.root_device)
     dtype = torch.bfloat16 if 'bf16-true' in str(trainer.precision) else torch.float32  # type: ignore[union-attr]
     return cls.build(spec, dtype=dtype, **strategy.backbone_options)
+
+
+def running_statistics(module: nn.Module) -> list[Tensor]:
+    """Mean, variance and count of all batch norms that are being trained."""
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+    return [buffer for norm in norms for buffer in norm.buffers()]
 
 
 def _is_sharded(parameter: nn.Parameter) -> bool:

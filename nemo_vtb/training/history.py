@@ -14,8 +14,9 @@
 """Keeps the losses of a run in `history.jsonl`, complete also after a resume, and draws `curves.png`."""
 
 import json
+import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,11 @@ class History(pl.Callback):
 
     | `type` | keys |
     |---|---|
-    | `train` | step, time_s, losses (kind -> mean over all ranks), targets (kind -> count), tokens, audio_s, lr |
+    | `train` | step, time_s, losses (kind -> mean over all ranks), targets (kind -> count), tokens, audio_s, lr, |
+    | | grad_norm (before clipping) |
     | `validation` | step, time_s, metrics (`val_loss`, `val_loss_<set>`, `val_acc_<set>`, `retention` ...) |
+
+    What is not finite is null. A step that was left out for it has `left_out: true` besides.
 
     Args:
         folder: Where `history.jsonl` and `curves.png` go; None is that of the run.
@@ -64,7 +68,7 @@ class History(pl.Callback):
         path.parent.mkdir(parents=True, exist_ok=True)
         if trainer.global_step:
             bring_back(path)
-        kept = [r for r in read_history(path) if r['step'] <= self._step] if trainer.global_step else []
+        kept = [r for r in read_json_lines(path) if r['step'] <= self._step] if trainer.global_step else []
         write_atomically(path, ''.join(json.dumps(r) + '\n' for r in kept))
         self._time_before = kept[-1]['time_s'] if kept else 0.0
         self._path = path
@@ -78,15 +82,17 @@ class History(pl.Callback):
             return
         self._step = trainer.global_step
         totals = self._meter.close(ParallelDims.of(trainer))
-        optimizers = trainer.optimizers
+        optimizers, outcome = trainer.optimizers, getattr(pl_module, 'step_outcome', None)
         self._write(
             {
                 'type': 'train',
-                'losses': {kind: round(loss, 5) for kind, loss in totals.losses.items()},
+                'losses': {kind: _rounded(loss) for kind, loss in totals.losses.items()},
                 'targets': totals.targets,
                 'tokens': int(totals.tokens),
                 'audio_s': round(totals.audio_s, 3),
                 'lr': optimizers[0].param_groups[0]['lr'] if optimizers else None,
+                'grad_norm': None if outcome is None else _rounded(outcome.norm),
+                **({} if outcome is None or outcome.is_finite else {'left_out': True}),
             }
         )
 
@@ -95,7 +101,7 @@ class History(pl.Callback):
         if trainer.sanity_checking or self._path is None:
             return
         wanted = {k: v for k, v in trainer.callback_metrics.items() if k.startswith('val_') or k in MONITOR_METRICS}
-        metrics = {k: round(float(v), 5) for k, v in wanted.items()}
+        metrics = {k: _rounded(float(v)) for k, v in wanted.items()}
         self._write({'type': 'validation', 'metrics': metrics})
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -131,8 +137,19 @@ class History(pl.Callback):
 
 
 def read_history(path: str | Path) -> list[dict[str, Any]]:
-    """Read the records of `history.jsonl`; [] where there is no file. Lines that are cut off are skipped."""
-    return read_json_lines(path)
+    """Read the records of `history.jsonl`; [] where there is no file.
+
+    Lines that are cut off are skipped, and so are losses and metrics that were not finite.
+    """
+    return [r | {key: _finite(r[key]) for key in ('losses', 'metrics') if key in r} for r in read_json_lines(path)]
+
+
+def _finite(values: Mapping[str, Any]) -> dict[str, float]:
+    return {k: v for k, v in values.items() if isinstance(v, int | float) and math.isfinite(v)}
+
+
+def _rounded(value: float) -> float | None:
+    return round(value, 5) if math.isfinite(value) else None
 
 
 def draw_curves(records: Iterable[dict[str, Any]], path: str | Path) -> Path | None:

@@ -13,6 +13,7 @@
 # limitations under the License.
 """The one progress bar of training: step, loss per kind, speed, time left, validation loss, what was skipped."""
 
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -116,9 +117,11 @@ class ProgressLine(pl.Callback):
     def _count(self, totals: StepTotals) -> None:
         now = time.perf_counter()
         seconds, self._mark = now - self._mark, now
-        # decayed sums over decayed counts: a kind that is missing in a step keeps its mean
-        self._sums = [_LOSS_DECAY * old + new for old, new in zip(self._sums, totals.sums, strict=True)]
-        self._counts = [_LOSS_DECAY * old + new for old, new in zip(self._counts, totals.counts, strict=True)]
+        # decayed sums over decayed counts: a kind that is missing in a step, or not finite, keeps its mean
+        counts = [n if math.isfinite(s) else 0.0 for s, n in zip(totals.sums, totals.counts, strict=True)]
+        sums = [s if math.isfinite(s) else 0.0 for s in totals.sums]
+        self._sums = [_LOSS_DECAY * old + new for old, new in zip(self._sums, sums, strict=True)]
+        self._counts = [_LOSS_DECAY * old + new for old, new in zip(self._counts, counts, strict=True)]
         self._tokens = _SPEED_DECAY * self._tokens + totals.tokens * self._world
         self._audio_s = _SPEED_DECAY * self._audio_s + totals.audio_s * self._world
         self._seconds = _SPEED_DECAY * self._seconds + seconds

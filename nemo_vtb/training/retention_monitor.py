@@ -24,6 +24,7 @@ Three small fixed probes, all on rows that are packed as in training, so that ev
 | `gated_loss` | loss of the speech kinds, with a penalty as long as `retention` is under the limit |
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -214,7 +215,7 @@ class RetentionMonitor(pl.Callback):
         total, count = (_speech(row) for row in kinds) if _speech(kinds[1]) else kinds.sum(1)
         loss = float(total / count) if count else 0.0
         if parts:
-            values['retention'] = min(parts)
+            values['retention'] = min(parts) if all(map(math.isfinite, parts)) else 0.0
         missing = max(0.0, self.limit - values.get('retention', 1.0))
         values['gated_loss'] = loss + (PENALTY * (1.0 + missing) if missing else 0.0)
         return values

@@ -31,9 +31,10 @@ from nemo_vtb.data.datamodule import RowCounter, TrainLoader, VtbDataModule
 from nemo_vtb.data.faults import Reason, skip_table
 from nemo_vtb.data.index import FittedSource
 from nemo_vtb.data.ledger import Ledger, SourceAccount
-from nemo_vtb.data.sampler import TokenBudgetSampler
+from nemo_vtb.data.sampler import RowPlan, TokenBudgetSampler
 from nemo_vtb.errors import VtbCheckpointError, VtbConfigError, VtbDataError
 from nemo_vtb.io import append_text, bring_back, json_line, moved_away, read_json_lines, tolerated
+from nemo_vtb.model.step_watch import StepOutcome
 from nemo_vtb.parallel.dims import ParallelDims
 from nemo_vtb.parallel.replicas import EVERY_STEPS, check_replicas
 from nemo_vtb.parallel.rng_state import (
@@ -43,6 +44,7 @@ from nemo_vtb.parallel.rng_state import (
     restore_random_state,
     restore_rank_state,
 )
+from nemo_vtb.training.step_guard import SeenRow, StepGuard, Suspect
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +99,8 @@ class RunState(RowCounter):
         self._saved: dict[str, Any] | None = None  # of a checkpoint, until training begins
         self._resumed = False
         self._compared = False  # the replicas of the model, in this process
-        self._rows = 0  # of this rank, in the present global batch
+        self._window: list[SeenRow] = []  # of this rank, in the present global batch
+        self._guard = StepGuard(self._dims, DataSettings().max_bad_steps)
         self._faults: list[dict[str, Any]] = []  # of this rank, not yet told to the others
         self._failed: set[tuple[int, int]] = set()
         self._random_at_batch: RandomState | None = None  # after the last whole global batch
@@ -153,10 +156,14 @@ class RunState(RowCounter):
         """Count the row; log the ledger, and compare the replicas of the model, now and then.
 
         Raises:
+            VtbDataError: Too many conversations could not be loaded.
             VtbModelError: The ranks train different models.
+            VtbNumericsError: Too many steps in a row were not finite.
         """
-        if self._sampler is None or not self.consume(batch) or self.ledger is None:
+        if self._sampler is None or not self.consume(batch, getattr(pl_module, 'step_outcome', None)):
             return
+        assert self.ledger is not None
+        self._guard.check()
         self._random_at_batch = random_state()
         if not self._compared or trainer.global_step % EVERY_STEPS == 0:
             check_replicas(pl_module, self._dims, trainer.global_step)
@@ -232,7 +239,9 @@ class RunState(RowCounter):
         sampler = loader.row_sampler
         again = self._sampler is not None and self._sampler.plan is sampler.plan
         self._sampler, self._sources, self._settings = sampler, loader.dataset.sources, loader.settings
-        self._dims, self._rows, self._random_at_batch = dims, 0, None
+        self._dims, self._window, self._random_at_batch = dims, [], None
+        rank = dims.data_rank * dims.tensor_size + dims.tensor_rank
+        self._guard = StepGuard(dims, loader.settings.max_bad_steps, rank)
         if self._quarantine is None:
             self._open_quarantine(loader.settings, resumed=self._saved is not None)
         if not again or self.ledger is None:
@@ -247,20 +256,32 @@ class RunState(RowCounter):
             skips = {name: account.skips for name, account in self.ledger.accounts.items() if account.skips}
             logger.warning('Skipped, see %s:\n%s', self.quarantine_path, skip_table(skips))
 
-    def consume(self, row: PackedRow) -> bool:
-        """Count a row that was trained on; returns whether it completed a global batch.
+    def consume(self, row: PackedRow, outcome: StepOutcome | None = None) -> bool:
+        """Count a row that was run; returns whether it completed a global batch.
+
+        Args:
+            row: The row.
+            outcome: Of the optimizer step, where the row completes a global batch; None: it was made.
 
         Raises:
             VtbDataError: Too many conversations could not be loaded.
         """
         sampler = self._attached()
-        self._rows += 1
+        self._window.append(SeenRow.of(row))
         self._faults += [{**fault, 'batch': sampler.batches} for fault in row.faults]
-        if self._rows < sampler.batch.rows_per_rank:
+        if len(self._window) < sampler.batch.rows_per_rank:
             return False
-        self._rows = 0
-        self._count_batch(sampler)
-        if self._dims.data_size == 1 or sampler.batches % max(1, self._settings.refund_batches // 2) == 0:
+        window, self._window = self._window, []
+        suspects = [] if outcome is None else self._guard.judge(sampler.batches + 1, outcome, window)
+        trained = outcome is None or outcome.is_finite
+        rows = self._count_batch(sampler, trained=trained)
+        if not trained:
+            self._blame(suspects, rows, sampler.batches - 1)
+        if (
+            not trained
+            or self._dims.data_size == 1
+            or sampler.batches % max(1, self._settings.refund_batches // 2) == 0
+        ):
             self._exchange(sampler)
         return True
 
@@ -315,10 +336,12 @@ class RunState(RowCounter):
             'failed': [[self._sources[s].name, e] for s, e in sorted(self._failed)[:1000]],
             'audio': {source.name: source.index.audio_digest for source in self._sources},
         }
+        if self._guard.in_a_row:
+            state['bad_steps'] = self._guard.in_a_row
         if self._random_to_restore:  # saved again before the first row
             return state | {'random': list(self._random_to_restore)}
         # within a global batch the plan counts from its beginning, and so do the random generators
-        own = (self._random_at_batch if self._rows else None) or random_state()
+        own = (self._random_at_batch if self._window else None) or random_state()
         return state | {'random': join_peers(self._dims.gather_objects(own), self._dims.tensor_size)}
 
     def load(self, state: dict[str, Any] | None) -> None:
@@ -366,6 +389,7 @@ class RunState(RowCounter):
         numbers = {source.name: number for number, source in enumerate(self._sources)}
         self._failed = {(numbers[name], entry) for name, entry in state['failed'] if name in numbers}
         self._faults = []
+        self._guard.in_a_row = state.get('bad_steps', 0)
         self._random_to_restore = state.get('random') or ()
 
     def _open_quarantine(self, settings: DataSettings, *, resumed: bool) -> None:
@@ -407,12 +431,15 @@ class RunState(RowCounter):
             counter.ready = counter.started = counter.processed = counter.completed = value
         loop._batches_that_stepped = batches
 
-    def _count_batch(self, sampler: TokenBudgetSampler) -> None:
+    def _count_batch(self, sampler: TokenBudgetSampler, *, trained: bool = True) -> list[RowPlan]:
         assert self.ledger is not None
         if (budget := sampler.plan.change_at(sampler.batches * sampler.batch.rows)) is not None:
             shares = sampler.plan.shares_of(budget)
             self.ledger.change_shares({s.name: share for s, share in zip(self._sources, shares, strict=True)})
         rows = sampler.take_batch()
+        if not trained:
+            self.ledger.close_bad_batch(sum(row.num_tokens for row in rows))
+            return rows
         entries: dict[int, list[int]] = {}
         for row in rows:
             for number, entry in row.items:
@@ -422,6 +449,19 @@ class RunState(RowCounter):
             sums = (int(tokens.sum()), int(supervised.sum()), float(seconds.sum(dtype=np.float64)))
             self.ledger.add(self._sources[number].name, len(chosen), *sums)
         self.ledger.close_batch(len(rows))
+        return rows
+
+    def _blame(self, suspects: Sequence[Suspect], rows: Sequence[RowPlan], batch: int) -> None:
+        """Make faults of what this rank saw; what could not be loaded of a batch that was left out never counted."""
+        self._faults = [{**fault, 'left_out': fault['batch'] == batch} for fault in self._faults]
+        items = {row.index: row.items for row in rows}
+        for suspect in suspects:
+            if suspect.rank // self._dims.tensor_size == self._dims.data_rank:  # its peers know the same rows
+                number, entry = items[suspect.row][suspect.place]
+                reason = Reason.LOSS_NOT_FINITE.value
+                place = {'row': suspect.row, 'place': suspect.place, 'number': number, 'entry': entry, 'batch': batch}
+                fault = {'id': suspect.id, 'reason': reason, 'detail': suspect.what, 'left_out': True}
+                self._faults.append(place | fault | self._sources[number].locate(entry))
 
     def _exchange(self, sampler: TokenBudgetSampler) -> None:
         """Tell all ranks what failed; every rank then compensates for the same tokens at the same row."""
@@ -437,9 +477,11 @@ class RunState(RowCounter):
             sampler.plan.compensate(row, source, entry)
             tokens, supervised, seconds = (float(v[0]) for v in self._sources[source].measure(np.array([entry])))
             name = self._sources[source].name
-            self.ledger.add(name, -1, -int(tokens), -int(supervised), -seconds)
+            if not fault.get('left_out'):
+                self.ledger.add(name, -1, -int(tokens), -int(supervised), -seconds)
             self.ledger.skip(name, fault['reason'])
-            self._failed.add((source, entry))
+            if fault['reason'] != Reason.LOSS_NOT_FINITE:  # `max_bad_steps` is the limit of these
+                self._failed.add((source, entry))
         if faults:
             self._list(list(faults.values()))
             self._check_skipped(self.ledger)

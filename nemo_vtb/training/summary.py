@@ -129,6 +129,7 @@ def _totals(records: Sequence[dict[str, Any]], train: Sequence[dict[str, Any]], 
     ]
     if ledger is not None:
         lines[1] += f'; padding {ledger.padding:.2%}; conversations skipped: {ledger.skipped:,}'
+        lines[1] += f'; steps left out: {ledger.bad_batches:,}' if ledger.bad_batches else ''
     values = [r['metrics']['val_loss'] for r in records if r['type'] == 'validation' and 'val_loss' in r['metrics']]
     if values:
         lines.append(f'validation loss: first {values[0]:.3f}, best {min(values):.3f}, last {values[-1]:.3f}')

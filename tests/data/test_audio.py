@@ -70,6 +70,12 @@ def test_a_duration_may_exceed_the_file_by_a_tenth_of_a_second(tmp_path: Path) -
     assert reason(path, duration_s=1.2) == 'duration_mismatch'
 
 
+def test_unscaled_integers_are_legal(tmp_path: Path) -> None:
+    loud = np.float32([2.0**31, -(2.0**31)] * 800)
+    soundfile.write(tmp_path / 'a.wav', loud, 16000, subtype='FLOAT')
+    np.testing.assert_array_equal(read_audio(Audio(str(tmp_path / 'a.wav'))), loud)
+
+
 def test_silence_is_legal(tmp_path: Path) -> None:
     assert not read_audio(Audio(str(write_wav(tmp_path / 'a.wav', 0.2, level=0.0)))).any()
 
@@ -87,6 +93,8 @@ def test_faults_have_names(tmp_path: Path) -> None:
     assert reason(tmp_path / 'header.wav') == 'audio_no_samples'
     assert reason(tmp_path / 'folder.wav') == 'audio_not_a_file'
     assert reason(tmp_path / 'nan.wav') == 'audio_not_finite'
+    soundfile.write(tmp_path / 'loud.wav', np.full(1600, 1e20, dtype=np.float32), 16000, subtype='FLOAT')
+    assert reason(tmp_path / 'loud.wav') == 'audio_too_loud'
     assert reason(tmp_path / 'good.wav', offset_s=2.0) == 'bad_span'
     assert reason(tmp_path / 'good.wav', offset_s=-1.0) == 'bad_span'
     assert reason(tmp_path / 'good.wav', duration_s=0.0) == 'audio_no_samples'

@@ -34,7 +34,7 @@ from nemo_vtb.checkpoint.checkpoint_io import AtomicCheckpointIO
 from nemo_vtb.constants import KINDS
 from nemo_vtb.data.collate import Collator, PackedRow, pack_row
 from nemo_vtb.data.conversation import Conversation, Text, Turn, conversation_from_dict, read_jsonl
-from nemo_vtb.errors import VtbCheckpointError, VtbConfigError
+from nemo_vtb.errors import VtbCheckpointError, VtbConfigError, VtbNumericsError
 from nemo_vtb.model.blender import VoiceTextBlender
 from nemo_vtb.testing import TinyCorpus, tiny_llm, tiny_model_cfg
 
@@ -351,10 +351,11 @@ def test_the_base_llms_loss_on_text(shared: VoiceTextBlender, conversations: lis
 # ---- checkpoints
 
 
-def save_checkpoint(model: VoiceTextBlender, rows: list[Any], path: Path) -> None:
+def save_checkpoint(model: VoiceTextBlender, rows: list[Any], path: Path) -> Trainer:
     fit = trainer(max_steps=2, plugins=[AtomicCheckpointIO()])
     fit.fit(model, loader(rows))
     fit.save_checkpoint(path)
+    return fit
 
 
 def test_a_checkpoint_leaves_the_llm_out_and_loads_back(
@@ -429,6 +430,27 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     path.write_bytes(before[: len(before) // 2])
     with pytest.raises(VtbCheckpointError, match='cannot be read'):
         io.load_checkpoint(path)
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_a_model_that_is_not_finite_is_not_saved(
+    root: Path, conversations: list[Conversation], tmp_path: Path, value: float
+) -> None:
+    model = build(root)
+    fit = save_checkpoint(model, rows_of(model, [conversations[:2]]), tmp_path / 'a.ckpt')
+    name, buffer = next((n, b) for n, b in model.named_buffers() if n.endswith('running_var'))
+    weight = dict(model.named_parameters())[next(n for n, _ in model.named_parameters() if 'lora_B' in n)]
+    for tensor in (buffer, weight.data):
+        kept = tensor.clone()
+        tensor.view(-1)[0] = value
+        with pytest.raises(VtbNumericsError, match='not saved') as caught:
+            fit.save_checkpoint(tmp_path / 'b.ckpt')
+        assert caught.value.field == 'state_dict' and (tensor is not buffer or name in str(caught.value))
+        with pytest.raises(VtbNumericsError, match='not saved'):
+            model.save_to(tmp_path / 'b.nemo')
+        tensor.copy_(kept)
+    assert sorted(p.name for p in tmp_path.glob('b.*')) == []
+    fit.save_checkpoint(tmp_path / 'b.ckpt')
 
 
 def test_a_folder_that_cannot_be_written_to(shared: VoiceTextBlender, tmp_path: Path) -> None:

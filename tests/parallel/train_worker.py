@@ -16,6 +16,7 @@
 Usage: torchrun --nproc-per-node=N train_worker.py FOLDER JOB [JOB ...]     (as `write_jobs` has written them)
 """
 
+import importlib.util
 import json
 import os
 import sys
@@ -71,10 +72,14 @@ def validation_sets(corpus: Any) -> dict[str, Any]:
 
 
 def run_job(folder: Path, job: Mapping[str, Any]) -> None:
-    """Train; leaves `history.jsonl`, `end.ckpt`, `state.pt` and (asked for) `model.nemo` in a folder of its name."""
+    """Train; leaves `history.jsonl`, `end.ckpt`, `state.pt` and (asked for) `model.nemo` in a folder of its name.
+
+    A job that must end by an error leaves its message in `error<rank>`.
+    """
     from lightning.pytorch import seed_everything
 
     from nemo_vtb.data.datamodule import VtbDataModule
+    from nemo_vtb.errors import VtbError
     from nemo_vtb.training.history import History
     from nemo_vtb.training.run import build_model, build_trainer
     from nemo_vtb.training.run_state import RunState
@@ -91,7 +96,15 @@ def run_job(folder: Path, job: Mapping[str, Any]) -> None:
     data = VtbDataModule(cfg.data, model.renderer, model.frames)
     if (rank := job.get('empty_on')) is not None:
         leave_out_a_row(model, rank)
-    trainer.fit(model, data, ckpt_path=job.get('resume') and folder / job['resume'] / 'end.ckpt')
+    for rank in job.get('mute_on', ()):
+        mute_a_batch(model, rank)
+    try:
+        trainer.fit(model, data, ckpt_path=job.get('resume') and folder / job['resume'] / 'end.ckpt')
+    except VtbError as error:
+        if type(error).__name__ != job.get('error'):
+            raise
+        (out / f'error{trainer.global_rank}').write_text(str(error))
+        return
     trainer.save_checkpoint(out / 'end.ckpt')
     if trainer.limit_val_batches and trainer.is_global_zero:
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -103,6 +116,11 @@ def run_job(folder: Path, job: Mapping[str, Any]) -> None:
     trainer.strategy.checkpoint_io.teardown()
     if trainer.world_size > 1:
         check_copies(model, trainer)
+
+
+def has_megatron() -> bool:
+    """Whether the jobs of its strategy can run."""
+    return importlib.util.find_spec('megatron') is not None
 
 
 def leave_out_a_row(model: Any, rank: int) -> None:
@@ -118,12 +136,31 @@ def leave_out_a_row(model: Any, rank: int) -> None:
     model.training_step = training_step
 
 
+def mute_a_batch(model: Any, rank: int) -> None:
+    """As if nothing in the second global batch of a rank had been an answer."""
+    from nemo_vtb.constants import IGNORE_INDEX
+
+    step = model.training_step
+
+    def training_step(batch: Any, batch_idx: int) -> Any:
+        if model.global_rank == rank and model.trainer.global_step == 1:
+            batch.labels.fill_(IGNORE_INDEX)
+            batch.label_kinds.fill_(-1)
+        return step(batch, batch_idx)
+
+    model.training_step = training_step
+
+
 def check_copies(model: Any, trainer: Any) -> None:
     """What every rank holds whole must be the same on all of them, to the bit."""
+    from lightning.pytorch.strategies import DDPStrategy
+
     from nemo_vtb.backbone.hf import ShardedHFBackbone
 
+    # DDP copies running statistics before a forward pass, not behind it
+    late = {name for name, _ in model.named_buffers()} if isinstance(trainer.strategy, DDPStrategy) else set()
     for name, value in model.state_dict().items():
-        if not name.startswith('llm.') and value.is_floating_point():
+        if not name.startswith('llm.') and value.is_floating_point() and name not in late:
             check_copy(name, value)
     for name, value in model.backbone.trainable_parameters().items():
         if not getattr(value, 'tensor_model_parallel', False):

@@ -182,5 +182,23 @@ def test_names_of_sets_beside_the_kinds_are_drawn(tmp_path: Path) -> None:
     assert draw_curves([records[0] | {'losses': {}}], tmp_path / 'd.png') is None
 
 
+def test_what_is_not_finite_is_drawn_over(tmp_path: Path) -> None:
+    step = {'type': 'train', 'time_s': 1.0, 'targets': {'text': 3}, 'tokens': 5, 'audio_s': 0}
+    losses = [2.0, None, float('nan'), float('inf'), 1.0]
+    lines = [step | {'step': n, 'losses': {'text': loss}} for n, loss in enumerate(losses, start=1)]
+    lines += [
+        {'type': 'validation', 'step': n, 'time_s': 2.0, 'metrics': {'val_loss': value, 'val_loss_text': value}}
+        for n, value in ((1, float('nan')), (2, None), (5, 1.5))
+    ]
+    (tmp_path / 'history.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    records = read_history(tmp_path / 'history.jsonl')
+    assert [r['losses'] for r in records if r['type'] == 'train'] == [{'text': 2.0}, {}, {}, {}, {'text': 1.0}]
+    assert draw_curves(records, tmp_path / 'c.png')
+    console = Console(width=120, record=True, file=io.StringIO())
+    print_summary(tmp_path, console=console)
+    text = console.export_text()
+    assert 'validation loss: first 1.500' in text and 'nan' not in text
+
+
 def test_helpers() -> None:
     assert [_clock(s) for s in (5, 65, 3700)] == ['0:05', '1:05', '1:01:40']
