@@ -308,7 +308,7 @@ def test_sbatch_asks_for_the_signal_the_requeue_and_the_container() -> None:
     assert '--container-image=' in text and 'trap on_usr1 USR1' in text
 
 
-@pytest.mark.parametrize('code', [0, 3])
+@pytest.mark.parametrize('code', [0, 3, 124, 137, 143])
 def test_sbatch_passes_the_exit_code_of_training_on(tmp_path: Path, code: int) -> None:
     process, log = slurm(tmp_path, f'exit {code}')
     process.communicate(timeout=60)
@@ -319,12 +319,25 @@ def test_sbatch_passes_the_exit_code_of_training_on(tmp_path: Path, code: int) -
 
 
 # training that saves when it is asked to end
-SAVING = "trap 'echo saved >>$0.saved; exit 0' TERM; touch $0.ready; for i in $(seq 600); do sleep 0.1; done; exit 9"
+SAVING = (
+    "trap 'echo saved >>$0.saved; exit CODE' TERM; touch $0.ready; for i in $(seq 600); do sleep 0.1; done; exit 9"
+)
 
 
-@pytest.mark.parametrize('restarts, code', [('0', 0), ('50', 75)])
-def test_sbatch_saves_and_requeues_at_the_time_limit(tmp_path: Path, restarts: str, code: int) -> None:
-    process, log = slurm(tmp_path, SAVING, SLURM_RESTART_COUNT=restarts)
+@pytest.mark.parametrize(
+    'training, restarts, code, requeued',
+    [
+        (75, '0', 0, True),
+        (75, '50', 75, False),
+        (143, '0', 0, True),  # one rank was ended while the others ended in order
+        (0, '0', 0, False),  # it was the last step
+        (1, '0', 1, False),  # a crash while it was saving
+    ],
+)
+def test_sbatch_saves_and_requeues_at_the_time_limit(
+    tmp_path: Path, training: int, restarts: str, code: int, requeued: bool
+) -> None:
+    process, log = slurm(tmp_path, SAVING.replace('CODE', str(training)), SLURM_RESTART_COUNT=restarts)
     while not (tmp_path / 'bin' / 'srun.ready').exists():
         assert process.poll() is None
         time.sleep(0.05)
@@ -334,7 +347,13 @@ def test_sbatch_saves_and_requeues_at_the_time_limit(tmp_path: Path, restarts: s
     asked = log.read_text()
     assert 'scancel --signal=TERM 77.0' in asked
     assert (tmp_path / 'bin' / 'srun.saved').read_text() == 'saved\n'
-    assert ('scontrol requeue 77' in asked) is (code == 0)
+    assert ('scontrol requeue 77' in asked) is requeued
+
+
+def test_sbatch_requeues_what_was_asked_to_end_by_others(tmp_path: Path) -> None:
+    process, log = slurm(tmp_path, 'exit 75')
+    process.communicate(timeout=60)
+    assert process.returncode == 0 and 'scontrol requeue 77' in log.read_text()
 
 
 def test_sbatch_names_a_missing_setting(tmp_path: Path) -> None:

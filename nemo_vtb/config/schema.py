@@ -373,6 +373,10 @@ class TrainerKeys:
     accumulate_grad_batches: int | None = key(1, 'Rows of each rank for a step', unit='rows', low=1)
     gradient_clip_val: float | None = key(None, 'Gradients are scaled down to this norm', low=0.0)
     callbacks: Any = key(None, 'Further callbacks')
+    watchdog_s: float | None = key(
+        1200.0, 'Without any movement for so long, all ranks end with stacks and a table, exit code 124; null: never',
+        unit='s', low=1.0,
+    )  # fmt: skip
     strategy: Any = key(
         'auto', 'How the ranks work together, see docs/megatron.md', unit='name or block with _target_'
     )

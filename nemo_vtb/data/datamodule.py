@@ -16,6 +16,9 @@
 import logging
 import math
 import os
+import re
+import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,6 +46,8 @@ logger = logging.getLogger(__name__)
 
 _RETRIES = 3
 _RETRY_S = 0.01
+_LAST_ROWS_S = 60  # for the trainer to complete its step and to save, after a TERM to all processes
+_KILLED = re.compile(r'DataLoader worker \(pid\(s\) ([\d, ]+)\) exited')
 _TRANSIENT = (Reason.AUDIO_MISSING, Reason.AUDIO_UNREADABLE, Reason.AUDIO_TRUNCATED)
 
 
@@ -60,10 +65,15 @@ class RowDataset(torch.utils.data.Dataset):
 
     def __init__(self, sources: Sequence[FittedSource], collator: Collator, dataset: str | None = None) -> None:
         self.sources, self.collator, self.dataset = list(sources), collator, dataset
+        self.reading = torch.zeros(1, 4, dtype=torch.int64)
+        "What each loader process reads, in shared memory: its id, the row, the source, the entry."
 
     def __getitem__(self, row: RowPlan) -> PackedRow:
         items, faults = [], []
+        worker = torch.utils.data.get_worker_info()
+        mine, pid = self.reading[0 if worker is None else worker.id], os.getpid()
         for place, (source, entry) in enumerate(row.items):
+            mine.copy_(torch.tensor([pid, row.index, source, entry]))
             try:
                 items.append(self._load(source, entry))
             except VtbDataError as error:
@@ -106,7 +116,8 @@ class _Loader:
         self.dataset, self.num_workers, self.prefetch_factor = dataset, num_workers, prefetch_factor
 
     def _batches(self, rows: Any) -> Iterator[PackedRow]:
-        yield from torch.utils.data.DataLoader(
+        self.dataset.reading = torch.zeros(max(1, self.num_workers), 4, dtype=torch.int64).share_memory_()
+        loader = torch.utils.data.DataLoader(
             self.dataset,
             batch_size=None,
             sampler=rows,
@@ -117,6 +128,29 @@ class _Loader:
             # else the loader draws its seed from the global generator, and a resumed run has other dropout masks
             generator=torch.Generator(),
             pin_memory=torch.cuda.is_available(),
+        )
+        rows = iter(loader)
+        if self.num_workers and threading.current_thread() is threading.main_thread():
+            # torch's handler raises wherever the main thread is, also between two ranks' halves of a collective;
+            # whoever waits for the row sees within seconds that its process has gone
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        try:
+            yield from rows
+        except RuntimeError as error:
+            if found := _KILLED.search(str(error)):
+                raise self._killed([int(pid) for pid in found[1].split(',')]) from error
+            raise
+
+    def _killed(self, pids: Sequence[int]) -> VtbDataError:
+        had = [entry for entry in self.dataset.reading.tolist() if entry[0] in pids]
+        where = [f'row {row}: {self.dataset.sources[source].locate(entry)}' for _, row, source, entry in had]
+        return VtbDataError(
+            'A loader process was killed, most often since the memory was full.',
+            field='data.num_workers',
+            got=f'process {", ".join(map(str, pids))}, last reading {"; ".join(where) or "nothing"}',
+            allowed='loader processes that live as long as the run',
+            remedy='the same command goes on from the last checkpoint; with less memory: data.num_workers=1, '
+            'data.prefetch_factor=1',
         )
 
 
@@ -361,6 +395,11 @@ def _prefetch(settings: DataSettings, batch: BatchPlan) -> int:
 
 def _start_worker(_: int) -> None:
     os.environ['TOKENIZERS_PARALLELISM'] = 'false'
+    # the terminal and the scheduler signal all processes of a run: its trainer says when it ends
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    # torch ends its loader processes by TERM as well, but only those that do not end by themselves
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_LAST_ROWS_S))
 
 
 def _as_it_is(batch: PackedRow) -> PackedRow:

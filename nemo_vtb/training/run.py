@@ -23,6 +23,7 @@ from omegaconf import DictConfig
 
 from nemo_vtb.checkpoint.checkpoint_io import AtomicCheckpointIO
 from nemo_vtb.checkpoint.foreign_config import check_own_targets
+from nemo_vtb.config.schema import TrainerKeys
 from nemo_vtb.data.datamodule import VtbDataModule
 from nemo_vtb.data.sampler import BatchPlan
 from nemo_vtb.model.blender import VoiceTextBlender, plain_dict
@@ -37,6 +38,8 @@ from nemo_vtb.training.retention_monitor import retention_monitor_of
 from nemo_vtb.training.run_folder import checkpoint_folder, folder_of, open_run
 from nemo_vtb.training.run_lock import hold_run_folder
 from nemo_vtb.training.run_state import RunState
+from nemo_vtb.training.stop_signals import StopSignals
+from nemo_vtb.training.watchdog import Watchdog
 
 
 def build_trainer(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> Trainer:
@@ -57,10 +60,20 @@ def build_trainer(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> Traine
             clean_interrupted(checkpoints)
     options: dict[str, Any] = dict(resolve_trainer_cfg(cfg.trainer))
     interval = options.get('val_check_interval')
+    limit_s = options.pop('watchdog_s', TrainerKeys.watchdog_s)
     given = [*(options.get('callbacks') or []), *callbacks]
     state = [] if any(isinstance(callback, RunState) for callback in given) else [RunState()]
-    # before anything that saves
-    options['callbacks'] = [*state, ChangedSettings(), *given, *retention_monitor_of(cfg), CompleteRun()]
+    watch = [] if limit_s is None else [Watchdog(limit_s)]
+    # the state before anything that saves, and what ends a run behind what writes down its last step
+    options['callbacks'] = [
+        *state,
+        ChangedSettings(),
+        *given,
+        *retention_monitor_of(cfg),
+        CompleteRun(),
+        *watch,
+        StopSignals(),
+    ]
     options['plugins'] = [*(options.get('plugins') or []), AtomicCheckpointIO(tolerant=True)]
     options.setdefault('use_distributed_sampler', False)
     if any(isinstance(callback, ProgressLine) for callback in given):  # two would overwrite one another

@@ -13,6 +13,10 @@
 # limitations under the License.
 """Loaders: same rows for any number of loader processes, whole named validation sets, settings that are refused."""
 
+import json
+import multiprocessing
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +27,7 @@ import torch
 from data_helpers import BUDGET
 
 from nemo_vtb.data.datamodule import VtbDataModule
-from nemo_vtb.errors import VtbConfigError
+from nemo_vtb.errors import VtbConfigError, VtbDataError
 
 Make = Callable[..., VtbDataModule]
 
@@ -97,3 +101,41 @@ def test_a_fit_that_nobody_counts_is_refused(module: Make) -> None:
     with pytest.raises(VtbConfigError) as caught:
         data.train_dataloader()
     assert caught.value.field == 'trainer.callbacks' and 'RunState' in str(caught.value.remedy)
+
+
+class Deadly:
+    """A collator in whose hands one conversation ends the loader process, as a full memory does."""
+
+    def __init__(self, collator: Any, victim: str) -> None:
+        self.collator, self.victim = collator, victim
+
+    def prepare(self, conversation: Any) -> Any:
+        if conversation.id == self.victim:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.collator.prepare(conversation)
+
+
+def test_a_killed_loader_process_is_named_with_what_it_read(module: Make) -> None:
+    data = module(num_workers=2)
+    victim = [id_ for row in rows(data) for id_ in row[1]][7]
+    data = module(num_workers=2)
+    data.collator = Deadly(data.collator, victim)
+    with pytest.raises(VtbDataError, match='A loader process was killed') as caught:
+        list(data.train_dataloader())
+    assert caught.value.field == 'data.num_workers'
+    offset = int(str(caught.value.got).partition("'byte_offset': ")[2].partition('}')[0])
+    file = str(caught.value.got).partition("'file': '")[2].partition("'")[0]
+    assert json.loads(Path(file).read_bytes()[offset:].splitlines()[0])['id'] == victim
+
+
+def test_loader_processes_outlive_a_signal_to_all(module: Make) -> None:
+    data = module(num_workers=2)
+    expected = [row.index for row in module().train_dataloader()]
+    seen = []
+    for row in data.train_dataloader():
+        if len(seen) == 4:  # all of them have begun
+            for child in multiprocessing.active_children():
+                for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+                    os.kill(child.pid, number)
+        seen.append(row.index)
+    assert seen == expected

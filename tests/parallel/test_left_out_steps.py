@@ -81,14 +81,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 @pytest.fixture(scope='module')
 def ranked(runs: Runs) -> Runs:
-    runs.ranked(2, *(name for name in JOBS if name.startswith('ddp_')))
+    runs.ranked(2, 'ddp_before', 'ddp_harmed', 'ddp_ended')
     return runs
 
 
 @pytest.fixture(scope='module')
 def sharded(runs: Runs) -> Runs:
     kinds = ('fsdp2_', 'zero1_', 'tp2_') if train_worker.has_megatron() else ('fsdp2_', 'zero1_')
-    runs.ranked(2, *(name for name in JOBS if name.startswith(kinds)))
+    runs.ranked(2, 'ddp_mute', 'ddp_all_mute', *(name for name in JOBS if name.startswith(kinds)))
     return runs
 
 
@@ -153,14 +153,22 @@ def test_no_rank_of_a_sharded_model_takes_such_a_step(sharded: Runs, name: str) 
     check_nothing_changed(sharded, name)
 
 
-@pytest.mark.parametrize('name', ['one_mute', 'ddp_mute', 'ddp_all_mute'])
-def test_a_batch_without_targets_keeps_training(ranked: Runs, name: str) -> None:
-    if name.startswith('one'):
-        here(ranked, name)
-    records = train_records(ranked, name)
+def test_a_batch_without_targets_keeps_training(runs: Runs) -> None:
+    here(runs, 'one_mute')
+    check_keeps_training(runs, 'one_mute', has_targets=False)
+
+
+@pytest.mark.slow
+def test_a_batch_without_targets_on_one_or_all_ranks_keeps_training(sharded: Runs) -> None:
+    check_keeps_training(sharded, 'ddp_mute', has_targets=True)
+    check_keeps_training(sharded, 'ddp_all_mute', has_targets=False)
+
+
+def check_keeps_training(runs: Runs, name: str, *, has_targets: bool) -> None:
+    records = train_records(runs, name)
     assert [r['step'] for r in records] == [1, 2, 3] and not any('left_out' in r for r in records)
-    assert bool(records[1]['targets']) is (name == 'ddp_mute') and records[2]['targets']
-    assert all(bool(value.isfinite().all()) for value in trained(ranked, name).values())
+    assert bool(records[1]['targets']) is has_targets and records[2]['targets']
+    assert all(bool(value.isfinite().all()) for value in trained(runs, name).values())
 
 
 def test_a_run_on_two_ranks_ends_after_three_such_steps(ranked: Runs) -> None:

@@ -77,6 +77,7 @@ def run_job(folder: Path, job: Mapping[str, Any]) -> None:
     A job that must end by an error leaves its message in `error<rank>`.
     """
     from lightning.pytorch import seed_everything
+    from lightning.pytorch.callbacks import ModelCheckpoint
 
     from nemo_vtb.data.datamodule import VtbDataModule
     from nemo_vtb.errors import VtbError
@@ -91,7 +92,14 @@ def run_job(folder: Path, job: Mapping[str, Any]) -> None:
     # without a common seed each process has its own, as in a script that sets none
     seed = 1000 + int(os.environ.get('RANK', 0)) if cfg.seed is None else cfg.seed
     seed_everything(seed, workers=True, verbose=False)
-    trainer = build_trainer(cfg, [RunState(out), History(out)])
+    checkpoints = (
+        [ModelCheckpoint(out, save_last=True, save_top_k=0, every_n_epochs=1)] if job.get('checkpoints') else []
+    )
+    if checkpoints:
+        cfg.trainer.enable_checkpointing = True
+    trainer = build_trainer(cfg, [RunState(out), History(out), *checkpoints])
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f'pid{trainer.global_rank}').write_text(str(os.getpid()))
     model = build_model(cfg, trainer)
     data = VtbDataModule(cfg.data, model.renderer, model.frames)
     if (rank := job.get('empty_on')) is not None:
