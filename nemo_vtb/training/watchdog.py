@@ -22,7 +22,6 @@ import faulthandler
 import json
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Sequence
@@ -30,6 +29,8 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+
+from nemo_vtb.io import host_name, process_start
 
 EXIT_STALLED = 124
 """Exit code of a run that the watchdog has ended, as that of timeout(1)."""
@@ -131,8 +132,8 @@ class Watchdog(pl.Callback):
     def _tell(self) -> None:
         state = {
             'rank': self.rank, 'step': self._step, 'rows': self._rows, 'what': self._what, 'written': time.time(),
-            'still_s': round(time.monotonic() - self._moved, 1), 'host': socket.gethostname(), 'pid': os.getpid(),
-            'born': _born(os.getpid()),
+            'still_s': round(time.monotonic() - self._moved, 1), 'host': host_name(), 'pid': os.getpid(),
+            'born': process_start(os.getpid()),
         }  # fmt: skip
         path = self.folder / f'rank{self.rank}.json'
         with contextlib.suppress(OSError):  # a full disk is for the checkpoint to report
@@ -202,17 +203,8 @@ def report(states: Sequence[dict[str, Any] | None], silent: Sequence[int], limit
 
 def _kill(state: dict[str, Any] | None) -> None:
     """End a rank of this machine that cannot do so itself, if its process is still the same."""
-    if state is None or state['host'] != socket.gethostname() or state['born'] is None:
+    if state is None or state['host'] != host_name() or state['born'] is None:
         return
-    if _born(state['pid']) == state['born']:
+    if process_start(state['pid']) == state['born']:
         with contextlib.suppress(OSError):
             os.kill(state['pid'], signal.SIGKILL)
-
-
-def _born(pid: int) -> str | None:
-    """When a process began, in ticks of the machine; None where that is not known."""
-    try:
-        # behind the name, which may hold spaces: the 20th of what follows
-        return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[19]
-    except (OSError, IndexError):
-        return None
