@@ -19,7 +19,6 @@ S samples, H LLM width, N targets.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +69,10 @@ from nemo_vtb.model.loss import (
     text_divergence,
 )
 from nemo_vtb.model.perception import encode_row, setup_perception, silent_forward, splice
-from nemo_vtb.model.step_watch import StepOutcome, StepWatch
+from nemo_vtb.model.step_watch import StepOutcome, StepWatch, settle_step
 from nemo_vtb.parallel.accepted import check_strategy
 from nemo_vtb.parallel.dims import ParallelDims
-from nemo_vtb.parallel.strategies import backbone_class, build_backbone, running_statistics
+from nemo_vtb.parallel.strategies import backbone_class, build_backbone
 from nemo_vtb.registry import register
 
 _LORA_PATTERN = r'^.+\.lora_.+$'
@@ -97,8 +96,7 @@ class VoiceTextBlender(SALM, ModelPT):
 
     backbone: Backbone
     """The LLM; None before `configure_model`."""
-    step_outcome: StepOutcome | None = None
-    """What the last optimizer step came to; None before the first."""
+    step_outcome: StepOutcome | None = None  # what the last optimizer step came to
 
     def __init__(self, cfg: DictConfig | dict, trainer: Trainer | None = None) -> None:
         register()
@@ -293,28 +291,8 @@ class VoiceTextBlender(SALM, ModelPT):
         self.step_watch.add_gradient(p for group in self.trainer.optimizers[0].param_groups for p in group['params'])
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Divide the summed gradients by the number of target tokens of the whole global batch.
-
-        Where they are not finite, on any rank, they are dropped on all of them: the step counts, but weights and
-        moments stay as they are (docs/adr/0050-no-step-that-is-not-finite.md).
-        """
-        dims = ParallelDims.of(self.trainer)
-        parameters = [p for group in optimizer.param_groups for p in group['params'] if p.grad is not None]
-        # DDP has averaged over ranks and Lightning over accumulated rows; both factors are taken back here
-        factor = _LOSS_UNIT * dims.data_size * self.trainer.accumulate_grad_batches
-        statistics = [b for b in running_statistics(self.perception) if b.is_floating_point()]
-        outcome = self.step_watch.close(dims, parameters, statistics, self.device, factor)
-        if getattr(self.trainer.precision_plugin, 'scaler', None) is not None and not outcome.bad_losses:
-            outcome = replace(outcome, is_finite=True)  # fp16 overflows by design: its scaler leaves the step out
-        self.step_outcome, self._window_rows = outcome, 0
-        if outcome.is_finite:
-            for parameter in parameters:
-                parameter.grad.mul_(factor / max(outcome.targets, 1.0))
-            return
-        for parameter in parameters:
-            parameter.grad = None  # an optimizer passes over what has no gradient, its decay and its moments, too
-        for name, buffer in self.perception.named_buffers(prefix='perception'):
-            buffer.copy_(self._window_buffers[name])
+        """Divide the summed gradients by the number of target tokens of the whole global batch, see `settle_step`."""
+        self.step_outcome, self._window_rows = settle_step(self, optimizer, _LOSS_UNIT, self._window_buffers), 0
 
     # ---- validation
 

@@ -18,15 +18,18 @@ waits for the device.
 """
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from nemo_vtb.constants import IGNORE_INDEX
 from nemo_vtb.data.collate import PackedRow
 from nemo_vtb.parallel.dims import ParallelDims
+from nemo_vtb.parallel.strategies import running_statistics
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +129,37 @@ class StepWatch:
         finite = math.isfinite(total) and math.isfinite(moved) and not bad_losses
         self._reset()
         return StepOutcome(targets, norm, finite, math.ceil(bad_losses), stop > 0, tuple(rows))
+
+
+def settle_step(model: Any, optimizer: Optimizer, unit: float, buffers: Mapping[str, Tensor]) -> StepOutcome:
+    """Make the summed gradients those of the mean over all target tokens of the global batch, or drop them.
+
+    Where they are not finite, on any rank, they are dropped on all of them: the step counts, but weights, moments and
+    running statistics stay as they are (docs/adr/0050-no-step-that-is-not-finite.md). All ranks call it together.
+
+    Args:
+        model: The Lightning module, with `perception` and `step_watch`.
+        optimizer: Whose parameters they belong to.
+        unit: What the losses were divided by.
+        buffers: Those of the perception at the beginning of the global batch.
+    """
+    trainer, dims = model.trainer, ParallelDims.of(model.trainer)
+    parameters = [p for group in optimizer.param_groups for p in group['params'] if p.grad is not None]
+    # DDP has averaged over ranks and Lightning over accumulated rows; both factors are taken back here
+    factor = unit * dims.data_size * trainer.accumulate_grad_batches
+    statistics = [b for b in running_statistics(model.perception) if b.is_floating_point()]
+    outcome = model.step_watch.close(dims, parameters, statistics, model.device, factor)
+    if getattr(trainer.precision_plugin, 'scaler', None) is not None and not outcome.bad_losses:
+        outcome = replace(outcome, is_finite=True)  # fp16 overflows by design: its scaler leaves the step out
+    if outcome.is_finite:
+        for parameter in parameters:
+            parameter.grad.mul_(factor / max(outcome.targets, 1.0))
+        return outcome
+    for parameter in parameters:
+        parameter.grad = None  # an optimizer passes over what has no gradient, its decay and its moments, too
+    for name, buffer in model.perception.named_buffers(prefix='perception'):
+        buffer.copy_(buffers[name])
+    return outcome
 
 
 def _square(parameters: Iterable[nn.Parameter], shards: int = 1) -> Tensor:
