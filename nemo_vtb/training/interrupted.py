@@ -104,9 +104,10 @@ def _remove_unfinished(folder: Path) -> None:
 def _newest_verified(folder: Path) -> Path | None:
     """The newest checkpoint that is whole, under the name of a last one; None where none was ever written."""
     broken = [f'{path.name} (set aside before)' for path in sorted(folder.glob(f'*{LAST}{DAMAGED}'))]
-    candidates = {*folder.glob(f'*{LAST}'), *folder.glob(f'*{LAST}{FORMER}')}
-    if broken and not candidates:
-        candidates = _others(folder)
+    lasts = {*folder.glob(f'*{LAST}')}
+    candidates = lasts | {*folder.glob(f'*{LAST}{FORMER}')}
+    if broken and not lasts:  # an attempt before this one was interrupted between setting aside and choosing
+        candidates |= _others(folder)
     while candidates:
         path = max(candidates, key=lambda path: (checkpoint_step(path), path.name.endswith(LAST), path.name))
         try:

@@ -27,6 +27,8 @@ from types import SimpleNamespace
 import lightning.pytorch as pl
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 
 from nemo_vtb.checkpoint.checkpoint_io import AtomicCheckpointIO, checkpoint_step
 from nemo_vtb.errors import VtbCheckpointError
@@ -85,6 +87,15 @@ def test_a_best_one_of_the_same_step_takes_its_place(tmp_path: Path) -> None:
     assert (tmp_path / 'step=12-last.ckpt.damaged').exists() and (tmp_path / 'step=8-last.ckpt.previous').exists()
 
 
+def test_a_choice_that_was_interrupted_is_made_again(tmp_path: Path) -> None:
+    """Killed between setting the damaged one aside and giving the best one its name."""
+    write(tmp_path, 'step=8-last.ckpt.previous', 8)
+    write(tmp_path, 'step=12.ckpt', 12)
+    damage(write(tmp_path, 'step=12-last.ckpt', 12), 'cut')
+    (tmp_path / 'step=12-last.ckpt').rename(tmp_path / 'step=12-last.ckpt.damaged')
+    assert checkpoint_step(clean_interrupted(tmp_path)) == 12
+
+
 def test_nothing_is_begun_anew_where_all_are_damaged(tmp_path: Path) -> None:
     for step, name in ((8, 'step=8-last.ckpt.previous'), (12, 'step=12-last.ckpt')):
         damage(write(tmp_path, name, step), 'flip')
@@ -114,6 +125,33 @@ def test_random_flips_and_cuts_never_resume(tmp_path: Path) -> None:
         damage(newest, ('flip', 'cut')[trial % 2], seeded.random(), seeded.randrange(8))
         assert clean_interrupted(folder) == folder / 'step=8-last.ckpt', trial
         shutil.rmtree(folder)
+
+
+def shards(rank: int, folder: str) -> None:
+    dist.init_process_group('gloo', rank=rank, world_size=2, init_method=f'file://{folder}/meet')
+    writer, checkpoints = AtomicCheckpointIO(), Path(folder) / 'checkpoints'
+    for step in (4, 8, 12):
+        content = {'global_step': step, 'state_dict': {'w': torch.full((64,), float(step))}}
+        writer.save_sharded(content, checkpoints / f'step={step}-last.ckpt')
+        if step > 4 and rank == 0:
+            writer.remove_checkpoint(checkpoints / f'step={step - 4}-last.ckpt')
+    writer.teardown()
+    dist.destroy_process_group()
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize('where', ['*.distcp', '.metadata', 'file'])
+def test_a_damaged_shard_falls_back_too(tmp_path: Path, where: str) -> None:
+    mp.start_processes(shards, (str(tmp_path),), nprocs=2, start_method='fork')
+    folder, other = tmp_path / 'checkpoints', tmp_path / 'checkpoints_shards'
+    assert names(folder) == ['step=12-last.ckpt', 'step=8-last.ckpt.previous']
+    assert names(other) == ['step=12-last.ckpt', 'step=8-last.ckpt']
+    newest = folder / 'step=12-last.ckpt'
+    damage(newest if where == 'file' else next((other / newest.name).rglob(where)), 'flip')
+    chosen = clean_interrupted(folder)
+    assert chosen == folder / 'step=8-last.ckpt'
+    read = AtomicCheckpointIO().load_checkpoint(chosen)
+    assert read['global_step'] == 8 and torch.equal(read['state_dict']['w'], torch.full((64,), 8.0))
 
 
 def test_a_folder_without_any(tmp_path: Path) -> None:
