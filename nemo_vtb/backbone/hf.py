@@ -403,17 +403,19 @@ def check_llm_config(config: Mapping[str, Any], source: str) -> None:
             raise unloadable(source, f'{key} {value} in config.json, which names code to be fetched')
 
 
-def check_llm_size(source: str, num_bytes: int) -> None:
+def check_llm_size(source: str, num_bytes: int, shape: PreTrainedModel | None = None) -> None:
     """Refuse an LLM whose configuration describes more parameters than its weights can hold; no memory is taken.
 
     Args:
         source: Folder with its config.json.
         num_bytes: Of the weights that are there.
+        shape: The LLM on the meta device, where it was made already.
 
     Raises:
         VtbModelError: It does, or it cannot be built.
     """
-    parameters = sum(p.numel() for p in shape_of_llm(source).parameters())
+    shape = shape_of_llm(source) if shape is None else shape
+    parameters = sum(p.numel() for p in shape.parameters())
     if parameters > 2 * num_bytes + _FREE_PARAMETERS:  # two to a byte: weights of four bits
         raise unloadable(source, f'config.json describes {parameters:,} parameters, the weights {num_bytes:,} bytes')
 

@@ -125,6 +125,8 @@ def _mapped(file: Path) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of a safetensors file, each with memory of its own: `torch.save` writes whole memories."""
     with file.open('rb') as stream:
         size = int.from_bytes(stream.read(8), 'little')
+        if size > file.stat().st_size:
+            raise ValueError(f'{file.name} has a header of {size} bytes')
         header = json.loads(stream.read(size))
     for name, entry in header.items():
         if name == '__metadata__':
@@ -140,6 +142,15 @@ def has_safetensors(folder: str | Path) -> bool:
         return bool(_weight_files(folder))
     except (VtbModelError, OSError, ValueError):
         return False
+
+
+def weight_bytes(folder: str | Path) -> int:
+    """Size of the safetensors files of an LLM.
+
+    Raises:
+        VtbModelError: There are none.
+    """
+    return sum(file.stat().st_size for file in _weight_files(folder))
 
 
 def _weight_files(folder: str | Path) -> list[Path]:

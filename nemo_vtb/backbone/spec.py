@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nemo_vtb.backbone.hf import load_llm, shape_of_llm, unloadable, with_lora
-from nemo_vtb.backbone.names import base_weights, has_safetensors, lora_like_peft
+from nemo_vtb.backbone.hf import check_llm_size, load_llm, shape_of_llm, unloadable, with_lora
+from nemo_vtb.backbone.names import base_weights, has_safetensors, lora_like_peft, weight_bytes
 from nemo_vtb.errors import VtbConfigError, VtbModelError, first_line
 
 _EMBEDDING_ROWS = 1000
@@ -95,6 +95,7 @@ class BackboneSpec:
             shape = llm = with_lora(llm, lora) if lora else llm
         else:
             llm, shape = None, shape_of_llm(source, trust_remote_code=trust_remote_code)
+            check_llm_size(source, weight_bytes(source), shape)
             table = _embedding(source)
             with torch.device('meta'):
                 shape = with_lora(shape, lora) if lora else shape
@@ -223,7 +224,7 @@ def _embedding(source: str) -> Tensor:
     """The token embedding (V, H), mapped from its file."""
     try:
         return base_weights(source)['embed_tokens.weight']
-    except (OSError, ValueError, KeyError) as error:
-        if isinstance(error, VtbModelError):
-            raise
+    except VtbModelError:
+        raise
+    except Exception as error:  # a header that lies fails in many ways
         raise unloadable(source, f'{type(error).__name__}: {first_line(error)}') from error

@@ -350,6 +350,8 @@ class NemoConnector(SafeConnector):
             restored = Restored(manifest or {}, _num_bytes(folder), self._base_llm)
             cls = _named_class(calling_cls, cfg)
             check_model(OmegaConf.to_container(cfg), restored.num_bytes)
+            if not isinstance(cfg.get('pretrained_llm'), str):
+                raise broken(Path(restore_path), 'its configuration names no LLM')
             calling_cls._set_model_restore_state(is_being_restored=True, folder=name)
             try:
                 options = {'trainer': trainer} if cls._inspect_signature_for_trainer(cls) else {}

@@ -80,6 +80,8 @@ def verify_file(path: str | Path) -> bool:
     path = Path(path)
     try:
         stat = path.stat()
+        if not path.is_file():  # a pipe would be waited for
+            raise OSError('no plain file')
         key = (str(path.absolute()), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
         if key in _verified:
             return True
