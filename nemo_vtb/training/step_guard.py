@@ -101,7 +101,8 @@ class StepGuard:
             for what in sorted({s.what for s in suspects if s.rank == rank}):
                 ids = [s.id for s in suspects if (s.rank, s.what) == (rank, what)]
                 self._table.append((step, rank, what, ids))
-                logger.warning('Step %d is left out on all ranks: rank %d, %s: %s', step, rank, what, _listed(ids))
+                if self.dims.is_writer:
+                    logger.warning('Step %d is left out on all ranks: rank %d, %s: %s', step, rank, what, _listed(ids))
         return suspects
 
     def check(self) -> None:
