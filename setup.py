@@ -106,7 +106,6 @@ setup(
     packages=[*find_packages(include=['nemo_vtb', 'nemo_vtb.*']), *CONF],
     package_dir={'nemo_vtb.conf': 'conf'},
     package_data={
-        '': ['*.yaml'],
         'nemo_vtb': [
             'py.typed',
             'assets/*.yaml',

@@ -131,7 +131,7 @@ def run_training(cfg: 'DictConfig') -> None:
     trainer = train(cfg, [vtb.ProgressLine(), vtb.History()])
     if trainer.is_global_zero:
         model = nemo_file(trainer)
-        commands = [f'{_vtb()} {c} {model}' for c in ('eval', 'generate', 'export')] if model else []
+        commands = [f'{_vtb()} {c} {model}' for c in ('chat', 'eval', 'generate', 'export')] if model else []
         vtb.print_summary(run_folder(trainer), next_commands=commands)
 
 
