@@ -90,7 +90,10 @@ def _save_description(llm: str, tokenizer: str, folder: Path, trust_remote_code:
     check_llm_folder(llm)
     for what, cls, source in (('config', AutoConfig, llm), ('tokenizer', AutoTokenizer, tokenizer)):
         try:
-            cls.from_pretrained(source, trust_remote_code=trust_remote_code).save_pretrained(folder)
+            loaded = cls.from_pretrained(source, trust_remote_code=trust_remote_code)
+            # several chat templates would go into a folder of their own, and the archive holds files alone
+            several = isinstance(getattr(loaded, 'chat_template', None), dict)
+            loaded.save_pretrained(folder, **({'save_jinja_files': False} if several else {}))
         except Exception as error:  # each tokenizer backend raises classes of its own
             raise VtbModelError(
                 f'The {what} of the LLM cannot be read.',

@@ -80,6 +80,7 @@ def make_manifest(
         'class': f'{type(model).__module__}.{type(model).__name__}',
         'template_sha256': hashlib.sha256(str(model.tokenizer.tokenizer.chat_template).encode()).hexdigest(),
         'renderer_sha256': model.renderer.fingerprint,
+        'template_date': model.renderer.date,
         'base_llm': {
             'name': str(model.cfg.pretrained_llm),
             'weights_sha256': None if llm_trained else model.base_digest(),

@@ -53,7 +53,7 @@ from nemo_vtb.checkpoint.archive import (
 from nemo_vtb.checkpoint.foreign_config import check_asr, check_model, check_own_targets, opening
 from nemo_vtb.checkpoint.foreign_limits import parse_yaml
 from nemo_vtb.checkpoint.manifest import SECTIONS, make_manifest, part_of
-from nemo_vtb.errors import VtbCheckpointError
+from nemo_vtb.errors import VtbCheckpointError, disk_fault, first_line
 from nemo_vtb.io import atomic_path, owned_name
 
 if TYPE_CHECKING:
@@ -106,6 +106,31 @@ def save_nemo(
     written = state if include_llm else {name: value for name, value in state.items() if name not in base}
     with atomic_path(Path(path).expanduser().resolve()) as temporary:
         _Writer(manifest, written).save_to(model, str(temporary))
+
+
+def prove_savable(model: 'VoiceTextBlender') -> None:
+    """Write the file without weights and throw it away: what would fail at the end of a run fails before step 1.
+
+    Raises:
+        VtbCheckpointError: Configuration, tokenizer or other files of the model cannot be written.
+    """
+    if not is_global_rank_zero():
+        return
+    try:
+        with tempfile.TemporaryDirectory(prefix=f'nemo_vtb_trial_{owned_name()}_') as folder:
+            manifest = make_manifest(model, {}, llm_trained=True, include_llm=True)
+            _Writer(manifest, {}).save_to(model, f'{folder}/trial.nemo')
+    except VtbCheckpointError:
+        raise
+    except Exception as error:  # NeMo's connector copies files of any kind and raises what comes
+        what, remedy = disk_fault(error) or (f'{type(error).__name__}: {first_line(error)}', None)
+        raise VtbCheckpointError(
+            'The .nemo file of this run could not be written at its end, so it is not begun.',
+            field='model',
+            got=what,
+            allowed='a configuration and a tokenizer of plain files',
+            remedy=remedy or 'see which file of the tokenizer or of the configuration is named',
+        ) from error
 
 
 def _write_part(path: Path, state: Mapping[str, Tensor]) -> None:

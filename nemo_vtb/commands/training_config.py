@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemo_vtb.assets.resolve import register_resolvers, resolve_asset
+from nemo_vtb.config.schema import ModelConfig
 from nemo_vtb.errors import VtbConfigError, VtbModelError, first_line
 
 if TYPE_CHECKING:
@@ -50,8 +51,12 @@ def compose_config(path: Path, overrides: Sequence[str] = ()) -> Any:
     return complete_config(cfg)
 
 
-def read_renderer(llm: str) -> 'ChatRenderer':
+def read_renderer(llm: str, date: str = ModelConfig.template_date) -> 'ChatRenderer':
     """The renderer of an LLM's folder or asset.
+
+    Args:
+        llm: The folder, or asset:NAME.
+        date: `model.template_date`.
 
     Raises:
         VtbModelError: The tokenizer cannot be read.
@@ -72,7 +77,7 @@ def read_renderer(llm: str) -> 'ChatRenderer':
             got=f'{llm}: {first_line(error)}',
             allowed='a Hugging Face folder, or asset:NAME',
         ) from error
-    return ChatRenderer(tokenizer)
+    return ChatRenderer(tokenizer, date)
 
 
 def frame_counter_of(cfg: Any) -> Callable[[int], int]:

@@ -341,6 +341,11 @@ class ModelConfig:
     prompt_format: str | None = key(None, "SALM's prompt format; only recorded: the LLM's chat template renders")
     audio_locator_tag: str | None = key(None, 'What stands for a recording in the prompts of `generate`')
     tokenizer_path: str | None = key(None, "Another tokenizer; null: the LLM's")
+    template_date: str = key(
+        '2024-07-26',
+        'The day that a chat template with a date in it says, in training and ever after',
+        unit='YYYY-MM-DD',
+    )
     trust_remote_code: bool = key(False, "Whether transformers may run code of the LLM's folder")
     encoder_chunk_size_seconds: float | None = key(
         None, 'Longer recordings are encoded in pieces, as in SALM; null: never', unit='s', low=0.0

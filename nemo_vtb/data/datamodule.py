@@ -95,8 +95,12 @@ class RowDataset(torch.utils.data.Dataset):
                 time.sleep(_RETRY_S * 4**attempt)
         planned = int(self.sources[source].measure(np.array([entry]))[0][0])
         if item.length != planned:
+            frames, known = sum(item.frames), self.sources[source].frames(entry)
             raise data_fault(
-                Reason.AUDIO_CHANGED, field=item.id, got=f'{item.length} tokens', allowed=f'{planned} as indexed'
+                Reason.LINE_CHANGED if frames == known else Reason.AUDIO_CHANGED,
+                field=item.id,
+                got=f'{item.length - frames} tokens of text and {frames} frames of audio',
+                allowed=f'{planned} together' + ('' if known is None else f', {known} frames') + ', as indexed',
             )
         if changed:
             raise data_fault(

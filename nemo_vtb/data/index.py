@@ -449,6 +449,11 @@ class FittedSource:
                 return keep_exchanges(conversation, int(self._kept[at]))
         return conversation
 
+    def frames(self, entry: int) -> int | None:
+        """Frames of audio of an entry as it was indexed; None for one that was cut."""
+        entry = entry if self._entries is None else int(self._entries[entry])
+        return None if entry in self._cut else int(self.index.column('frames')[entry])
+
     def locate(self, entry: int) -> dict[str, Any]:
         """Where an entry stands: source, file, byte_offset."""
         entry = entry if self._entries is None else int(self._entries[entry])

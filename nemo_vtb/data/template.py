@@ -17,20 +17,24 @@ Training, evaluation, serving and `vtb inspect` all come through here: a model i
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import cached_property
 from typing import Any
 
+from nemo_vtb.config.schema import ModelConfig
 from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn
 from nemo_vtb.data.faults import Reason
 from nemo_vtb.data.template_bounds import check_output, check_template
-from nemo_vtb.errors import VtbTemplateError, first_line
+from nemo_vtb.errors import VtbConfigError, VtbTemplateError, first_line
 
 AUDIO_SLOT = -1
 """Stands once in `Rendered.ids` where a recording stands; no vocabulary has this id, so no text collides with it."""
 
+_NOW = re.compile(r'''strftime_now\(\s*(format\s*=\s*)?(?P<quote>['"])(?P<format>.*?)(?P=quote)\s*\)''')
 _VERSION = '2'  # raise when the rendering of any conversation changes: it is part of the fingerprint
 
 
@@ -84,15 +88,19 @@ class ChatRenderer:
     - A special token typed by a user (`<|im_end|>`, the audio placeholder ...) is encoded as ordinary text.
     - A system turn that the template refuses is put in front of the first user turn; it is never lost.
 
+    - A template that asks for the date gets the same one in every run, on every day and after a restore.
+
     Args:
         tokenizer: A fast `transformers` tokenizer with a chat template.
+        date: The day that such a template says, YYYY-MM-DD.
 
     Raises:
+        VtbConfigError: `date` is none.
         VtbTemplateError: The tokenizer has no chat template, or the template does not close assistant turns, or takes
             more time or memory than a template needs.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, date: str = ModelConfig.template_date) -> None:
         if not getattr(tokenizer, 'chat_template', None):
             raise VtbTemplateError(
                 'The tokenizer has no chat template, so a conversation cannot be rendered.',
@@ -101,8 +109,21 @@ class ChatRenderer:
                 allowed='an instruct or chat model',
                 remedy='choose the chat version of the LLM, or put a chat_template.jinja into its folder',
             )
+        templates = tokenizer.chat_template
+        if isinstance(templates, dict) and 'default' not in templates:
+            raise VtbTemplateError(
+                'The tokenizer has several chat templates, and none is for conversations.',
+                field='model.pretrained_llm',
+                got=sorted(templates),
+                allowed='one of the name "default"',
+                remedy='call the one to train with "default" in the files of the tokenizer',
+            )
         check_template(tokenizer)
         self._hf = tokenizer
+        text = str(templates['default'] if isinstance(templates, dict) else templates)
+        self.date: str | None = str(date) if 'strftime_now' in text else None
+        "The day that the template says; None where it says none."
+        self._template = {} if self.date is None else {'chat_template': _dated(text, self.date)}
         special = sorted({t.content for t in tokenizer.added_tokens_decoder.values()}, key=len, reverse=True)
         self._added = frozenset(tokenizer.added_tokens_decoder)
         self._special = re.compile('|'.join(re.escape(t) for t in special) or r'(?!)')
@@ -117,7 +138,8 @@ class ChatRenderer:
     def fingerprint(self) -> str:
         """SHA-256 over the renderer's version, the chat template and the tokenizer; stored in every checkpoint."""
         backend = self._hf.backend_tokenizer.to_str()
-        return hashlib.sha256('\0'.join((_VERSION, str(self._hf.chat_template), backend)).encode()).hexdigest()
+        parts = (_VERSION, str(self._hf.chat_template), backend, *([self.date] if self.date else []))
+        return hashlib.sha256('\0'.join(parts).encode()).hexdigest()
 
     @cached_property
     def end_of_turn_ids(self) -> frozenset[int]:
@@ -177,7 +199,7 @@ class ChatRenderer:
         options = {'tokenize': False, 'add_generation_prompt': prompt, 'enable_thinking': False}
         can_fold = messages[0]['role'] == 'system' and len(messages) > 1
         try:
-            text = self._hf.apply_chat_template(messages, **options)
+            text = self._hf.apply_chat_template(messages, **options, **self._template)
             check_output(text, sum(len(m['content']) for m in messages), f'conversation {id}')
             # some templates leave a system turn out without a word
             if not can_fold or messages[0]['content'].strip() in text:
@@ -258,6 +280,28 @@ class ChatRenderer:
             # tokens that were added but not declared special (Qwen3's <think>) are found all the same
             ids = [i for part in (text[:1], text[1:]) for i in self._hf(part, add_special_tokens=False)['input_ids']]
         return Segment(text, tuple(ids), supervised)
+
+
+def _dated(template: str, date: str) -> str:
+    """The template with a fixed day in the place of its calls for today: transformers lets no function be passed in.
+
+    Raises:
+        VtbTemplateError: It computes the form of the date.
+    """
+    try:
+        day = datetime.strptime(str(date), '%Y-%m-%d')
+    except ValueError as error:
+        raise VtbConfigError('Not a day.', field='model.template_date', got=date, allowed='YYYY-MM-DD') from error
+    dated = _NOW.sub(lambda m: json.dumps(day.strftime(m['format'])), template)
+    if re.search(r'strftime_now\s*\(', dated):
+        raise VtbTemplateError(
+            'The chat template computes the form of the date, so that no day can be set.',
+            field='model.pretrained_llm',
+            got=dated[dated.index('strftime_now') :][:80],
+            allowed="strftime_now('%d %b %Y'), or another form written out",
+            remedy='write the form out in the template',
+        )
+    return dated
 
 
 class _Marks:

@@ -200,8 +200,20 @@ class RunState(RowCounter):
             self.report(batch)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write `ledger.json` and `ledger.png`."""
+        """Write `ledger.json` and `ledger.png`.
+
+        Raises:
+            VtbDataError: The run had batches, and not one token in them.
+        """
         self.save_ledger(plot=True)
+        if self.ledger is not None and self.ledger.batches and not self.ledger.tokens:
+            skips = {name: account.skips for name, account in self.ledger.accounts.items() if account.skips}
+            raise VtbDataError(
+                f'Nothing was trained on: no conversation could be loaded.\n{skip_table(skips)}',
+                field='data.train_ds',
+                got=f'0 tokens in {self.ledger.batches} batches',
+                remedy=f'see {self.quarantine_path} for the reasons',
+            )
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Write `ledger.json`, so that a run that stopped tells why."""

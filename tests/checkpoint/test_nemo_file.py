@@ -24,12 +24,14 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from nemo.core import ModelPT
 from nemo.core.classes import common
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from nemo_vtb.checkpoint import archive
-from nemo_vtb.checkpoint.archive import MANIFEST, Member, read_manifest, read_members, write_archive
+from nemo_vtb.checkpoint.archive import MANIFEST, Member, read_info, read_manifest, read_members, write_archive
+from nemo_vtb.checkpoint.nemo_file import prove_savable
 from nemo_vtb.data.conversation import Conversation, Text, Turn
 from nemo_vtb.errors import VtbCheckpointError, VtbModelError
 from nemo_vtb.model.blender import VoiceTextBlender
@@ -382,3 +384,37 @@ def test_a_file_of_the_first_version_still_opens(tiny_model: VoiceTextBlender, s
             tar.addfile(info, io.BytesIO(content))
     for cls in (ModelPT, VoiceTextBlender):
         assert same_weights(cls.restore_from(str(tmp_path / 'old.nemo'), map_location='cpu'), tiny_model)
+
+
+def test_a_tokenizer_with_two_chat_templates_is_saved_and_restored(tmp_path: Path) -> None:
+    cfg = tiny_model_cfg(tmp_path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(cfg['pretrained_llm'])
+    tokenizer.chat_template = {'default': tokenizer.chat_template, 'tool_use': '{{ "tools" }}'}
+    tokenizer.save_pretrained(cfg['pretrained_llm'])
+    model = VoiceTextBlender(cfg).eval()
+    prove_savable(model)
+    model.save_to(tmp_path / 'x.nemo')
+    restored = VoiceTextBlender.restore_from(tmp_path / 'x.nemo', map_location='cpu').eval()
+    assert restored.renderer.fingerprint == model.renderer.fingerprint
+    assert set(restored.tokenizer.tokenizer.chat_template) == {'default', 'tool_use'}
+
+
+def test_what_cannot_be_saved_at_the_end_is_found_before_the_first_step(tmp_path: Path) -> None:
+    model = VoiceTextBlender(tiny_model_cfg(tmp_path))
+    prove_savable(model)
+    model.artifacts['llm_files.tokenizer__json'].path = str(tmp_path)  # a folder, where a file was
+    with pytest.raises(VtbCheckpointError, match='not begun'):
+        model.on_fit_start()
+
+
+def test_the_date_of_a_template_is_in_the_manifest_and_comes_back(tmp_path: Path) -> None:
+    cfg = tiny_model_cfg(tmp_path) | {'template_date': '2026-11-27'}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(cfg['pretrained_llm'])
+    tokenizer.chat_template = "{{ strftime_now('%Y') }}<|im_end|>" + tokenizer.chat_template
+    tokenizer.save_pretrained(cfg['pretrained_llm'])
+    model = VoiceTextBlender(cfg)
+    model.save_to(tmp_path / 'x.nemo')
+    assert read_info(tmp_path / 'x.nemo').manifest['template_date'] == '2026-11-27'
+    restored = VoiceTextBlender.restore_from(tmp_path / 'x.nemo', map_location='cpu')
+    assert restored.renderer.date == '2026-11-27'
+    assert restored.renderer.fingerprint == model.renderer.fingerprint

@@ -14,7 +14,9 @@
 """The one renderer: golden texts and masks for each chat template; what an LLM learns is what it is asked for."""
 
 import copy
+import datetime
 import itertools
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn
 from nemo_vtb.data.template import AUDIO_SLOT, ChatRenderer, Rendered
-from nemo_vtb.errors import VtbTemplateError
+from nemo_vtb.errors import VtbConfigError, VtbTemplateError
 from nemo_vtb.testing import CHATML, GEMMA, LLAMA3, tiny_llm
 
 pytestmark = pytest.mark.unit
@@ -347,3 +349,59 @@ def test_fingerprint_names_template_and_tokenizer() -> None:
     fingerprints = {first, ChatRenderer(changed).fingerprint, ChatRenderer(grown).fingerprint}
     fingerprints |= {ChatRenderer(TOKENIZERS[name]).fingerprint for name in ('gemma', 'llama3')}
     assert len(fingerprints) == 5
+
+
+def dated(folder: Path) -> Any:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llm(folder))
+    tokenizer.chat_template = "Today: {{ strftime_now('%d %b %Y') }}<|im_end|>" + tokenizer.chat_template
+    return tokenizer
+
+
+def test_a_template_says_the_date_that_is_set_on_every_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = dated(tmp_path)
+    conversation = Conversation('c', (Turn('user', (Text('hi'),)), Turn('assistant', (Text('ho'),))))
+    today = ChatRenderer(tokenizer)
+    assert 'Today: 26 Jul 2024' in today.render(conversation).text
+
+    class Later(datetime.datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> 'Later':
+            return cls(2031, 1, 2)
+
+    monkeypatch.setattr('transformers.utils.chat_template_utils.datetime', Later)
+    assert '2031' in tokenizer.apply_chat_template([{'role': 'user', 'content': 'a'}], tokenize=False)
+    tomorrow = ChatRenderer(tokenizer)
+    assert tomorrow.render(conversation).ids == today.render(conversation).ids
+    assert tomorrow.fingerprint == today.fingerprint
+    other = pickle.loads(pickle.dumps(ChatRenderer(tokenizer, '2026-11-27')))  # noqa: S301 - our own object
+    assert 'Today: 27 Nov 2026' in other.render(conversation).text and other.date == '2026-11-27'
+    assert other.fingerprint != today.fingerprint
+
+
+def test_a_form_of_the_date_that_is_computed_is_refused(tmp_path: Path) -> None:
+    tokenizer = dated(tmp_path)
+    tokenizer.chat_template = "{% set f = '%Y' %}{{ strftime_now(f) }}" + tokenizer.chat_template
+    with pytest.raises(VtbTemplateError, match='computes the form'):
+        ChatRenderer(tokenizer)
+
+
+def test_a_date_changes_nothing_where_the_template_says_none(tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llm(tmp_path))
+    assert ChatRenderer(tokenizer, '2026-11-27').fingerprint == ChatRenderer(tokenizer).fingerprint
+    assert ChatRenderer(tokenizer).date is None
+
+
+def test_what_is_no_day_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(VtbConfigError) as caught:
+        ChatRenderer(dated(tmp_path), '27 Nov 2026')
+    assert caught.value.field == 'model.template_date'
+
+
+def test_several_templates_need_one_for_conversations(tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llm(tmp_path))
+    tokenizer.chat_template = {'default': tokenizer.chat_template, 'tool_use': '{{ "tools" }}'}
+    conversation = Conversation('c', (Turn('user', (Text('hi'),)), Turn('assistant', (Text('ho'),))))
+    assert 'hi' in ChatRenderer(tokenizer).render(conversation).text
+    tokenizer.chat_template = {'rag': 'x', 'tool_use': 'y'}
+    with pytest.raises(VtbTemplateError, match='none is for conversations'):
+        ChatRenderer(tokenizer)

@@ -389,3 +389,17 @@ def test_the_quarantine_holds_any_text_and_lists_it_once(tmp_path: Path) -> None
     assert Quarantine(tmp_path / 'q.jsonl').add(faults) == len(odd)
     assert Quarantine(tmp_path / 'q.jsonl').add(faults) == 0
     assert [line['id'] for line in read_json_lines(tmp_path / 'q.jsonl')] == odd
+
+
+def test_a_run_that_trained_on_nothing_fails(tmp_path: Path, renderer: ChatRenderer) -> None:
+    folder = make_corpus(tmp_path / 'data', {'asr_ast': 12, 'speech_qa': 12, 'mixed_modal': 12, 'text': 0})
+    cfg = data_cfg(folder, max_skip_ratio=1.0)
+    cfg['train_ds']['input_cfg'] = [entry for entry in cfg['train_ds']['input_cfg'] if entry['kind'] != 'text']
+    cfg['budget'] = {'asr_ast': 0.4, 'speech_qa': 0.3, 'mixed_modal': 0.3}
+    data = VtbDataModule(cfg, renderer, count_frames, num_batches=3)
+    data.setup('fit')
+    shutil.rmtree(folder / 'wav')
+    state = RunState(tmp_path / 'run')
+    assert not [id_ for row in consume(data, state) for id_ in row.ids]
+    with pytest.raises(VtbDataError, match='audio_missing'):
+        state.on_train_end(None, None)  # type: ignore[arg-type]
