@@ -30,6 +30,7 @@ from transformers import PreTrainedModel
 from nemo_vtb.backbone.attention import IMPLEMENTATION, keep_float32, register
 from nemo_vtb.backbone.base import Backbone, lora_misfit
 from nemo_vtb.backbone.kv_cache import KVCache
+from nemo_vtb.backbone.lora_fields import check_fields, check_targets
 from nemo_vtb.backbone.names import base_weights, is_base_weight
 from nemo_vtb.errors import VtbModelError, first_line
 from nemo_vtb.io import read_json_object
@@ -296,12 +297,17 @@ def with_lora(llm: nn.Module, lora: Mapping[str, Any]) -> Any:
         lora: Fields of `peft.LoraConfig`.
 
     Raises:
-        VtbModelError: There is no such field, or no such layer.
+        VtbModelError: There is no such field, it has no effect here, or no layer has a name that it gives.
     """
     from peft import LoraConfig, get_peft_model
 
     try:
-        return get_peft_model(llm, LoraConfig(**lora))
+        config = LoraConfig(**lora)
+        check_fields(config)
+        check_targets(llm, config)
+        return get_peft_model(llm, config)
+    except VtbModelError:
+        raise
     except (TypeError, ValueError) as error:
         raise VtbModelError(
             'LoRA cannot be put on this LLM.',

@@ -49,6 +49,7 @@ class BackboneSpec:
         trained: Names (as in the state dict) of LLM weights that the configuration trains; none with LoRA alone.
         other_lora: Fields of `lora` that plain LoRA does not have.
         trust_remote_code: Passed on to transformers.
+        vocab_size: Rows of the token embedding; 0 where nobody counted them.
         llm: The LLM itself where a plan cannot replace it: random weights, no safetensors, LoRA that is not plain.
     """
 
@@ -62,6 +63,7 @@ class BackboneSpec:
     trained: tuple[str, ...] = ()
     other_lora: Mapping[str, Any] = field(default_factory=dict)
     trust_remote_code: bool = False
+    vocab_size: int = 0
     llm: Any = None
 
     @classmethod
@@ -117,6 +119,7 @@ class BackboneSpec:
             trained=tuple(n for n in names if _matches(keep, n) or not _matches(freeze, n)),
             other_lora=other,
             trust_remote_code=trust_remote_code,
+            vocab_size=table.shape[0],
             llm=llm,
         )
 
@@ -134,6 +137,22 @@ class BackboneSpec:
         """
         table = _embedding(self.source) if self.llm is None else self.llm.get_input_embeddings().weight.detach()
         return table[ids].float() * self.embedding_scale
+
+    def require_ids(self, tokenizer: Any) -> None:
+        """Raise VtbModelError if the tokenizer makes ids for which the embedding has no row.
+
+        Special tokens that a text-only LLM never sees may lie beyond it (Gemma 3); words may not.
+        """
+        words = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
+        highest = max([*words.values(), tokenizer.eos_token_id or 0])
+        if self.vocab_size and highest >= self.vocab_size:
+            raise VtbModelError(
+                'The tokenizer and the LLM do not belong together.',
+                field='model.tokenizer_path',
+                got=f'ids up to {highest}',
+                allowed=f'ids below {self.vocab_size}, the rows of the token embedding',
+                remedy="use the LLM's own tokenizer, or resize its embedding first",
+            )
 
     def require_weights(self, who: str) -> None:
         """Raise VtbConfigError unless the weights of the LLM can be read from its folder; `who` needs them."""

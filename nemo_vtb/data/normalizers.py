@@ -26,19 +26,37 @@ _UNSPACED = ('ja', 'lo', 'my', 'th', 'yue', 'zh')
 
 @cache
 def _normalizers() -> dict[str, Callable[[str], str]]:
-    from whisper_normalizer.basic import BasicTextNormalizer
     from whisper_normalizer.english import EnglishTextNormalizer
 
     return {
-        'basic': BasicTextNormalizer(),
-        'characters': BasicTextNormalizer(split_letters=True),
+        'basic': _basic,
+        'characters': _characters,
         'english': EnglishTextNormalizer(),
         'none': str.strip,
     }
 
 
+# optional in writing: short vowels, Koranic signs, and the stroke that only lengthens a word
+_ARABIC_MARKS = re.compile('[\u0610-\u061a\u0640\u064b-\u065f\u0670\u06d6-\u06dc\u06df-\u06e8\u06ea-\u06ed]')
+
+
+def _basic(text: str) -> str:
+    """Whisper's normaliser for any language, but combining marks stay: they are vowels and tones of Hindi, Thai ..."""
+    text = re.sub(r'[<\[][^>\]]*[>\]]', '', text.lower())  # words in brackets
+    text = re.sub(r'\(([^)]+?)\)', '', text)
+    text = _ARABIC_MARKS.sub('', unicodedata.normalize('NFKC', text))
+    text = ''.join(' ' if unicodedata.category(c)[0] in 'SP' else c for c in text)
+    return ' '.join(text.lower().split())
+
+
+def _characters(text: str) -> str:
+    import regex
+
+    return ' '.join(' '.join(regex.findall(r'\X', _basic(text))).split())
+
+
 NORMALIZERS = ('basic', 'characters', 'english', 'none')
-"""Names that `get_normalizer` takes: Whisper's for English, for any language, for any language by letters; none."""
+"""Names that `get_normalizer` takes: Whisper's for English; for any language, also by letters; none."""
 
 
 def get_normalizer(name: str) -> Callable[[str], str]:

@@ -539,13 +539,13 @@ def _read_manifest(spec: SourceSpec, line: Mapping[str, Any], base: str, where: 
 
 def _instructions(spec: SourceSpec, line: Mapping[str, Any], where: str) -> list[str]:
     """The instruction for a recording: the line's own words, else one of the source's prompts, else a plain phrase."""
-    own = [line[name] for name in ('context', 'question') if isinstance(line.get(name), str) and line[name].strip()]
+    language = spec.options.get('lang_field', 'lang')
+    for name in ('context', 'question', 'source_lang', 'target_lang', language):
+        if not isinstance(line.get(name), str | None):
+            raise data_fault(Reason.MISSING_KEY, field=f'{where}: {name}', got=line[name], allowed='a text')
+    own = [line[name] for name in ('context', 'question') if (line.get(name) or '').strip()]
     if own or spec.options.get('context'):
         return own
-    language = spec.options.get('lang_field', 'lang')
-    for name in ('source_lang', 'target_lang', language):
-        if not isinstance(line.get(name), str | None):
-            raise data_fault(Reason.MISSING_KEY, field=f'{where}: {name}', got=line[name], allowed='a language')
     source, target = line.get('source_lang') or line.get(language), line.get('target_lang')
     names = {
         'source_lang': _LANGUAGES.get(source or '', source or 'the spoken language'),
@@ -557,7 +557,7 @@ def _instructions(spec: SourceSpec, line: Mapping[str, Any], where: str) -> list
         prompts = 'Translate the speech to {target_lang}.' if translates else 'Transcribe the speech.'
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     # by a hash of the recording: the same line asks the same in every epoch and after every resume
-    digest = hashlib.sha256(f'{line.get("audio_filepath")}:{line.get("offset")}'.encode()).digest()
+    digest = hashlib.sha256(f'{line.get("audio_filepath")}:{line.get("offset")}'.encode(errors='replace')).digest()
     chosen = str(prompts[int.from_bytes(digest[:4], 'little') % len(prompts)])
     return [chosen.replace('{source_lang}', names['source_lang']).replace('{target_lang}', names['target_lang'])]
 

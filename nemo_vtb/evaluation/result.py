@@ -66,7 +66,7 @@ class Row:
         source: Where the data comes from; a row of its own for each.
         metric: Name of the metric.
         n: Answers (conversations for the perplexity).
-        ours: The value of this model.
+        ours: The value of this model; None where it cannot be scored, and `signature` says why.
         base: The value of the base LLM; None where the prompt has audio, which it cannot take.
         low: Lower end of the 95 % interval of `ours`.
         high: Upper end.
@@ -79,7 +79,7 @@ class Row:
     source: str
     metric: str
     n: int
-    ours: float
+    ours: float | None
     base: float | None = None
     low: float | None = None
     high: float | None = None
@@ -90,7 +90,7 @@ class Row:
     @property
     def change_percent(self) -> float | None:
         """Difference to the base LLM in percent of its value, None without one."""
-        return None if not self.base else 100.0 * (self.ours - self.base) / self.base
+        return None if not self.base or self.ours is None else 100.0 * (self.ours - self.base) / self.base
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +240,7 @@ class Evaluation:
                 f'{row.metric}{" %" if row.metric in _PERCENT else ""} [dim]({arrow})[/dim]',
                 str(row.n),
                 '-' if row.base is None else _number(row.base, row),
-                f'[bold]{_number(row.ours, row)}[/bold]{_change(row)}',
+                'n/a' if row.ours is None else f'[bold]{_number(row.ours, row)}[/bold]{_change(row)}',
                 interval,
             )
             task = row.task

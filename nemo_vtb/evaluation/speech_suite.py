@@ -279,7 +279,15 @@ def _answer_rows(questions: Sequence[Question], answers: Sequence[str]) -> list[
     for (task, source, direction), chosen in groups.items():
         name = f'{source} ({direction})' if len(directions[task, source]) > 1 else source
         references, hypotheses = [questions[i].reference for i in chosen], [answers[i] for i in chosen]
-        rows += [_row(task, name, s) for s in _scores(task, references, hypotheses, questions[chosen[0]].lang)]
+        try:
+            with guarded(Reason.OTHER, f'{task} of {name}'):
+                scores = _scores(task, references, hypotheses, questions[chosen[0]].lang)
+        except VtbDataError as error:  # this row alone; the others have their numbers
+            rows.append(
+                Row(task, name, 'n/a', len(chosen), None, signature=f'n/a: {" ".join(str(error).split())[:200]}')
+            )
+            continue
+        rows += [_row(task, name, score) for score in scores]
     return rows
 
 

@@ -122,6 +122,7 @@ class VoiceTextBlender(SALM, ModelPT):
         base = restored.base_folder(self.cfg) if restored else None
         source = str(self.cfg.pretrained_llm) if pretrained else base or str(folder)
         self.spec = self._plan(source, pretrained or base is not None)
+        self.spec.require_ids(self.tokenizer.tokenizer)
         check_strategy(trainer)
         backbone_class(trainer).check(self.spec)
         object.__setattr__(self, 'backbone', None)

@@ -19,11 +19,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from nemo_vtb.data.collate import Collator
 from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn
 from nemo_vtb.errors import VtbConfigError, VtbDataError
-from nemo_vtb.evaluation.speech_suite import _answer_rows, evaluate, load_conversations, questions_of, task_of
+from nemo_vtb.evaluation.result import Evaluation
+from nemo_vtb.evaluation.speech_suite import (
+    Question,
+    _answer_rows,
+    evaluate,
+    load_conversations,
+    questions_of,
+    task_of,
+)
 from nemo_vtb.io import parse_json_lines
 from nemo_vtb.testing import TinyCorpus
 
@@ -188,3 +197,17 @@ def test_broken_conversations_cost_themselves_and_are_listed(
     (tmp_path / 'asr_ast.jsonl').write_text('\n'.join(lines) + '\n')
     with pytest.raises(VtbDataError, match='audio_unreadable'):
         evaluate(tiny_model, {'asr_ast': tmp_path / 'asr_ast.jsonl'}, max_new_tokens=2)
+
+
+def test_a_row_that_cannot_be_scored_leaves_the_others_their_numbers() -> None:
+    prompt = Conversation('c', (turn('user', CLIP),), 'asr_ast', 's')
+    questions = [
+        Question(f'{s}#1', 'asr', s, 'en', 'en', prompt, text) for s, text in (('a', '[noise]'), ('b', 'hello'))
+    ]
+    rows = _answer_rows(questions, ['x', 'hello'])
+    assert [(row.source, row.metric, row.ours) for row in rows] == [('a', 'n/a', None), ('b', 'WER', 0.0)]
+    assert 'empty after normalisation' in rows[0].signature
+    evaluation = Evaluation(tuple(rows))
+    console = Console(record=True, width=200)
+    evaluation.table(console)
+    assert 'n/a' in console.export_text()

@@ -14,6 +14,7 @@
 """VoiceTextBlender: packed as alone, one gradient however rows are split, honest metrics, whole files or none."""
 
 import copy
+import json
 import resource
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -34,7 +35,7 @@ from nemo_vtb.checkpoint.checkpoint_io import AtomicCheckpointIO
 from nemo_vtb.constants import KINDS
 from nemo_vtb.data.collate import Collator, PackedRow, pack_row
 from nemo_vtb.data.conversation import Conversation, Text, Turn, conversation_from_dict, read_jsonl
-from nemo_vtb.errors import VtbCheckpointError, VtbConfigError, VtbNumericsError
+from nemo_vtb.errors import VtbCheckpointError, VtbConfigError, VtbModelError, VtbNumericsError
 from nemo_vtb.model.blender import VoiceTextBlender
 from nemo_vtb.testing import TinyCorpus, tiny_llm, tiny_model_cfg
 
@@ -543,3 +544,13 @@ def test_a_row_whose_conversations_are_all_broken_has_zero_gradients(root: Path,
     assert output['kind_counts'].sum() == 0
     trained = [p for p in model.parameters() if p.requires_grad]
     assert all(p.grad is not None and not p.grad.any() for p in trained)
+
+
+def test_a_tokenizer_with_more_words_than_the_embedding_has_rows_is_refused(tmp_path: Path) -> None:
+    cfg = tiny_model_cfg(tmp_path)
+    config = Path(cfg['pretrained_llm']) / 'config.json'
+    sizes = json.loads(config.read_text()) | {'vocab_size': 50}
+    config.write_text(json.dumps(sizes))
+    with pytest.raises(VtbModelError) as caught:
+        VoiceTextBlender(cfg | {'pretrained_weights': False})
+    assert caught.value.field == 'model.tokenizer_path'
