@@ -23,7 +23,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from nemo_vtb.testing.torture import Fault, Line, chat, spoken, write_wav
+from nemo_vtb.testing.faulty_lines import Fault, Line, chat, spoken, write_wav
 
 Place = tuple[str | int, ...]
 

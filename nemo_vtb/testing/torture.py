@@ -23,7 +23,6 @@ its bytes, as a seed draws them (`mutations.py`).
 """
 
 import io
-import json
 import os
 import tarfile
 from collections import Counter
@@ -35,51 +34,14 @@ from typing import Any
 import numpy as np
 import soundfile
 
+from nemo_vtb.testing.faulty_lines import RATE, TAKEN, Fault, Line, Make, chat, spoken, text, write_lines, write_wav
+from nemo_vtb.testing.mutations import good_line, mutated_faults
+
 MAX_TOKENS = 2048
 """The longest conversation that the set is made for: `data.max_tokens`."""
 
-TAKEN = 'taken'
 KINDS_OF_CLEAN = {'text': 0.4, 'asr_ast': 0.3, 'speech_qa': 0.2, 'mixed_modal': 0.1}
-_RATE = 16000
 _WORDS = 'turn on the lamp in kitchen at noon please say which room is it about green blue rain sea'.split()
-Line = dict[str, Any] | bytes
-Make = Callable[[Path, int], Line]
-
-
-@dataclass(frozen=True)
-class Fault:
-    """A kind of fault.
-
-    Args:
-        group: audio, tar, line, conversation, or the type of NeMo's `input_cfg` whose line is changed.
-        name: What is wrong.
-        outcome: `taken`, or the reason for which it is skipped.
-        remark: What the documentation says of it.
-        make: (folder, number) -> the line of the manifest; it writes the recording itself.
-        lost: Share of them that are skipped.
-        type: NeMo's name of the format.
-    """
-
-    group: str
-    name: str
-    outcome: str
-    remark: str
-    make: Make
-    lost: float = 1.0
-    type: str = 'multimodal_conversation'
-
-    @property
-    def stem(self) -> str:
-        """Name of its manifest."""
-        return ''.join(c if c.isalnum() else '_' for c in self.name)
-
-    def skips(self, per_kind: int) -> int:
-        """How many of so many are skipped."""
-        return 0 if self.outcome == TAKEN else round(self.lost * per_kind + 0.001)
-
-    def id_of(self, number: int) -> str:
-        """Id of its conversation of that number."""
-        return f'{self.stem}-{number}'
 
 
 @dataclass(frozen=True)
@@ -107,38 +69,6 @@ class TortureSet:
         return dict(counts)
 
 
-# ---- parts of lines
-
-
-def text(role: str, value: Any) -> dict[str, Any]:
-    """A text of a conversation."""
-    return {'from': role, 'type': 'text', 'value': value}
-
-
-def spoken(value: str, **keys: Any) -> dict[str, Any]:
-    """A recording of a conversation."""
-    return {'from': 'User', 'type': 'audio', 'value': value, **keys}
-
-
-def chat(id_: str, *extra: dict[str, Any], question: Any = 'which room is it about') -> dict[str, Any]:
-    """A conversation of one question and one answer."""
-    return {'id': id_, 'conversations': [text('User', question), *extra, text('Assistant', 'the green one')]}
-
-
-def write_wav(path: Path, seconds: float = 0.5, *, level: float = 0.1, rate: int = _RATE, channels: int = 1) -> Path:
-    """A sine of 220 Hz; returns the path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tone = level * np.sin(2 * np.pi * 220 * np.arange(round(seconds * rate)) / rate)
-    soundfile.write(path, np.repeat(tone[:, None], channels, axis=1).astype(np.float32), rate)
-    return path
-
-
-def write_lines(path: Path, lines: list[Line]) -> None:
-    """Objects become JSON, bytes are written as they are."""
-    raw = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
-    path.write_bytes(b'\n'.join(raw) + b'\n')
-
-
 def recorded(write: Callable[[Path], object], suffix: str = '.wav', **keys: Any) -> Make:
     """A conversation with a recording that `write` makes."""
 
@@ -151,7 +81,7 @@ def recorded(write: Callable[[Path], object], suffix: str = '.wav', **keys: Any)
 
 
 def _flac(path: Path, samples: int = 16000) -> bytearray:
-    soundfile.write(path, np.random.default_rng(0).standard_normal(samples) * 0.1, _RATE, format='FLAC')
+    soundfile.write(path, np.random.default_rng(0).standard_normal(samples) * 0.1, RATE, format='FLAC')
     return bytearray(path.read_bytes())
 
 
@@ -172,13 +102,13 @@ def _cut_streamed_flac(path: Path) -> None:
 
 
 def _flac_named_wav(path: Path) -> None:
-    soundfile.write(path, np.full(8000, 0.1), _RATE, format='FLAC')
+    soundfile.write(path, np.full(8000, 0.1), RATE, format='FLAC')
 
 
 def _two_hours(path: Path) -> None:
     header = io.BytesIO()
-    soundfile.write(header, np.zeros(0), _RATE, format='WAV', subtype='PCM_16')
-    raw, size = bytearray(header.getvalue()[:44]), 2 * 3600 * _RATE * 2
+    soundfile.write(header, np.zeros(0), RATE, format='WAV', subtype='PCM_16')
+    raw, size = bytearray(header.getvalue()[:44]), 2 * 3600 * RATE * 2
     raw[4:8], raw[40:44] = (size + 36).to_bytes(4, 'little'), size.to_bytes(4, 'little')
     path.write_bytes(bytes(raw))
     os.truncate(path, size + 44)  # sparse: it takes no space
@@ -219,7 +149,7 @@ def _cut(**changes: Any) -> Make:
     def make(folder: Path, number: int) -> Line:
         write_wav(folder / 'a.wav', channels=2)
         source = {'type': 'file', 'channels': [0, 1], 'source': f'{folder.name}/a.wav'}
-        recording = {'id': 'a', 'sources': [source], 'sampling_rate': _RATE, 'num_samples': 8000, 'duration': 0.5}
+        recording = {'id': 'a', 'sources': [source], 'sampling_rate': RATE, 'num_samples': 8000, 'duration': 0.5}
         line = {'id': f'{folder.name}-{number}', 'type': 'MonoCut', 'start': 0.0, 'duration': 0.5, 'channel': 1}
         own = {name: value for name, value in changes.items() if name != 'recording'}
         line |= {'recording': recording | changes.get('recording', {}), 'supervisions': [{'text': 'the green one'}]}
@@ -360,8 +290,6 @@ def make_torture_set(
         clean: Clean conversations of all kinds of data together.
         mutated: Kinds that the seed draws; None: as many as are written by hand.
     """
-    from nemo_vtb.testing.mutations import good_line, mutated_faults
-
     folder = Path(folder)
     kinds = (*WRITTEN, *mutated_faults(seed, len(WRITTEN) if mutated is None else mutated))
     good = set(_write_clean(folder, clean, seed))
@@ -447,7 +375,7 @@ def damaged_tar(name: str, count: int) -> bytes:
     with tarfile.open(fileobj=stream, mode='w', format=tarfile.PAX_FORMAT) as tar:
         for place, number in enumerate(numbers):
             sound = io.BytesIO()
-            soundfile.write(sound, np.full(4000 + 400 * number, 0.1), _RATE, format='WAV')
+            soundfile.write(sound, np.full(4000 + 400 * number, 0.1), RATE, format='WAV')
             info = tarfile.TarInfo(f'{prefix}{number}.wav')
             info.size = len(sound.getvalue())
             if name.startswith('PAX') and place == count // 2:

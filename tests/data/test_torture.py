@@ -32,8 +32,9 @@ from nemo_vtb.data.sources import parse_input_cfg
 from nemo_vtb.data.template import ChatRenderer
 from nemo_vtb.errors import VtbDataError
 from nemo_vtb.io import read_json_lines
+from nemo_vtb.testing.faulty_lines import write_lines
 from nemo_vtb.testing.mutations import RULES, good_line, mutated_faults
-from nemo_vtb.testing.torture import MAX_TOKENS, WRITTEN, TortureSet, make_torture_set, table, write_lines
+from nemo_vtb.testing.torture import MAX_TOKENS, WRITTEN, TortureSet, make_torture_set, table
 from nemo_vtb.training.run_state import RunState
 
 DOCS = Path(__file__).resolve().parents[2] / 'docs' / 'data.md'
