@@ -138,8 +138,8 @@ class BackboneSpec:
         table = _embedding(self.source) if self.llm is None else self.llm.get_input_embeddings().weight.detach()
         return table[ids].float() * self.embedding_scale
 
-    def require_ids(self, tokenizer: Any) -> None:
-        """Raise VtbModelError if the tokenizer makes ids for which the embedding has no row.
+    def require_ids(self, tokenizer: Any) -> 'BackboneSpec':
+        """This plan; raises VtbModelError if the tokenizer makes ids for which the embedding has no row.
 
         Special tokens that a text-only LLM never sees may lie beyond it (Gemma 3); words may not.
         """
@@ -153,6 +153,7 @@ class BackboneSpec:
                 allowed=f'ids below {self.vocab_size}, the rows of the token embedding',
                 remedy="use the LLM's own tokenizer, or resize its embedding first",
             )
+        return self
 
     def require_weights(self, who: str) -> None:
         """Raise VtbConfigError unless the weights of the LLM can be read from its folder; `who` needs them."""

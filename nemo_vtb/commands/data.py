@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemo_vtb.commands.data_make import add_parser as add_make_parser
-from nemo_vtb.config.schema import ModelConfig
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 
 if TYPE_CHECKING:
@@ -193,9 +192,7 @@ def _settings(config: Path, overrides: Sequence[str]) -> tuple['DataSettings', '
     start_script()
     cfg = compose_config(config, overrides)
     settings = DataSettings.from_config(resolve_assets(cfg.data))
-    renderer = read_renderer(
-        str(cfg.model.pretrained_llm), cfg.model.get('template_date') or ModelConfig.template_date
-    )
+    renderer = read_renderer(str(cfg.model.pretrained_llm), cfg.model.get('template_date'))
     return settings, Meter.of(settings, renderer, frame_counter_of(cfg))
 
 

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 
 from nemo_vtb.assets.resolve import resolve_asset, resolve_assets
 from nemo_vtb.commands.training_config import compose_config, frame_counter_of, read_renderer
-from nemo_vtb.config.schema import ModelConfig
 from nemo_vtb.constants import SAMPLE_RATE
 from nemo_vtb.data.conversation import Conversation, conversation_from_dict, read_jsonl
 from nemo_vtb.errors import VtbDataError, VtbModelError
@@ -183,8 +182,7 @@ def _inspect_config(arguments: argparse.Namespace, console: 'Console') -> None:
     from nemo_vtb.data.sources import parse_input_cfg
 
     cfg = compose_config(Path(arguments.source), arguments.overrides)
-    date = cfg.model.get('template_date') or ModelConfig.template_date
-    renderer = read_renderer(arguments.llm or str(cfg.model.pretrained_llm), date)
+    renderer = read_renderer(arguments.llm or str(cfg.model.pretrained_llm), cfg.model.get('template_date'))
     frames_of, exact = _frames(cfg)
     budget = cfg.data.get('budget') or {}
     for source in parse_input_cfg(resolve_assets(cfg.data.train_ds).input_cfg):

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemo_vtb.assets.resolve import register_resolvers, resolve_asset
-from nemo_vtb.config.schema import ModelConfig
 from nemo_vtb.errors import VtbConfigError, VtbModelError, first_line
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ def compose_config(path: Path, overrides: Sequence[str] = ()) -> Any:
     return complete_config(cfg)
 
 
-def read_renderer(llm: str, date: str = ModelConfig.template_date) -> 'ChatRenderer':
+def read_renderer(llm: str, date: str | None = None) -> 'ChatRenderer':
     """The renderer of an LLM's folder or asset.
 
     Args:

@@ -92,7 +92,7 @@ class ChatRenderer:
 
     Args:
         tokenizer: A fast `transformers` tokenizer with a chat template.
-        date: The day that such a template says, YYYY-MM-DD.
+        date: The day that such a template says, YYYY-MM-DD; None for the default of `model.template_date`.
 
     Raises:
         VtbConfigError: `date` is none.
@@ -100,7 +100,8 @@ class ChatRenderer:
             more time or memory than a template needs.
     """
 
-    def __init__(self, tokenizer: Any, date: str = ModelConfig.template_date) -> None:
+    def __init__(self, tokenizer: Any, date: str | None = None) -> None:
+        date = date or ModelConfig.template_date
         if not getattr(tokenizer, 'chat_template', None):
             raise VtbTemplateError(
                 'The tokenizer has no chat template, so a conversation cannot be rendered.',

@@ -39,7 +39,7 @@ from nemo_vtb.backbone.names import is_llm_weight
 from nemo_vtb.backbone.spec import BackboneSpec
 from nemo_vtb.checkpoint.llm_files import llm_files
 from nemo_vtb.checkpoint.manifest import weights_digest
-from nemo_vtb.checkpoint.nemo_file import NemoConnector, being_restored, prove_savable, save_nemo
+from nemo_vtb.checkpoint.nemo_file import NemoConnector, being_restored, save_nemo
 from nemo_vtb.checkpoint.run_settings import check_settings
 from nemo_vtb.checkpoint.trained_state import (
     add_frozen_llm,
@@ -108,9 +108,7 @@ class VoiceTextBlender(SALM, ModelPT):
         folder = llm_files(self, restored)
         self.audio_locator_tag: str | None = self.cfg.get('audio_locator_tag')
         self.tokenizer = AutoTokenizer(str(folder), use_fast=True)
-        self.renderer = ChatRenderer(
-            self.tokenizer.tokenizer, self.cfg.get('template_date') or ModelConfig.template_date
-        )
+        self.renderer = ChatRenderer(self.tokenizer.tokenizer, self.cfg.get('template_date'))
         if self.cfg.get('text_anchor') and not self.cfg.get('lora'):
             raise VtbConfigError(
                 'Without LoRA there is no untouched LLM to hold text-only conversations to.',
@@ -121,8 +119,7 @@ class VoiceTextBlender(SALM, ModelPT):
             )
         base = restored.base_folder(self.cfg) if restored else None
         source = str(self.cfg.pretrained_llm) if pretrained else base or str(folder)
-        self.spec = self._plan(source, pretrained or base is not None)
-        self.spec.require_ids(self.tokenizer.tokenizer)
+        self.spec = self._plan(source, pretrained or base is not None).require_ids(self.tokenizer.tokenizer)
         check_strategy(trainer)
         backbone_class(trainer).check(self.spec)
         object.__setattr__(self, 'backbone', None)
@@ -324,11 +321,6 @@ class VoiceTextBlender(SALM, ModelPT):
             self.log(name, value, prog_bar=name == 'val_loss', rank_zero_only=False)
 
     # ---- saving and restoring
-
-    def on_fit_start(self) -> None:
-        """Prove that the file at the end of the run can be written, before anything is trained."""
-        super().on_fit_start()
-        prove_savable(self)
 
     def save_to(self, save_path: str | Path, *, include_llm: bool = True) -> None:
         """Write the `.nemo` file; the ranks that hold one LLM call it together, and the first one writes.

@@ -37,8 +37,10 @@ from nemo_vtb.checkpoint.checkpoint_io import (
     shards_of,
     verify_checkpoint,
 )
+from nemo_vtb.checkpoint.nemo_file import prove_savable
 from nemo_vtb.errors import VtbCheckpointError
 from nemo_vtb.io import bring_back, tolerated
+from nemo_vtb.model.blender import VoiceTextBlender
 from nemo_vtb.training.history import draw_curves, read_history
 from nemo_vtb.training.run_state import run_folder
 
@@ -176,6 +178,11 @@ class CompleteRun(pl.Callback):
         for each in trainer.loggers:
             for name in ('log_metrics', 'save', 'finalize'):
                 setattr(each, name, _tolerant(getattr(each, name), f'the log of {type(each).__name__}'))
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Prove that the file at the end of the run can be written, before anything is trained."""
+        if isinstance(pl_module, VoiceTextBlender):
+            prove_savable(pl_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """There is something to train: all else ends the run."""

@@ -25,6 +25,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from lightning.pytorch import Trainer
 from nemo.core import ModelPT
 from nemo.core.classes import common
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -37,6 +38,7 @@ from nemo_vtb.errors import VtbCheckpointError, VtbModelError
 from nemo_vtb.model.blender import VoiceTextBlender
 from nemo_vtb.model.pretrained import restore
 from nemo_vtb.testing import tiny_llm, tiny_model_cfg
+from nemo_vtb.training.interrupted import CompleteRun
 
 
 @pytest.fixture(scope='module')
@@ -404,7 +406,7 @@ def test_what_cannot_be_saved_at_the_end_is_found_before_the_first_step(tmp_path
     prove_savable(model)
     model.artifacts['llm_files.tokenizer__json'].path = str(tmp_path)  # a folder, where a file was
     with pytest.raises(VtbCheckpointError, match='not begun'):
-        model.on_fit_start()
+        CompleteRun().on_fit_start(Trainer(logger=False), model)
 
 
 def test_the_date_of_a_template_is_in_the_manifest_and_comes_back(tmp_path: Path) -> None:
