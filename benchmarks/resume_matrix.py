@@ -108,13 +108,10 @@ class Run:
         try:
             import speechllm_joint_sft as script
 
-            import nemo_vtb
+            from nemo_vtb.training import run
 
-            build, recorder = (
-                nemo_vtb.build_trainer,
-                RowRecorder(self.folder / f'rows-{self.attempts:03}-{rank}.jsonl'),
-            )
-            nemo_vtb.build_trainer = lambda cfg, callbacks: build(cfg, [*callbacks, recorder])
+            build, recorder = run.build_trainer, RowRecorder(self.folder / f'rows-{self.attempts:03}-{rank}.jsonl')
+            run.build_trainer = lambda cfg, callbacks=(): build(cfg, [*callbacks, recorder])
             sys.argv = ['speechllm_joint_sft.py', *self.overrides, f'trainer.devices={ranks}']
             script.main()
             status = 0

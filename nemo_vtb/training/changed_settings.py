@@ -19,6 +19,8 @@ from typing import Any
 import lightning.pytorch as pl
 
 from nemo_vtb.checkpoint.run_settings import KEY, changed_settings, run_settings
+from nemo_vtb.io import moved_away, tolerated, write_atomically
+from nemo_vtb.training.run_state import RunState
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +37,7 @@ class ChangedSettings(pl.Callback):
     def __init__(self) -> None:
         self._groups: list[list[dict[str, Any]]] = []
         self._schedules: list[dict[str, Any]] = []
-        self._apply = False
+        self._apply = self._began = False
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remember what the configuration asks for, before the checkpoint replaces it."""
@@ -66,6 +68,7 @@ class ChangedSettings(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put the configuration's values back into optimizer and schedule; only their progress is the checkpoint's."""
+        self._began = True
         if not self._apply:
             return
         self._apply = False
@@ -76,3 +79,13 @@ class ChangedSettings(pl.Callback):
                 group.update(fresh | {'lr': rate if 'initial_lr' in fresh else fresh['lr']})
         for config, schedule in zip(trainer.lr_scheduler_configs, self._schedules, strict=True):
             config.scheduler.load_state_dict(schedule)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Where nothing was trained, `config.yaml` is that of the attempt before: a refused one used nothing."""
+        state = RunState.of(trainer)
+        if self._began or not trainer.is_global_zero or state is None or state.folder is None:
+            return
+        path = state.folder / 'config.yaml'
+        if (moved := moved_away(path)) is not None:
+            with tolerated(str(path)):
+                write_atomically(path, moved.read_text(encoding='utf-8'))

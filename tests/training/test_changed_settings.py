@@ -30,6 +30,7 @@ from nemo_vtb.errors import VtbCheckpointError
 from nemo_vtb.model.blender import VoiceTextBlender
 from nemo_vtb.testing import tiny_model_cfg
 from nemo_vtb.training.changed_settings import ChangedSettings
+from nemo_vtb.training.run_state import RunState
 
 Fit = Callable[..., Trainer]
 
@@ -60,9 +61,10 @@ def fit(tmp_path_factory: pytest.TempPathFactory, corpus: Any) -> Fit:
         _, _, line = next(read_jsonl(corpus.path('text')))
         conversation = conversation_from_dict(line, kind='text', base_dir=corpus.folder)
         row = Collator(blender.renderer, blender.frames)([conversation], 0)
+        callbacks = [ChangedSettings(), *options.pop('callbacks', ())]
         trainer = Trainer(
             accelerator='cpu', devices=1, max_steps=steps, logger=False, enable_checkpointing=False,
-            enable_progress_bar=False, enable_model_summary=False, callbacks=[ChangedSettings()],
+            enable_progress_bar=False, enable_model_summary=False, callbacks=callbacks,
             plugins=[AtomicCheckpointIO()], use_distributed_sampler=False, **options,
         )  # fmt: skip
         trainer.fit(blender, Rows(row, allow), ckpt_path=ckpt)
@@ -107,6 +109,15 @@ def test_what_is_allowed_is_used(fit: Fit, saved: Path) -> None:
     assert {k: v for k, v in group.items() if k != 'params'} == {k: v for k, v in expected.items() if k != 'params'}
     one, other = (trainer.lr_scheduler_configs[0].scheduler.state_dict() for trainer in (resumed, fresh))
     assert one == other and one['base_lrs'] == [5e-3]
+
+
+def test_a_refused_attempt_leaves_the_configuration_of_the_one_before(fit: Fit, saved: Path, tmp_path: Path) -> None:
+    (tmp_path / 'run_0').mkdir()
+    for folder, rate in ((tmp_path / 'run_0', '0.001'), (tmp_path, '0.005')):  # as exp_manager and the script do
+        (folder / 'config.yaml').write_text(rate)
+    with pytest.raises(VtbCheckpointError):
+        fit(4, saved, model={'optimizer.lr': 5e-3}, callbacks=[RunState(tmp_path)], gradient_clip_val=1.0)
+    assert (tmp_path / 'config.yaml').read_text() == '0.001'
 
 
 def test_a_longer_run_needs_no_permission(fit: Fit, saved: Path) -> None:

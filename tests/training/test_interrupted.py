@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import lightning.pytorch as pl
 import pytest
@@ -245,6 +246,19 @@ def test_a_full_disk_costs_no_more_than_its_checkpoints(tmp_path: Path, limits: 
     assert clean_interrupted(tmp_path) == tmp_path / 'step=6-last.ckpt'
     assert not list(tmp_path.glob('*unfinished')) and not list(tmp_path.glob('.*'))
     assert sorted(path.name for path in tmp_path.glob('*last*')) == ['step=5-last.ckpt.previous', 'step=6-last.ckpt']
+
+
+def test_no_marker_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a full disk it would raise on the first rank alone, while the others wait for it."""
+    touch = Path.touch
+
+    def full(path: Path, *args: Any, **options: Any) -> None:
+        if path.name.endswith('-unfinished'):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        touch(path, *args, **options)
+
+    monkeypatch.setattr(Path, 'touch', full)
+    assert fit(tmp_path).global_step == 3
 
 
 def test_a_run_without_any_checkpoint_fails_at_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
