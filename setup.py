@@ -31,7 +31,8 @@ INFO = package_info()
 INSTALL_REQUIRES = [
     # [asr] holds SALM and all it needs; [speechlm2] is twice the size and its torchao breaks PEFT's LoRA
     'nemo_toolkit[asr]==3.0.0',
-    'torch==2.13.0',
+    # NeMo's own range, up to what is tested: its [cu12] and [cu13] ask for 2.12.0; constraints/ pins 2.13.0
+    'torch>=2.9.1,<2.14',
     # the bounds are NeMo's; 2.6.2 and 2.6.3 were malicious releases and stay excluded if NeMo lifts its bound
     'lightning>2.2.1,<=2.4.0,!=2.6.2,!=2.6.3',
     'pytorch-lightning!=2.6.2,!=2.6.3',

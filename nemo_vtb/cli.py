@@ -23,6 +23,7 @@ from types import ModuleType
 
 from nemo_vtb.errors import VtbError
 from nemo_vtb.package_info import __version__
+from nemo_vtb.scripts import quiet_imports
 
 USER_ERROR = 2
 _INTERRUPTED = 130
@@ -70,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return USER_ERROR
     # the other arguments belong to the command, which has its own parser
     command = parser.parse_args(argv[:1]).command
+    quiet_imports()
     return run_guarded(lambda: _module(command).main(argv[1:]), show_traceback)
 
 

@@ -63,6 +63,11 @@ def start_script(config: type | None = None) -> None:
     sys.argv[1:] = [f'++{word}' if _OVERRIDE.match(word) else word for word in sys.argv[1:]]
     if not sys.stdout.isatty():
         os.environ.setdefault('COLUMNS', '120')  # tables in a file need not be as narrow as rich's 80
+    quiet_imports()
+
+
+def quiet_imports() -> None:
+    """To be called before: leave out what libraries say when they are imported; NEMO_LOG_LEVEL=INFO shows it."""
     warnings.filterwarnings('ignore', message=r'\s*Future Hydra versions will no longer change')
     if not os.environ.get('NEMO_LOG_LEVEL'):
         logging.getLogger('nv_one_logger').setLevel(logging.ERROR)
@@ -124,7 +129,7 @@ def run_training(cfg: 'DictConfig') -> None:
     vtb.check_config(vtb.complete_config(cfg))
     cfg = vtb.resolve_assets(cfg)
     from nemo_vtb.training.run import train
-    from nemo_vtb.training.run_folder import nemo_file
+    from nemo_vtb.training.run_folder import last_checkpoint, nemo_file
     from nemo_vtb.training.run_state import run_folder
 
     quiet_logs()
@@ -132,6 +137,8 @@ def run_training(cfg: 'DictConfig') -> None:
     if trainer.is_global_zero:
         model = nemo_file(trainer)
         commands = [f'{_vtb()} {c} {model}' for c in ('chat', 'eval', 'generate', 'export')] if model else []
+        if (last := last_checkpoint(trainer)) and not model:  # save_nemo_on_train_end is off
+            commands = [f'{_vtb()} import {last} {last.with_name(f"{cfg.name}.nemo")}']
         vtb.print_summary(run_folder(trainer), next_commands=commands)
 
 

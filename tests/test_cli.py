@@ -90,3 +90,10 @@ def test_help_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == '[]'
+
+
+@pytest.mark.slow
+def test_the_terminal_belongs_to_the_command() -> None:
+    """No import warnings of NeMo or Megatron, and no telemetry lines, over the table."""
+    done = subprocess.run([sys.executable, '-m', 'nemo_vtb.cli', 'doctor'], capture_output=True, text=True)
+    assert 'check' in done.stdout and done.stderr == ''

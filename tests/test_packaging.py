@@ -128,6 +128,19 @@ def test_pins_are_exact_complete_and_inside_the_bounds() -> None:
     assert not lightning.specifier.contains('2.6.2') and not lightning.specifier.contains('2.6.3')
 
 
+def test_nemos_own_stacks_can_install_us() -> None:
+    """`nemo_toolkit[cu12]` and `[cu13]` name one torch each: the requirement of ours must admit it."""
+    from importlib.metadata import requires
+
+    from packaging.requirements import Requirement
+
+    ours = Requirement(next(t for t in setup_table('INSTALL_REQUIRES') if t.startswith('torch')))  # type: ignore[attr-defined]
+    stacks = [Requirement(text) for text in requires('nemo_toolkit') or () if text.startswith('torch==')]
+    named = [next(iter(stack.specifier)).version.partition('+')[0] for stack in stacks]
+    assert len(named) >= 2 and all(ours.specifier.contains(version) for version in named)
+    assert not ours.specifier.contains('2.14.0')  # not tried
+
+
 def test_documented_versions_are_the_pinned_ones() -> None:
     table = (ROOT / 'docs' / 'versions.md').read_text()
     for name in ('torch', 'lightning', 'peft', 'transformers', 'lhotse', 'numpy'):

@@ -448,3 +448,30 @@ class _Writer(SafeConnector):
     def _make_nemo_file_from_folder(self, filename: str, source_dir: str) -> None:
         files = {p.name: Member.whole(p) for p in sorted(Path(source_dir).iterdir())}
         write_archive(Path(filename), files, self._manifest)
+
+
+def extract_state(
+    cls: type['VoiceTextBlender'],
+    restore_path: str | Path,
+    save_dir: str | Path,
+    split_by_module: bool = False,
+    save_restore_connector: SaveRestoreConnector | None = None,
+) -> dict[str, Tensor]:
+    """NeMo's `extract_state_dict_from`: the weights of a `.nemo` file, also written into a folder.
+
+    Args:
+        cls: The model's class.
+        restore_path: The file.
+        save_dir: The folder.
+        split_by_module: One file for each module, without its name in the keys, instead of one for all.
+        save_restore_connector: Another connector.
+    """
+    model = cls.restore_from(restore_path, map_location='cpu', save_restore_connector=save_restore_connector)
+    state, parts, folder = dict(model.state_dict()), dict[str, dict[str, Tensor]](), Path(save_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, value in state.items():
+        module, _, rest = name.partition('.')
+        parts.setdefault(module if split_by_module else 'model_weights', {})[rest if split_by_module else name] = value
+    for module, values in parts.items():
+        torch.save(values, folder / f'{module}.ckpt')
+    return state

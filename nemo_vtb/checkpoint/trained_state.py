@@ -49,6 +49,17 @@ def trained_state(model: 'VoiceTextBlender') -> dict[str, Tensor]:
     return {**named, **{name: value for name, value in model.state_dict().items() if not is_llm_weight(name)}}
 
 
+def fill_frozen_llm(model: 'VoiceTextBlender', state: dict[str, Tensor], prefix: str, *others: Any) -> None:
+    """Before a state dict is loaded: what checkpoints leave out, the untouched LLM, is that of the model itself.
+
+    A state dict that has any of the LLM's weights stays as it is: it should have all of them.
+    """
+    if model.is_built and not model.backbone.deferred:
+        base = {prefix + name: value for name, value in frozen_llm(model).items()}
+        if not base.keys() & state.keys():
+            state.update(base)
+
+
 def load_trained_state(model: 'VoiceTextBlender', state: Mapping[str, Tensor]) -> None:
     """Take what `trained_state` gave, on any backbone and number of ranks, also before the backbone is built.
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 TESTED: dict[str, tuple[str, str]] = {
     'nemo_toolkit': ('==3.0.0', '3.0.0'),
-    'torch': ('==2.13.0', '2.13.0'),
+    'torch': ('>=2.9.1,<2.14', '2.13.0'),
     'lightning': ('>2.2.1,<=2.4.0', '2.4.0'),
     'peft': ('==0.18.0', '0.18.0'),
     'transformers': ('>=5.18,<5.24', '5.23.0'),

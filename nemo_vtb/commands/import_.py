@@ -21,12 +21,15 @@ from pathlib import Path
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `vtb import`; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog='vtb import', description='Read a SALM folder, every weight of it, and write a self-contained .nemo file.'
+        prog='vtb import',
+        description='Read a SALM folder, or a checkpoint of a run (.ckpt), and write a self-contained .nemo file.',
     )
-    parser.add_argument('folder', metavar='FOLDER', help='with config.json and safetensors, as NeMo writes them')
+    parser.add_argument('folder', metavar='FOLDER', help='with config.json and safetensors, or a .ckpt of a run')
     parser.add_argument('output', metavar='OUT.nemo', help='the file')
     parser.add_argument(
-        '--base-llm', metavar='LLM', help='folder with config and tokenizer of the LLM, if FOLDER has neither'
+        '--base-llm',
+        metavar='LLM',
+        help='folder of the LLM, if FOLDER has neither, or a run had it elsewhere',
     )
     arguments = parser.parse_args(argv)
     from rich.console import Console
@@ -36,6 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     from nemo_vtb.scripts import quiet_logs
 
     quiet_logs()
+    if Path(arguments.folder).suffix == '.ckpt':
+        from nemo_vtb.model.pretrained import read_checkpoint
+
+        read_checkpoint(arguments.folder, base_llm=arguments.base_llm).save_to(arguments.output)
+        Console().print(f'written: {Path(arguments.output)}', highlight=False, markup=False, soft_wrap=True)
+        return 0
     if not is_salm_folder(arguments.folder):
         raise VtbCheckpointError(
             'Not a SALM folder.',

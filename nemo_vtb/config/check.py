@@ -144,7 +144,7 @@ def check_keys(cfg: DictConfig | Mapping[str, Any], cls: type = TrainConfig) -> 
         '\n'.join(lines),
         field=', '.join(path for path, _ in unknown),
         allowed=', '.join(sorted(unknown[0][1])) if len(unknown) == 1 else None,
-        remedy='correct the spelling or delete the key: nothing would have read it',
+        remedy='correct the spelling, or delete the key if another program reads it; docs/nemo.md lists those of NeMo',
     )
 
 

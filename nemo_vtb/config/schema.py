@@ -62,7 +62,7 @@ NEMO_ENTRY_KEYS = (
 
 
 REFUSED_LOADER_KEYS = {
-    'clipping_enabled': False, 'compression_enabled': False, 'concatenate_samples': False,
+    'channel_selector': None, 'clipping_enabled': False, 'compression_enabled': False, 'concatenate_samples': False,
     'cut_into_windows_duration': None, 'cut_text_into_windows_tokens': None, 'lowpass_enabled': False,
     'multi_config': False, 'noise_path': None, 'pad_min_duration': None, 'perturb_speed': False, 'rir_enabled': False,
     'truncate_duration': None,

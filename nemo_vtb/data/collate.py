@@ -26,6 +26,7 @@ from nemo_vtb.data.conversation import Conversation
 from nemo_vtb.data.faults import Reason, audio_fault, guarded
 from nemo_vtb.data.limits import LIMITS, Limits
 from nemo_vtb.data.template import AUDIO_SLOT, ChatRenderer, Rendered
+from nemo_vtb.errors import VtbDataError
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +142,21 @@ class PackedRow:
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> 'PackedRow':
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         return replace(self, **{n: change(v) for n, v in values.items() if isinstance(v, torch.Tensor)})
+
+
+def require_packed(batch: object) -> PackedRow:
+    """The batch; raises VtbDataError unless it is a packed row: NeMo's own datasets yield padded batches."""
+    if not isinstance(batch, PackedRow):
+        keys = sorted(map(str, batch)) if isinstance(batch, dict) else type(batch).__name__
+        raise VtbDataError(
+            'This model trains on packed rows, not on padded batches as those of SALMDataset.',
+            field='batch',
+            got=keys,
+            allowed='nemo_vtb.data.collate.PackedRow',
+            remedy='trainer.fit(model, VtbDataModule(cfg.data, model.renderer, model.frames)), which reads the same '
+            'YAML; for a lhotse dataset of your own see `TokenBudgetCutSampler`',
+        )
+    return batch
 
 
 class Collator:

@@ -39,20 +39,21 @@ from nemo_vtb.backbone.names import is_llm_weight
 from nemo_vtb.backbone.spec import BackboneSpec
 from nemo_vtb.checkpoint.llm_files import llm_files
 from nemo_vtb.checkpoint.manifest import weights_digest
-from nemo_vtb.checkpoint.nemo_file import NemoConnector, being_restored, save_nemo
+from nemo_vtb.checkpoint.nemo_file import NemoConnector, being_restored, extract_state, save_nemo
 from nemo_vtb.checkpoint.run_settings import check_settings
 from nemo_vtb.checkpoint.trained_state import (
     add_frozen_llm,
     canonical_state,
     check_finite,
     drop_frozen_llm,
+    fill_frozen_llm,
     frozen_llm,
     load_trained_state,
     trained_state,
 )
 from nemo_vtb.config.schema import ModelConfig
 from nemo_vtb.constants import IGNORE_INDEX, KINDS
-from nemo_vtb.data.collate import PackedRow
+from nemo_vtb.data.collate import PackedRow, require_packed
 from nemo_vtb.data.conversation import Conversation
 from nemo_vtb.data.template import AUDIO_SLOT, ChatRenderer
 from nemo_vtb.errors import VtbConfigError
@@ -96,6 +97,7 @@ class VoiceTextBlender(SALM, ModelPT):
 
     backbone: Backbone
     """The LLM; None before `configure_model`."""
+    extract_state_dict_from = classmethod(extract_state)
     step_outcome: StepOutcome | None = None  # what the last optimizer step came to
 
     def __init__(self, cfg: DictConfig | dict, trainer: Trainer | None = None) -> None:
@@ -134,8 +136,8 @@ class VoiceTextBlender(SALM, ModelPT):
         self._base_digest: str | None = None
         self.provenance: dict[str, Any] = restored.provenance(self) if restored else {}
         self._use_fsdp = self._use_tp = False
-        self.step_watch = StepWatch()
-        self._window_rows, self._window_buffers = 0, dict[str, Tensor]()
+        self.register_load_state_dict_pre_hook(fill_frozen_llm)
+        self.step_watch, self._window_rows, self._window_buffers = StepWatch(), 0, dict[str, Tensor]()
 
     def _plan(self, source: str, pretrained: bool) -> BackboneSpec:
         patterns = list(self.cfg.get('prevent_freeze_params') or [])
@@ -245,7 +247,7 @@ class VoiceTextBlender(SALM, ModelPT):
                 module.eval()
         anchor = float(self.cfg.get('text_anchor') or 0.0)
         # before the row itself: switching LoRA off must not happen between its forward and backward pass
-        filled = bool(batch.input_ids.numel())
+        filled = bool(require_packed(batch).input_ids.numel())
         base = base_hidden(self.backbone, batch) if anchor and filled else None  # (M, H)
         if anchor and (base is None or not len(base)):
             with torch.no_grad():
@@ -310,7 +312,7 @@ class VoiceTextBlender(SALM, ModelPT):
 
     def validation_step(self, batch: PackedRow, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """One packed row of the validation set named by `batch.dataset`; returns what it is made of, per kind."""
-        batch, hidden = self.hidden_states(batch)
+        batch, hidden = self.hidden_states(require_packed(batch))
         nll = self._validation.add(self.backbone, hidden, batch)  # (N,)
         sums, counts = kind_sums(nll, batch.labels, batch.label_kinds, len(KINDS))
         return {'kind_sums': sums, 'kind_counts': counts}
@@ -423,8 +425,7 @@ class VoiceTextBlender(SALM, ModelPT):
     def setup_training_data(self, train_data_config: DictConfig | dict) -> None:
         """Data comes from `VtbDataModule`, not from the model."""
 
-    def setup_validation_data(self, val_data_config: DictConfig | dict) -> None:
-        """Data comes from `VtbDataModule`, not from the model."""
+    setup_validation_data = setup_training_data
 
     @classmethod
     def list_available_models(cls) -> list:

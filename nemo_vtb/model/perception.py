@@ -27,6 +27,7 @@ import torch.distributed as dist
 from nemo.collections.asr.models import ASRModel
 from nemo.collections.asr.modules import ConformerEncoder
 from nemo.collections.speechlm2.modules.perception import AudioPerceptionModule
+from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
 from nemo.utils import logging
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor, nn
@@ -179,9 +180,10 @@ def restore_asr(source: str) -> ASRModel:
             remedy='check the path, or fetch the embedded Whisper with `vtb assets`',
         )
     try:
-        if path.is_file():
-            return ASRModel.restore_from(source, map_location='cpu', save_restore_connector=SafeConnector()).eval()
-        return ASRModel.from_pretrained(source, map_location='cpu', save_restore_connector=SafeConnector()).eval()
+        read = ASRModel.restore_from if path.is_file() else ASRModel.from_pretrained
+        model = read(source, map_location='cpu', save_restore_connector=SafeConnector())
+        model._save_restore_connector = SaveRestoreConnector()  # ours reads, and does not write
+        return model.eval()
     except Exception as error:  # NeMo, tar, torch and the hub raise a dozen types here
         raise VtbModelError(
             f'The NeMo ASR model cannot be restored: {type(error).__name__}: {error}.',

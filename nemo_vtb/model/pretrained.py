@@ -28,6 +28,7 @@ from safetensors.torch import load_file
 from nemo_vtb.backbone.hf import check_llm_size
 from nemo_vtb.backbone.names import state_name
 from nemo_vtb.checkpoint.archive import read_info
+from nemo_vtb.checkpoint.checkpoint_io import AtomicCheckpointIO
 from nemo_vtb.checkpoint.foreign_config import check_model, opening
 from nemo_vtb.checkpoint.nemo_file import refuse_remote_code
 from nemo_vtb.errors import VtbCheckpointError, VtbModelError
@@ -103,6 +104,35 @@ def _nemo_of_run(path: Path) -> Path:
             remedy='name one of the files',
         )  # fmt: skip
     return (named or found)[0]
+
+
+def read_checkpoint(path: str | Path, *, base_llm: str | Path | None = None) -> VoiceTextBlender:
+    """The model of a checkpoint of a run (`.ckpt`, also one with EMA weights, one file or shards), ready to be saved.
+
+    Args:
+        path: The checkpoint.
+        base_llm: Folder of the LLM, where it is no longer where the run had it.
+
+    Raises:
+        VtbCheckpointError: It is damaged, is none of this toolkit, or belongs to another LLM.
+    """
+    checkpoint = AtomicCheckpointIO().load_checkpoint(path)
+    stored = checkpoint.get('hyper_parameters') or {}
+    cfg = dict(stored.get('cfg') or stored)
+    if 'pretrained_llm' not in cfg:
+        raise VtbCheckpointError(
+            'The checkpoint does not say which model it belongs to.',
+            field='checkpoint',
+            got=f'{path}: {sorted(cfg)[:5]}',
+            allowed='a checkpoint of a run of this toolkit',
+            remedy='name the .ckpt below checkpoints/ of a run',
+        )
+    if base_llm is not None:
+        cfg['pretrained_llm'] = str(base_llm)
+    model = VoiceTextBlender(cfg)
+    model.on_load_checkpoint(checkpoint)
+    model.load_state_dict(checkpoint['state_dict'])
+    return model.eval()
 
 
 def is_salm_folder(path: str | Path) -> bool:

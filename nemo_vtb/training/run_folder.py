@@ -79,3 +79,10 @@ def nemo_file(trainer: Trainer) -> Path | None:
             path = Path(callback._format_nemo_checkpoint_name())
             return path if path.is_file() else None
     return None
+
+
+def last_checkpoint(trainer: Trainer) -> Path | None:
+    """The newest checkpoint of the run; None where it wrote none."""
+    callback = trainer.checkpoint_callback
+    path = getattr(callback, 'last_model_path', None) or getattr(callback, 'best_model_path', None)
+    return Path(path) if path and Path(path).exists() else None

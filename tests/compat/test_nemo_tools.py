@@ -1,0 +1,139 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What NeMo's users and scripts do with models and checkpoints works with ours."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from salm_yaml import tiny_asr
+
+from nemo_vtb.errors import VtbDataError
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A model whose trained weights are not those that its parts begin with, and a checkpoint of it."""
+    from lightning.pytorch import Trainer
+
+    from nemo_vtb import VoiceTextBlender
+    from nemo_vtb.checkpoint.checkpoint_io import AtomicCheckpointIO
+    from nemo_vtb.testing import tiny_model_cfg
+
+    folder = tmp_path_factory.mktemp('tools')
+    cfg = tiny_model_cfg(folder / 'models')
+    cfg['pretrained_weights'] = True
+    cfg['pretrained_asr'] = str(tiny_asr(folder / 'asr.nemo'))
+    del cfg['perception']['encoder'], cfg['perception']['preprocessor']
+    cfg['perception']['modality_adapter']['feat_in'] = 32
+    model = VoiceTextBlender(cfg)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.25)
+    trainer = Trainer(accelerator='cpu', logger=False, barebones=True, plugins=[AtomicCheckpointIO()])
+    trainer.strategy.connect(model)
+    trainer.save_checkpoint(folder / 'run.ckpt')
+    model.save_to(folder / 'run.nemo')
+    return model, folder, cfg
+
+
+def check_equal(one: Any, two: Any) -> None:
+    assert one.keys() == two.keys()
+    assert [name for name in one if not torch.equal(one[name], two[name])] == []
+
+
+def test_load_from_checkpoint(made: Any) -> None:
+    from nemo_vtb import VoiceTextBlender
+
+    model, folder, _ = made
+    check_equal(VoiceTextBlender.load_from_checkpoint(folder / 'run.ckpt').state_dict(), model.state_dict())
+
+
+def test_a_plain_state_dict_of_a_checkpoint_is_completed(made: Any) -> None:
+    """As NeMo's to_hf.py loads it; what lacks a part of the LLM is still refused."""
+    from nemo_vtb import VoiceTextBlender
+
+    model, folder, cfg = made
+    state = torch.load(folder / 'run.ckpt', map_location='cpu', weights_only=True)['state_dict']
+    assert not [name for name in state if name.startswith('llm.') and '.lora_' not in name]
+    other = VoiceTextBlender(cfg)
+    other.load_state_dict(state)
+    check_equal(other.state_dict(), model.state_dict())
+    whole = dict(model.state_dict())
+    del whole[next(name for name in whole if name.startswith('llm.') and '.lora_' not in name)]
+    with pytest.raises(RuntimeError, match='Missing key'):
+        other.load_state_dict(whole)
+
+
+def test_checkpoints_are_averaged_as_nemos_script_does(made: Any, tmp_path: Path) -> None:
+    """Restore the `.nemo`, average state dicts, load strictly, save."""
+    from nemo.core import ModelPT
+
+    from nemo_vtb import restore
+
+    model, folder, _ = made
+    nemo_model = ModelPT.restore_from(str(folder / 'run.nemo'), map_location='cpu')
+    states = [torch.load(folder / 'run.ckpt', map_location='cpu', weights_only=True)['state_dict'] for _ in range(2)]
+    mean = {k: v if not v.is_floating_point() else (v + states[1][k] * 3) / 2 for k, v in states[0].items()}
+    nemo_model.load_state_dict(mean, strict=True)
+    nemo_model.save_to(tmp_path / 'averaged.nemo')
+    averaged, name = restore(tmp_path / 'averaged.nemo', 'cpu').state_dict(), 'perception.proj.weight'
+    assert torch.allclose(averaged[name], 2 * model.state_dict()[name])
+    assert torch.equal(averaged['embed_tokens.weight'], model.state_dict()['embed_tokens.weight'])
+
+
+@pytest.mark.parametrize('split', [False, True])
+def test_extract_state_dict_from(made: Any, tmp_path: Path, split: bool) -> None:
+    from nemo_vtb import VoiceTextBlender
+
+    model, folder, _ = made
+    state = VoiceTextBlender.extract_state_dict_from(str(folder / 'run.nemo'), str(tmp_path), split_by_module=split)
+    check_equal(state, model.state_dict())
+    if split:
+        model.perception.load_state_dict(torch.load(tmp_path / 'perception.ckpt', weights_only=True))
+    else:
+        check_equal(torch.load(tmp_path / 'model_weights.ckpt', weights_only=True), state)
+
+
+def test_a_checkpoint_becomes_a_nemo_file(made: Any, tmp_path: Path) -> None:
+    from nemo_vtb import restore
+    from nemo_vtb.commands.import_ import main
+
+    model, folder, _ = made
+    assert main([str(folder / 'run.ckpt'), str(tmp_path / 'out.nemo')]) == 0
+    check_equal(restore(tmp_path / 'out.nemo', 'cpu').state_dict(), model.state_dict())
+
+
+def test_the_encoder_is_exported_into_the_asr_model_that_it_came_from(made: Any, tmp_path: Path) -> None:
+    from nemo.collections.asr.models import ASRModel
+
+    from nemo_vtb.export.asr import write_asr
+
+    model, folder, _ = made
+    write_asr(model, tmp_path / 'out.nemo', folder / 'asr.nemo')
+    asr = ASRModel.restore_from(str(tmp_path / 'out.nemo'), map_location='cpu')
+    assert list(asr.cfg.labels) == [' ', 'a', 'b']  # the decoder is the source's
+    check_equal(asr.encoder.state_dict(), model.perception.encoder.state_dict())
+
+
+@pytest.mark.parametrize('hook', ['training_step', 'validation_step'])
+def test_a_batch_of_salms_dataset_is_named(made: Any, hook: str) -> None:
+    batch = {key: torch.zeros(1) for key in ('audios', 'audio_lens', 'input_ids', 'loss_mask')}
+    with pytest.raises(VtbDataError) as caught:
+        getattr(made[0], hook)(batch, 0)
+    assert caught.value.field == 'batch' and 'VtbDataModule' in str(caught.value.remedy)
