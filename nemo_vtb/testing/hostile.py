@@ -147,7 +147,7 @@ def hostile_cases(
         every: Above 1, one of so many is chosen, and none that takes seconds.
         sound: Files that are right, which they are made of; None makes them.
     """
-    folder = Path(folder)
+    folder = _made(Path(folder))
     sound = sound or SoundFiles.make(folder / 'sound')
     rng = random.Random(seed)
     maker = _Maker(folder, sound, rng)
