@@ -189,7 +189,10 @@ class Alignment:
                     self._save(optimizer)
                 recent = sum(self.losses[-50:]) / len(self.losses[-50:])
                 heard = f'hearing: WER {sum(wer.values()) / len(wer):.0f} % (adapter)' if wer else ''
-                progress.update(task, completed=self.step, description=f'loss {recent:.2f}  {heard}')
+                line = f'loss {recent:.2f}  {heard}'
+                progress.update(task, completed=self.step, description=line)
+                if self.step % self.keys.check_every == 0 and not self.console.is_terminal:  # a bar is no use in a log
+                    self.console.print(f'step {self.step} of {len(batches)}  {line}', highlight=False)
         return wer or self.measure()
 
     def _batches(self, number: int) -> list[list[int]]:
