@@ -220,9 +220,7 @@ class AlignedAdapterFile:
     @property
     def section(self) -> dict[str, Any]:
         """`perception.modality_adapter` of a model that gets this adapter."""
-        known = {'feat_in', 'output_dim', 'num_pieces', *ADAPTER_OPTIONS}
-        given = self.manifest['adapter']
-        return {'_target_': ALIGNED_TARGET} | {key: given[key] for key in given if key in known}
+        return {'_target_': ALIGNED_TARGET} | dict(self.manifest['adapter'])
 
     @classmethod
     def read(cls, path: str | Path | None) -> 'AlignedAdapterFile':
@@ -245,11 +243,8 @@ class AlignedAdapterFile:
                 manifest = json.loads((file.metadata() or {})['manifest'])
                 state = {name: file.get_tensor(name).float() for name in file.keys() if name != 'pieces'}
                 pieces = file.get_tensor('pieces')
-            adapter = manifest['adapter']
-            numbers = all(isinstance(value, int | float) for value in adapter.values())
-            if not numbers or pieces.shape != (adapter['num_pieces'],) or pieces.dtype != torch.int64:
-                raise ValueError('the manifest does not describe the weights')
-        except (SafetensorError, OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+            _check_sizes(manifest['adapter'], state | {'pieces': pieces})
+        except (SafetensorError, OSError, KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
             raise VtbCheckpointError(
                 f'The file is no aligned adapter: {type(error).__name__}: {error}.',
                 field='model.perception.init_adapter',
@@ -304,6 +299,19 @@ class AlignedAdapterFile:
             allowed=f'an adapter made with this very {"LLM" if part == "llm" else "encoder"}',
             remedy='make one: python examples/speechllm_align_adapter.py model=...',
         )
+
+
+def _check_sizes(adapter: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless a manifest describes just these weights: it could ask for more than any memory."""
+    numbers = all(isinstance(value, int | float) for value in adapter.values())
+    blocks = len({name.split('.')[1] for name in state if name.startswith('blocks.')})
+    if not numbers or adapter.get('num_blocks', 3) != blocks:
+        raise ValueError('the manifest does not describe the weights')
+    with torch.device('meta'):
+        described = AlignedAdapter(**adapter).state_dict()
+    shapes = {name: value.shape for name, value in described.items() if name != 'table'}
+    if shapes != {name: value.shape for name, value in state.items()} or state['pieces'].dtype != torch.int64:
+        raise ValueError('the manifest does not describe the weights')
 
 
 def embeddings_digest(table: Tensor) -> str:

@@ -174,7 +174,16 @@ def test_another_llm_or_encoder_is_refused(part: str, cfg: dict[str, Any], file:
     assert error.value.field == 'model.perception.init_adapter'
 
 
-@pytest.mark.parametrize('damage', ['cut', 'not_safetensors', 'no_manifest', 'code_in_the_manifest'])
+HOSTILE = {
+    'code': {'_target_': 'os.system'},
+    'endless_layers': {'num_blocks': 10**9},
+    'endless_width': {'hidden': 10**9},
+    'unknown_option': {'depth': 3},
+    'text_for_a_number': {'hidden': '${oc.env:HOME}'},
+}
+
+
+@pytest.mark.parametrize('damage', ['cut', 'not_safetensors', 'no_manifest', *HOSTILE])
 def test_a_damaged_file_is_refused_by_name(damage: str, file: Path, tmp_path: Path) -> None:
     path = tmp_path / 'x.safetensors'
     if damage == 'cut':
@@ -185,7 +194,7 @@ def test_a_damaged_file_is_refused_by_name(damage: str, file: Path, tmp_path: Pa
         save_file(load_file(file), path)
     else:
         manifest = dict(AlignedAdapterFile.read(file).manifest)
-        hostile = manifest | {'adapter': dict(manifest['adapter']) | {'_target_': 'os.system'}}
+        hostile = manifest | {'adapter': dict(manifest['adapter']) | HOSTILE[damage]}
         save_file(load_file(file), path, metadata={'manifest': json.dumps(hostile)})
     with pytest.raises(VtbCheckpointError) as error:
         AlignedAdapterFile.read(path)
