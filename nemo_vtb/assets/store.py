@@ -25,7 +25,7 @@ from pathlib import Path
 from nemo_vtb.assets.catalog import ASSETS, Asset, Job, get_asset, get_package, package_choices
 from nemo_vtb.assets.fetch import FULL_DISK, fetch, full_disk_error
 from nemo_vtb.errors import VtbAssetError
-from nemo_vtb.io import atomic_replace, cache_dir, file_digest, file_lock
+from nemo_vtb.io import atomic_replace, cache_dir, clear_leftovers, file_digest, file_lock
 
 STAMP = '.stamp.json'
 Say = Callable[[str], None]
@@ -153,6 +153,7 @@ def _build(asset: Asset, folder: Path, needed: Mapping[str, Path], reasons: dict
     # we hold the lock, so only a killed process can have left one; the names of others may begin with this name
     for leftover in root.glob(f'.{asset.name}.{"?" * 8}'):
         shutil.rmtree(leftover, ignore_errors=True)
+    clear_leftovers(root, f'.{asset.name}.*')
     packages = {}
     for entry in asset.packages:
         key, path = _fetch_first(entry, root / 'downloads', say)
