@@ -68,7 +68,9 @@ class Send(pl.Callback):
 def handlers() -> Iterator[None]:
     """Leave the signals as they were found."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells make commands in the background ignore it
+    # shells make commands in the background ignore the one, nohup the other
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
