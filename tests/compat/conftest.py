@@ -11,18 +11,25 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What a training in the test's own process leaves behind must not reach the ranks that later tests fork from it."""
+"""What a training in the test's own process leaves behind must not reach later tests, nor the ranks forked from it."""
 
+import logging
+import os
 from collections.abc import Iterator
 
 import pytest
 
 
 @pytest.fixture(autouse=True)
-def no_process_group_stays() -> Iterator[None]:
-    """A forked rank takes an inherited process group for its own and waits for threads that it does not have."""
+def nothing_stays() -> Iterator[None]:
+    """End the process group, which a forked rank would take for its own, forget what Lightning set for it, and hear everything again."""
+    before, levels = dict(os.environ), {handler: handler.level for handler in logging.root.handlers}
     yield
     import torch.distributed as dist
 
     if dist.is_initialized():
         dist.destroy_process_group()
+    os.environ.clear()
+    os.environ.update(before)
+    for handler, level in levels.items():  # a library that quiets itself quiets the handlers of everybody
+        handler.setLevel(level)
