@@ -22,7 +22,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def nothing_stays() -> Iterator[None]:
-    """End the process group, which a forked rank would take for its own, forget what Lightning set for it, and hear everything again."""
+    """End the process group, which a forked rank would take for its own, and undo what libraries set for all tests."""
     before, levels = dict(os.environ), {handler: handler.level for handler in logging.root.handlers}
     yield
     import torch.distributed as dist
