@@ -35,6 +35,11 @@ from nemo_vtb.scripts import keep_compiled_code_apart
 keep_compiled_code_apart()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that fork ranks come first: a rank hangs where the process that it is forked from once had a group."""
+    items.sort(key=lambda item: item.get_closest_marker('forks') is None)
+
+
 @pytest.fixture(autouse=True)
 def steady() -> Iterator[None]:
     """Seed every generator before each test, and leave torch's global state as it was found."""

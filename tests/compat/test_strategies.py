@@ -58,6 +58,7 @@ def trained_tensors(config: dict[str, Any], strategy: Any) -> dict[str, Any]:
     return {'whole': whole, 'strategy': type(trainer.strategy).__name__}
 
 
+@pytest.mark.forks
 @pytest.mark.parametrize(
     'strategies', [QUICK, *(pytest.param(each, marks=pytest.mark.slow) for each in (OTHERS, COPIES))]
 )
@@ -99,6 +100,7 @@ def test_every_name_of_lightning_is_accepted_or_refused() -> None:
     assert accepted - ddp - {'megatron', 'fully_sharded'} == {'single_device'} and 'ddp' in ddp
 
 
+@pytest.mark.forks
 def test_ranks_that_drift_apart_end_with_a_named_error(
     config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
