@@ -38,6 +38,7 @@ from torch.nn import functional as F
 from nemo_vtb.checkpoint.manifest import weights_digest
 from nemo_vtb.errors import VtbCheckpointError, VtbConfigError
 from nemo_vtb.io import atomic_path
+from nemo_vtb.model.whisper import time_mask
 
 BLANK = 0
 """Class of the blank; piece i is class i + 1."""
@@ -126,10 +127,10 @@ class AlignedAdapter(nn.Module):
         """
         factor = self.subsampling_factor
         frames = (audio_signal.transpose(1, 2) - self.mean) / self.std  # (B, T, D)
-        frames = frames.masked_fill(~_mask(length, frames.shape[1]).unsqueeze(-1), 0.0)
+        frames = frames.masked_fill(~time_mask(length, frames.shape[1]).unsqueeze(-1), 0.0)
         frames = F.pad(frames, (0, 0, 0, -frames.shape[1] % factor)).unflatten(1, (-1, factor)).flatten(2)
         stacked_len = torch.div(length + factor - 1, factor, rounding_mode='floor').to(torch.int64)
-        valid = _mask(stacked_len, frames.shape[1]).unsqueeze(-1)  # (B, S, 1)
+        valid = time_mask(stacked_len, frames.shape[1]).unsqueeze(-1)  # (B, S, 1)
         hidden = self.dropout(F.gelu(self.stack(frames)))  # (B, S, hidden)
         for block in self.blocks:
             hidden = block(hidden, valid)
@@ -149,7 +150,7 @@ class AlignedAdapter(nn.Module):
 
     def _runs(self, posteriors: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
         """What each frame after compression is the mean of: (B, R, S) weights and (B,) their number."""
-        valid = _mask(length, posteriors.shape[1])  # (B, S)
+        valid = time_mask(length, posteriors.shape[1])  # (B, S)
         best = posteriors.argmax(-1)
         keep = valid & (posteriors[..., BLANK] < self.blank_threshold)
         # a clip without a word is heard as one frame, mostly blank: an empty clip could not be answered at all
@@ -178,10 +179,6 @@ class _Block(nn.Module):
     def forward(self, x: Tensor, valid: Tensor) -> Tensor:
         mixed = self.depthwise((x * valid).transpose(1, 2)).transpose(1, 2)  # (B, S, width)
         return x + self.dropout(self.down(F.gelu(self.up(self.norm(mixed)))))
-
-
-def _mask(length: Tensor, width: int) -> Tensor:
-    return torch.arange(width, device=length.device) < length.unsqueeze(1)  # (B, width)
 
 
 def greedy_pieces(logits: Tensor, length: Tensor) -> list[list[int]]:

@@ -42,7 +42,7 @@ from nemo_vtb.data.collate import PackedRow
 from nemo_vtb.errors import VtbConfigError, VtbModelError
 from nemo_vtb.model.aligned_adapter import AlignedAdapterFile
 from nemo_vtb.model.frames import FrameCounter, frame_counter
-from nemo_vtb.model.whisper import is_whisper_folder, load_whisper_encoder, whisper_sections
+from nemo_vtb.model.whisper import is_whisper_folder, load_whisper_encoder, time_mask, whisper_sections
 
 ADAPTER_INITS = ('match_embeddings', 'default', 'aligned')
 # clips that differ by less than this may share a batch whatever their ratio: a second of padding is cheap
@@ -498,7 +498,7 @@ class StackedMLPAdapter(nn.Module):
     def forward(self, audio_signal: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
         """Maps (B, feat_in, T) with (B,) valid frames to (B, d_model, ceil(T / factor)) and (B,) int64."""
         width = audio_signal.shape[-1]
-        valid = torch.arange(width, device=length.device) < length.unsqueeze(1)
+        valid = time_mask(length, width)
         frames = audio_signal.masked_fill(~valid.unsqueeze(1), 0.0).transpose(1, 2)  # (B, T, feat_in)
         frames = F.pad(frames, (0, 0, 0, -width % self.subsampling_factor))
         frames = frames.unflatten(1, (-1, self.subsampling_factor)).flatten(2)

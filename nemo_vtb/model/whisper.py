@@ -200,7 +200,7 @@ class WhisperMelPreprocessor(NeuralModule):
             spectrum = torch.stft(signal, N_FFT, WHISPER_HOP, window=window, center=False, return_complex=True)
             power = spectrum[..., :-1].abs().square()  # (B, 201, M)
             log_mel = (filters @ power).clamp(min=1e-10).log10()  # (B, F, M)
-        valid = _time_mask(mel_len, log_mel.shape[-1]).unsqueeze(1)  # (B, 1, M)
+        valid = time_mask(mel_len, log_mel.shape[-1]).unsqueeze(1)  # (B, 1, M)
         peak = log_mel.masked_fill(~valid, -10.0).amax(dim=(1, 2), keepdim=True)
         log_mel = (torch.maximum(log_mel, peak - 8.0) + 4.0) / 4.0
         return log_mel.masked_fill(~valid, 0.0).to(self.dtype_sentinel_tensor.dtype), mel_len
@@ -209,7 +209,7 @@ class WhisperMelPreprocessor(NeuralModule):
     def _padded(signal: Tensor, length: Tensor) -> Tensor:
         # Whisper's centred STFT: mirrored on the left, zeros on the right
         samples = max(1, -(-signal.shape[1] // WHISPER_ALIGN)) * WHISPER_ALIGN
-        signal = signal.masked_fill(~_time_mask(length, signal.shape[1]), 0.0)
+        signal = signal.masked_fill(~time_mask(length, signal.shape[1]), 0.0)
         signal = F.pad(signal, (0, samples - signal.shape[1] + N_FFT // 2))
         return torch.cat([signal[:, 1 : N_FFT // 2 + 1].flip(1), signal], dim=1)  # (B, 200 + samples + 200)
 
@@ -296,10 +296,10 @@ class WhisperEncoder(NeuralModule):
         return frames.transpose(1, 2), _halved(length.to(torch.int64))
 
     def _encode(self, mel: Tensor, length: Tensor) -> Tensor:
-        mel_mask = _time_mask(length, mel.shape[-1]).unsqueeze(1)  # (B, 1, M)
+        mel_mask = time_mask(length, mel.shape[-1]).unsqueeze(1)  # (B, 1, M)
         x = F.gelu(self.conv1(mel.masked_fill(~mel_mask, 0.0)))
         x = F.gelu(self.conv2(x.masked_fill(~mel_mask, 0.0))).transpose(1, 2)  # (B, T, D)
-        valid = _time_mask(_halved(length), x.shape[1])  # (B, T)
+        valid = time_mask(_halved(length), x.shape[1])  # (B, T)
         x = F.dropout(x + self.embed_positions.weight[: x.shape[1]], self.dropout, self.training)
         # an empty row still attends to its first frame: a softmax over nothing is NaN
         keys = valid | (torch.arange(x.shape[1], device=x.device) == 0)
@@ -343,7 +343,8 @@ class _SelfAttention(nn.Module):
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
 
-def _time_mask(length: Tensor, size: int) -> Tensor:
+def time_mask(length: Tensor, size: int) -> Tensor:
+    """Which of `size` frames lie within each clip's length: (B,) to (B, size) of bool."""
     return torch.arange(size, device=length.device) < length.unsqueeze(1)  # (B, size)
 
 

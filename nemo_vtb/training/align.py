@@ -25,6 +25,7 @@ import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,7 @@ class Alignment:
         self.seed, self.names = int(cfg.seed), {'llm': cfg.model.pretrained_llm, 'encoder': cfg.model.pretrained_asr}
         self.tokenizer = AutoTokenizer(str(cfg.model.pretrained_llm), use_fast=True).tokenizer
         self.encoder = build_encoder(cfg.model)
+        self.encoder_digest = encoder_digest(self.encoder)
         self.spec = BackboneSpec.plan(str(cfg.model.pretrained_llm))
         settings = DataSettings.from_config(cfg.data)
         self.train, self.aside = self._read(settings, train_specs(settings))
@@ -93,11 +95,9 @@ class Alignment:
             name: self._read(settings, specs)[0] for name, specs in eval_specs(settings, 'validation_ds').items()
         }
         with self._progress() as progress:
-            self.features = Features(self.folder, self.encoder, self.train, progress)
+            self.features = self._features(self.train, progress)
             self.held_out = {
-                name: (clips, Features(self.folder, self.encoder, clips, progress))
-                for name, clips in held_out.items()
-                if clips
+                name: (clips, self._features(clips, progress)) for name, clips in held_out.items() if clips
             }
         self.pieces = self._pieces()
         self.number = {piece: number for number, piece in enumerate(self.pieces)}
@@ -109,9 +109,13 @@ class Alignment:
 
     def _read(self, settings: DataSettings, specs: Sequence[SourceSpec]) -> tuple[list[Clip], Counter[str]]:
         # the frames that the joint run will count, so that both share one index
-        cfg = dict(self.encoder.cfg) | {'modality_adapter': self._section(1)}
+        adapter = {'_target_': ALIGNED_TARGET} | self._section(1)
+        cfg = dict(self.encoder.cfg) | {'modality_adapter': adapter}
         meter = Meter.of(settings, ChatRenderer(self.tokenizer), frame_counter(cfg))
         return read_clips(open_source(spec, settings, meter) for spec in specs)
+
+    def _features(self, clips: Sequence[Clip], progress: Progress) -> Features:
+        return Features(self.folder, self.encoder, self.encoder_digest, clips, progress)
 
     def _ids(self, text: str) -> list[int]:
         # words begin with a blank wherever they stand, so that one word has one spelling
@@ -153,12 +157,11 @@ class Alignment:
     def _section(self, num_pieces: int) -> dict[str, Any]:
         widths = {'feat_in': int(self.encoder.cfg.output_dim), 'output_dim': self.spec.hidden_size}
         options = {name: getattr(self.keys, name) for name in ADAPTER_OPTIONS}
-        return {'_target_': ALIGNED_TARGET} | widths | {'num_pieces': num_pieces} | options
+        return widths | {'num_pieces': num_pieces} | options
 
     def _first_adapter(self) -> AlignedAdapter:
         torch.manual_seed(self.seed)
-        section = self._section(len(self.pieces))
-        adapter = AlignedAdapter(**{key: value for key, value in section.items() if key != '_target_'})
+        adapter = AlignedAdapter(**self._section(len(self.pieces)))
         adapter.set_pieces(self.pieces, self.spec.embeddings(torch.tensor(self.pieces)))
         some = random.Random(self.seed).sample(self.clips, min(_STATISTICS, len(self.clips)))
         frames = torch.cat([self.features[index] for index in some])  # (T, D)
@@ -278,9 +281,9 @@ class Alignment:
         """Write the adapter's file; returns its path."""
         by_source = Counter(self.train[index].source for index in self.clips)
         manifest = {
-            'adapter': {key: value for key, value in self._section(len(self.pieces)).items() if key != '_target_'},
+            'adapter': self._section(len(self.pieces)),
             'llm': {'name': Path(self.names['llm']).name, 'digest': embeddings_digest(self.adapter.table)},
-            'encoder': {'name': Path(self.names['encoder']).name, 'digest': encoder_digest(self.encoder)},
+            'encoder': {'name': Path(self.names['encoder']).name, 'digest': self.encoder_digest},
             'data': {'clips': len(self.clips), 'hours': round(self.hours, 2), 'sources': dict(by_source)},
             'left_aside': {reason: n for reason, n in self.aside.items() if n},
             'training': asdict(self.keys) | {'seed': self.seed, 'steps': self.step},
@@ -290,11 +293,11 @@ class Alignment:
         AlignedAdapterFile.write(path, self.adapter, manifest)
         return Path(path)
 
-    @property
+    @cached_property
     def _checkpoint(self) -> Path:
         """Named by all that decides the run: with other data or settings a run begins anew."""
         digest = hashlib.sha256(repr((asdict(self.keys), self.seed, self.pieces, self.targets)).encode())
-        digest.update(encoder_digest(self.encoder).encode() + embeddings_digest(self.adapter.table).encode())
+        digest.update(self.encoder_digest.encode() + embeddings_digest(self.adapter.table).encode())
         return self.folder / f'align-{digest.hexdigest()[:20]}.pt'
 
     def _save(self, optimizer: torch.optim.Optimizer) -> None:

@@ -35,7 +35,6 @@ from nemo_vtb.data.audio import read_audio
 from nemo_vtb.data.conversation import Audio, Conversation
 from nemo_vtb.data.index import SourceIndex
 from nemo_vtb.io import atomic_path, write_atomically
-from nemo_vtb.model.aligned_adapter import encoder_digest
 from nemo_vtb.model.perception import encode
 
 _BATCH_S = 120.0
@@ -97,14 +96,20 @@ class Features:
     Args:
         folder: Where the file is, or is made.
         encoder: As `build_encoder` makes it.
+        encoder_digest: Of its weights.
         clips: In order.
         progress: Told of each batch that is encoded.
     """
 
     def __init__(
-        self, folder: Path, encoder: AudioPerceptionModule, clips: Sequence[Clip], progress: Progress | None = None
+        self,
+        folder: Path,
+        encoder: AudioPerceptionModule,
+        encoder_digest: str,
+        clips: Sequence[Clip],
+        progress: Progress,
     ) -> None:
-        digest = hashlib.sha256(encoder_digest(encoder).encode())
+        digest = hashlib.sha256(encoder_digest.encode())
         for clip in clips:
             digest.update(f'{clip.audio.path}\0{clip.audio.offset_s}\0{clip.audio.duration_s}\n'.encode())
         stem = folder / f'features-{digest.hexdigest()[:20]}'
@@ -120,10 +125,10 @@ class Features:
 
     @torch.no_grad()
     def _encode(
-        self, encoder: AudioPerceptionModule, clips: Sequence[Clip], path: Path, progress: Progress | None
+        self, encoder: AudioPerceptionModule, clips: Sequence[Clip], path: Path, progress: Progress
     ) -> list[int]:
         lengths: list[int] = []
-        task = progress.add_task('encoding', total=len(clips)) if progress else None
+        task = progress.add_task('encoding', total=len(clips))
         with open(path, 'wb') as file:
             for batch in _batches_of_seconds(clips):
                 signals = [torch.from_numpy(read_audio(clip.audio)) for clip in batch]
@@ -131,12 +136,8 @@ class Features:
                 frames, counts = encode(encoder, nn.utils.rnn.pad_sequence(signals, batch_first=True), lens)
                 file.write(frames.half().numpy().tobytes())
                 lengths += counts.tolist()
-                if progress and task is not None:
-                    progress.update(task, advance=len(batch))
+                progress.update(task, advance=len(batch))
         return lengths
-
-    def __len__(self) -> int:
-        return len(self.lengths)
 
     def __getitem__(self, index: int) -> Tensor:
         """(T, D) float32."""
