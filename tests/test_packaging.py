@@ -154,7 +154,7 @@ def test_pyproject_configures_tools_only() -> None:
     config = tomllib.loads((ROOT / 'pyproject.toml').read_text())
     assert 'project' not in config
     markers = {line.split(':')[0] for line in config['tool']['pytest']['ini_options']['markers']}
-    assert markers == {'gpu', 'integration', 'real_weights', 'slow', 'unit'}
+    assert markers == {'forks', 'gpu', 'integration', 'real_weights', 'slow', 'unit'}
 
 
 # ---- house rules
