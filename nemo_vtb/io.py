@@ -25,11 +25,14 @@ import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
 from nemo_vtb.errors import VtbCheckpointError, disk_fault
+
+if TYPE_CHECKING:
+    import numpy as np
 
 logger = logging.getLogger(__name__)
 
@@ -344,6 +347,41 @@ def file_lock(path: Path) -> Iterator[bool]:
         yield waited
     finally:
         os.close(descriptor)
+
+
+def map_bytes(path: str | Path) -> 'np.ndarray':
+    """A file in memory, read as it is used: (size,) uint8. Changes stay in this process.
+
+    No descriptor stays open, as one does for each `np.memmap`: a process may have 1,024, an LLM more tensors.
+
+    Raises:
+        OSError: It cannot be read, or is empty.
+    """
+    import torch
+
+    size = os.path.getsize(path)
+    try:
+        return torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).numpy()
+    except RuntimeError as error:
+        raise OSError(str(error)) from error
+
+
+def map_array(path: str | Path) -> 'np.ndarray':
+    """The array of a `.npy` file in memory, read as it is used; see `map_bytes`.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is none, or was cut off.
+    """
+    import numpy as np
+
+    with open(path, 'rb') as stream:
+        np.lib.format.read_magic(stream)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+        begin = stream.tell()
+    array = map_bytes(path)[begin:].view(dtype).reshape(shape)
+    array.flags.writeable = False
+    return array
 
 
 def file_digest(path: str | Path) -> str:

@@ -22,6 +22,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from nemo_vtb.errors import report_errors
@@ -32,6 +33,7 @@ from nemo_vtb.io import (
     cache_dir,
     file_lock,
     json_line,
+    map_array,
     parse_json_lines,
     read_json_lines,
     tolerated,
@@ -221,3 +223,20 @@ def test_a_script_names_what_the_disk_says(capsys: pytest.CaptureFixture) -> Non
         main()
     said = capsys.readouterr().err
     assert end.value.code == 2 and 'file system is read-only' in said and '/run/config.yaml' in said
+
+
+def test_a_mapped_file_holds_no_descriptor(tmp_path: Path) -> None:
+    """`np.memmap` holds one for each array: a hundred sources, or an LLM's tensors, were more than a process may."""
+    path, values = tmp_path / 'x.npy', np.arange(5000, dtype=np.int64)
+    np.save(path, values)
+    before = len(os.listdir('/proc/self/fd'))
+    mapped = [map_array(path) for _ in range(9)]
+    assert len(os.listdir('/proc/self/fd')) == before
+    path.unlink()  # as an index that vanishes while it is used
+    assert all(np.array_equal(each, values) and not each.flags.writeable for each in mapped)
+    with pytest.raises(OSError, match='No such file'):
+        map_array(path)
+    np.save(path, values)
+    os.truncate(path, 4096)
+    with pytest.raises(ValueError, match='shape'):
+        map_array(path)

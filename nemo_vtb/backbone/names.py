@@ -24,11 +24,11 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from nemo_vtb.errors import VtbModelError
+from nemo_vtb.io import map_bytes
 
 _DTYPES = {'F64': torch.float64, 'F32': torch.float32, 'F16': torch.float16, 'BF16': torch.bfloat16}
 _SAMPLE = 256
@@ -128,12 +128,12 @@ def _mapped(file: Path) -> Iterator[tuple[str, Tensor]]:
         if size > file.stat().st_size:
             raise ValueError(f'{file.name} has a header of {size} bytes')
         header = json.loads(stream.read(size))
+    data = map_bytes(file)[8 + size :]
     for name, entry in header.items():
         if name == '__metadata__':
             continue
         begin, end = entry['data_offsets']
-        raw = np.memmap(file, np.uint8, mode='c', offset=8 + size + begin, shape=(end - begin,))
-        yield name, torch.from_numpy(raw).view(_DTYPES[entry['dtype']]).view(entry['shape'])
+        yield name, torch.from_numpy(data[begin:end]).view(_DTYPES[entry['dtype']]).view(entry['shape'])
 
 
 def has_safetensors(folder: str | Path) -> bool:

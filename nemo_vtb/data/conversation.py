@@ -33,6 +33,16 @@ _ROLE_NAMES = {
     'gpt': 'assistant',
     'model': 'assistant',
 }
+# names that corpora and NeMo's Canary manifests use for the two tasks of the kind asr_ast
+_TASK_NAMES = {
+    'asr': 'asr',
+    'transcribe': 'asr',
+    'transcription': 'asr',
+    'ast': 'ast',
+    'translate': 'ast',
+    'translation': 'ast',
+    's2t_translation': 'ast',
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,6 +345,29 @@ def infer_kind(turns: tuple[Turn, ...]) -> str:
     if not any(isinstance(p, Audio) for turn in users for p in turn.parts):
         return 'text'
     return 'mixed_modal' if len(users) > 1 else 'speech_qa'
+
+
+def task_of(conversation: Conversation) -> str:
+    """Task of a conversation: its kind, and for `asr_ast` what `custom` says (task, taskname, languages).
+
+    Raises:
+        VtbDataError: `custom.task` of an `asr_ast` conversation is unknown.
+    """
+    if conversation.kind != 'asr_ast':
+        return conversation.kind
+    custom = conversation.custom
+    name = custom.get('task') or custom.get('taskname')
+    if name is None:
+        spoken, wanted = custom.get('source_lang') or custom.get('lang'), custom.get('target_lang')
+        return 'ast' if spoken and wanted and spoken != wanted else 'asr'
+    if str(name).lower() not in _TASK_NAMES:
+        raise VtbDataError(
+            'Unknown task.',
+            field=f'conversation {conversation.id}: custom.task',
+            got=name,
+            allowed=', '.join(sorted(_TASK_NAMES)),
+        )
+    return _TASK_NAMES[str(name).lower()]
 
 
 def conversation_from_messages(

@@ -51,6 +51,7 @@ from nemo_vtb.io import (
     file_digest,
     head_tail_digest,
     json_line,
+    map_array,
     owned_name,
     read_json_lines,
     write_atomically,
@@ -209,7 +210,7 @@ class SourceIndex:
         """
         if name not in self._columns:
             try:
-                self._columns[name] = np.load(self.folder / f'{name}.npy', mmap_mode='r')
+                self._columns[name] = map_array(self.folder / f'{name}.npy')
             except (OSError, ValueError, EOFError) as error:
                 what, _ = disk_fault(error) or (str(error), '')
                 raise VtbIndexError(

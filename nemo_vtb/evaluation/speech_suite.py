@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemo_vtb.constants import KINDS
-from nemo_vtb.data.conversation import Audio, Conversation, Text, conversation_from_dict, read_jsonl
+from nemo_vtb.data.conversation import Audio, Conversation, Text, conversation_from_dict, read_jsonl, task_of
 from nemo_vtb.data.faults import Reason, guarded, skip_table
 from nemo_vtb.data.normalizers import normalizer_for
 from nemo_vtb.errors import VtbConfigError, VtbDataError
@@ -39,16 +39,6 @@ if TYPE_CHECKING:
 TASKS = ('asr', 'ast', 'speech_qa', 'mixed_modal', 'text')
 """Tasks in the order in which they are reported."""
 
-# names that corpora and NeMo's Canary manifests use for the two tasks of the kind asr_ast
-_TASK_NAMES = {
-    'asr': 'asr',
-    'transcribe': 'asr',
-    'transcription': 'asr',
-    'ast': 'ast',
-    'translate': 'ast',
-    'translation': 'ast',
-    's2t_translation': 'ast',
-}
 _ROW_TOKENS = 1024
 
 
@@ -183,29 +173,6 @@ def load_conversations(
             on_fault(number, error)
         else:
             yield conversation
-
-
-def task_of(conversation: Conversation) -> str:
-    """Task of a conversation: its kind, and for `asr_ast` what `custom` says (task, taskname, languages).
-
-    Raises:
-        VtbDataError: `custom.task` of an `asr_ast` conversation is unknown.
-    """
-    if conversation.kind != 'asr_ast':
-        return conversation.kind
-    custom = conversation.custom
-    name = custom.get('task') or custom.get('taskname')
-    if name is None:
-        spoken, wanted = custom.get('source_lang') or custom.get('lang'), custom.get('target_lang')
-        return 'ast' if spoken and wanted and spoken != wanted else 'asr'
-    if str(name).lower() not in _TASK_NAMES:
-        raise VtbDataError(
-            'Unknown task.',
-            field=f'conversation {conversation.id}: custom.task',
-            got=name,
-            allowed=', '.join(sorted(_TASK_NAMES)),
-        )
-    return _TASK_NAMES[str(name).lower()]
 
 
 def questions_of(conversation: Conversation) -> list[Question]:

@@ -22,6 +22,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,9 +33,10 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from nemo_vtb.data.audio import read_audio
-from nemo_vtb.data.conversation import Audio, Conversation
+from nemo_vtb.data.conversation import Audio, Conversation, task_of
 from nemo_vtb.data.index import SourceIndex
-from nemo_vtb.io import atomic_path, write_atomically
+from nemo_vtb.errors import VtbDataError
+from nemo_vtb.io import atomic_path, map_bytes, write_atomically
 from nemo_vtb.model.perception import encode
 
 _BATCH_S = 120.0
@@ -64,9 +66,8 @@ def clips_of(conversation: Conversation) -> Iterator[Clip]:
     lang = str(custom.get('lang') or custom.get('source_lang') or 'en')
     answer = None
     if conversation.kind == 'asr_ast' and len(conversation.audios) == 1:
-        task = str(custom.get('task') or custom.get('taskname') or 'asr').lower()
-        same = custom.get('target_lang') in (None, lang)
-        answer = conversation.answer if task in ('asr', 'transcribe') and same else None
+        with suppress(VtbDataError):  # a task that nobody knows is no recognition
+            answer = conversation.answer if task_of(conversation) == 'asr' else None
     for audio in conversation.audios:
         if text := audio.text or answer:
             yield Clip(audio, transcript_of(text), conversation.source, lang)
@@ -121,7 +122,7 @@ class Features:
             write_atomically(stem.with_suffix('.json'), json.dumps(lengths))
         self.lengths: list[int] = json.loads(stem.with_suffix('.json').read_text(encoding='utf-8'))
         self._begins = np.concatenate([[0], np.cumsum(self.lengths)])
-        self._frames = np.memmap(stem.with_suffix('.f16'), np.float16, 'r', shape=(int(self._begins[-1]), self.width))
+        self._frames = map_bytes(stem.with_suffix('.f16')).view(np.float16).reshape(int(self._begins[-1]), self.width)
 
     @torch.no_grad()
     def _encode(

@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 
 from nemo_vtb.data.collate import Collator
-from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn
+from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn, task_of
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 from nemo_vtb.evaluation.result import Evaluation
 from nemo_vtb.evaluation.speech_suite import (
@@ -31,7 +31,6 @@ from nemo_vtb.evaluation.speech_suite import (
     evaluate,
     load_conversations,
     questions_of,
-    task_of,
 )
 from nemo_vtb.io import parse_json_lines
 from nemo_vtb.testing import TinyCorpus

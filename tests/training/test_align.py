@@ -54,6 +54,8 @@ def test_the_form_in_which_text_is_learned() -> None:
     ('kind', 'custom', 'own', 'expected'),
     [
         ('asr_ast', {'lang': 'en'}, None, ['yes sir']),
+        ('asr_ast', {'taskname': 'Transcription', 'lang': 'en'}, None, ['yes sir']),
+        ('asr_ast', {'task': 'diarize'}, None, []),
         ('asr_ast', {'task': 'ast', 'lang': 'en', 'target_lang': 'de'}, None, []),
         ('asr_ast', {'source_lang': 'en', 'target_lang': 'de'}, None, []),
         ('asr_ast', {'task': 'ast', 'lang': 'en', 'target_lang': 'de'}, 'Yes?', ['yes']),
