@@ -24,3 +24,22 @@ SAMPLE_RATE = 16000
 
 KIND_COLOURS = {'text': '#4C72B0', 'asr_ast': '#DD8452', 'speech_qa': '#55A868', 'mixed_modal': '#8172B3'}
 """Colour of each kind in every plot."""
+
+LANGUAGES = {
+    'ar': 'Arabic',
+    'de': 'German',
+    'en': 'English',
+    'es': 'Spanish',
+    'fr': 'French',
+    'hi': 'Hindi',
+    'it': 'Italian',
+    'ja': 'Japanese',
+    'ko': 'Korean',
+    'nl': 'Dutch',
+    'pl': 'Polish',
+    'pt': 'Portuguese',
+    'ru': 'Russian',
+    'uk': 'Ukrainian',
+    'zh': 'Chinese',
+}
+"""English name of each language code, for instructions."""

@@ -40,7 +40,7 @@ DECISIONS = sorted((ROOT / 'docs' / 'adr').glob('[0-9][0-9][0-9][0-9]-*.md'))
 # the groups of the training configuration, and the providers of further keys that cost seconds to import
 GROUPS = ('model', 'data', 'trainer')
 TOP_FOLDERS = ('benchmarks', 'conf', 'constraints', 'docs', 'examples', 'nemo_vtb', 'tests', 'tools')
-FOREIGN = {'docker', 'export', 'pip', 'sbatch', 'torchrun'}
+FOREIGN = {'docker', 'export', 'lhotse', 'pip', 'sbatch', 'torchrun'}
 
 
 def name_of(path: Path) -> str:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from nemo_vtb.factory.dataset_files import DataCard
 
 KINDS = {
-    'asr_ast': 'NeMo ASR and AST manifests to conversations',
+    'asr_ast': 'NeMo ASR and AST manifests, or what `lhotse prepare` writes, to conversations',
     'speech_qa': 'ASR manifests to questions and answers, by a language model',
     'mixed_modal': 'text-only conversations to conversations in which parts of user turns are speech',
     'text': 'text-only conversations, cleaned',
@@ -36,6 +36,7 @@ KINDS = {
 _EXAMPLES = """\
 examples:
   vtb data make demo OUT
+  vtb data make asr_ast OUT FOLDER_OF_LHOTSE_PREPARE
   vtb data make mixed_modal OUT chats.jsonl --workers 8 verify.max_wer=0.2
   vtb data make speech_qa OUT manifest.jsonl llm.url=http://localhost:8000/v1 llm.model=NAME
   vtb data make asr_ast OUT manifest.jsonl --config asr_ast.yaml --shard 3/64
@@ -51,7 +52,7 @@ def add_parser(commands: Any) -> None:
     )  # fmt: skip
     make.add_argument('kind', choices=sorted(KINDS), help='; '.join(f'{name}: {what}' for name, what in KINDS.items()))
     make.add_argument('out', metavar='OUT', help='output folder; an interrupted run in it is resumed')
-    make.add_argument('words', nargs='*', metavar='INPUT|KEY=VALUE', help='input files; overrides of settings')
+    make.add_argument('words', nargs='*', metavar='INPUT|KEY=VALUE', help='input files or folders; overrides')
     make.add_argument('--config', metavar='FILE', help='a YAML file of settings, as in conf/factory')
     make.add_argument('--workers', type=int, default=os.cpu_count(), help='processes (default: one for each core)')
     make.add_argument('--shard', default='0/1', metavar='I/N', help='make only the I-th of N parts (Slurm arrays)')

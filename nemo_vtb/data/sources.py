@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_vtb.config.schema import UNREAD_TYPES, DataSettings
-from nemo_vtb.constants import KINDS, SAMPLE_RATE
+from nemo_vtb.constants import KINDS, LANGUAGES
 from nemo_vtb.data.conversation import (
     Audio,
     Conversation,
@@ -35,6 +35,7 @@ from nemo_vtb.data.conversation import (
 from nemo_vtb.data.faults import Reason, data_fault, guarded
 from nemo_vtb.data.filters import KEYS as FILTER_KEYS
 from nemo_vtb.data.filters import filters_of
+from nemo_vtb.data.lhotse_manifests import is_cut, sound_of_cut, unsupported_cut
 from nemo_vtb.data.limits import read_line
 from nemo_vtb.data.manifest_files import (
     check_lines,
@@ -51,23 +52,6 @@ from nemo_vtb.errors import VtbConfigError, VtbDataError
 
 _PROBE_BYTES = 1 << 26
 EVAL_SECTIONS = ('validation_ds', 'test_ds')
-_LANGUAGES = {
-    'ar': 'Arabic',
-    'de': 'German',
-    'en': 'English',
-    'es': 'Spanish',
-    'fr': 'French',
-    'hi': 'Hindi',
-    'it': 'Italian',
-    'ja': 'Japanese',
-    'ko': 'Korean',
-    'nl': 'Dutch',
-    'pl': 'Polish',
-    'pt': 'Portuguese',
-    'ru': 'Russian',
-    'uk': 'Ukrainian',
-    'zh': 'Chinese',
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -419,9 +403,9 @@ def _split_share_gpt(
 
 def _read_lhotse(spec: SourceSpec, line: Mapping[str, Any], base: str, where: str) -> Conversation:
     """A line of a NeMo manifest, or of a lhotse cut manifest: a `MonoCut` of one plain file."""
-    if 'recording' not in line and line.get('type') not in _CUT_TYPES:
+    if not is_cut(line):
         return _read_manifest(spec, line, base, where)
-    path, channel = _sound_of_cut(line, where)
+    path, channel = sound_of_cut(line, where)
     supervisions = line.get('supervisions') or [{}]
     if not isinstance(supervisions, list) or not all(isinstance(each, Mapping) for each in supervisions):
         raise data_fault(Reason.MISSING_KEY, field=f'{where}: supervisions', got=supervisions, allowed='[{...}]')
@@ -436,8 +420,8 @@ def _read_lhotse(spec: SourceSpec, line: Mapping[str, Any], base: str, where: st
         'offset': line.get('start'),
         'duration': line.get('duration'),
     }
-    if len(supervisions) > 1 and not _own_answer(manifest):
-        raise _unsupported(where, 'supervisions', f'{len(supervisions)} supervisions', 'cuts.trim_to_supervisions()')
+    if (count := len(supervisions)) > 1 and not _own_answer(manifest):
+        raise unsupported_cut(where, 'supervisions', f'{count} supervisions', 'cuts.trim_to_supervisions()')
     conversation = _read_manifest(spec, manifest, base, where)
     if channel is None:
         return conversation
@@ -446,66 +430,6 @@ def _read_lhotse(spec: SourceSpec, line: Mapping[str, Any], base: str, where: st
     ]
     turns = tuple(Turn(turn.role, each) for turn, each in zip(conversation.turns, parts, strict=True))
     return replace(conversation, turns=turns)
-
-
-_CUT_TYPES = ('Cut', 'MixedCut', 'MonoCut', 'MultiCut', 'PaddingCut')
-
-
-def _sound_of_cut(cut: Mapping[str, Any], where: str) -> tuple[Any, int | None]:
-    """Path and channel of what lhotse would load for a cut; None where the file is this channel alone.
-
-    Raises:
-        VtbDataError: With the reason `unsupported_cut`, or another one.
-    """
-    recording, channel = cut.get('recording'), cut.get('channel', 0)
-    if cut.get('type', 'MonoCut') not in ('Cut', 'MonoCut', 'MultiCut'):
-        raise _unsupported(where, 'type', cut.get('type'), 'cuts.save_audios(folder)')
-    if recording is None:
-        raise _unsupported(where, 'recording', 'a cut of features alone', 'add recordings to the cuts')
-    sources = recording.get('sources') if isinstance(recording, Mapping) else None
-    if not isinstance(sources, list) or not sources or not all(isinstance(each, Mapping) for each in sources):
-        raise data_fault(
-            Reason.MISSING_KEY, field=f'{where}: recording.sources', got=sources, allowed='[{"type", "source"}]'
-        )
-    if isinstance(channel, list) and len(channel) == 1:
-        channel = channel[0]
-    if not isinstance(channel, int) or isinstance(channel, bool):
-        remedy = 'one cut for each channel, or cut.to_mono(mono_downmix=True) and cuts.save_audios(folder)'
-        raise _unsupported(where, 'channel', channel, remedy)
-    if changed := [each for each in recording.get('transforms') or () if not _keeps_sound(each)]:
-        raise _unsupported(where, 'recording.transforms', changed, 'cuts.save_audios(folder)')
-    for source in sources:
-        if source.get('type') != 'file':
-            raise data_fault(
-                Reason.REFUSED_PATH, field=f'{where}: recording.sources', got=source, allowed='type "file"'
-            )
-        channels = source.get('channels', [0])
-        if isinstance(channels, list) and channel in channels:
-            return source.get('source'), channels.index(channel) if len(channels) > 1 else None
-    raise data_fault(
-        Reason.AUDIO_NO_CHANNEL,
-        field=f'{where}: channel',
-        got=channel,
-        allowed=[source.get('channels') for source in sources],
-    )
-
-
-def _keeps_sound(transform: Any) -> bool:
-    """Whether a transform leaves what an encoder at 16 kHz hears: the loader resamples by itself."""
-    if not isinstance(transform, Mapping) or transform.get('name') != 'Resample':
-        return False
-    rate = (transform.get('kwargs') or {}).get('target_sampling_rate')
-    return isinstance(rate, int) and rate >= SAMPLE_RATE
-
-
-def _unsupported(where: str, field: str, got: object, remedy: str) -> VtbDataError:
-    return data_fault(
-        Reason.UNSUPPORTED_CUT,
-        field=f'{where}: {field}',
-        got=got,
-        allowed='a MonoCut of a recording, one supervision, no transforms but Resample to 16 kHz or more',
-        remedy=f'write it out with lhotse: {remedy}',
-    )
 
 
 def _own_answer(line: Mapping[str, Any]) -> Any:
@@ -548,8 +472,8 @@ def _instructions(spec: SourceSpec, line: Mapping[str, Any], where: str) -> list
         return own
     source, target = line.get('source_lang') or line.get(language), line.get('target_lang')
     names = {
-        'source_lang': _LANGUAGES.get(source or '', source or 'the spoken language'),
-        'target_lang': _LANGUAGES.get(target or '', target or 'the spoken language'),
+        'source_lang': LANGUAGES.get(source or '', source or 'the spoken language'),
+        'target_lang': LANGUAGES.get(target or '', target or 'the spoken language'),
     }
     translates = bool(target) and target != source
     prompts = spec.options.get('prompt')

@@ -23,8 +23,9 @@ from random import Random
 from typing import Any
 
 from nemo_vtb.data.audio import clip_span, probe
-from nemo_vtb.data.conversation import Audio, is_number, read_jsonl
+from nemo_vtb.data.conversation import Audio, is_number
 from nemo_vtb.data.faults import Reason, data_fault, guarded, is_unicode
+from nemo_vtb.data.lhotse_manifests import corpus_rows, source_of
 from nemo_vtb.errors import VtbAudioError, VtbDataError
 from nemo_vtb.factory.prompts import BANK_LANGUAGES, Bank, draw, load_bank
 from nemo_vtb.factory.settings import AsrAst, SpeechQa
@@ -39,7 +40,7 @@ class AsrAstStage(InputStage):
 
     Args:
         settings: What to make.
-        inputs: NeMo manifests.
+        inputs: NeMo manifests, or lhotse's.
     """
 
     settings: AsrAst
@@ -51,13 +52,13 @@ class AsrAstStage(InputStage):
         for name, row in manifest_rows(self.inputs, self.settings.lang, broken):
             for task in self.settings.tasks:
                 if task == 'asr' or row.get('translation'):
-                    yield Item(f'{task}-{name}', name, {**row, 'task': task})
+                    yield Item(f'{task}-{name}', row['group'], {**row, 'task': task})
         yield from broken
 
     def _make(self, item: Item) -> Outcome:
         row, settings = item.data, self.settings
         rng = Random(f'{settings.seed}:{item.id}')
-        facts: dict[str, Any] = {'task': row['task'], 'lang': row['lang'], 'source': row['source']}
+        facts: dict[str, Any] = {'task': row['task'], **row_facts(row)}
         reason = recording_reason(row, settings)
         if reason is None:
             reason = self.avoid_list.reason([row['text'], row.get('translation') or ''], [audio_span(row)])
@@ -145,7 +146,7 @@ def _bank(rng: Random, source: str, settings: AsrAst) -> Bank:
 def manifest_rows(
     paths: Sequence[str], lang: str, broken: list[Item] | None = None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows of NeMo manifests in one form.
+    """Rows of NeMo manifests, and of what `lhotse prepare` writes, in one form.
 
     Args:
         paths: The manifests.
@@ -154,7 +155,8 @@ def manifest_rows(
 
     Yields:
         A unique name of the recording, and `audio` (absolute path), `duration`, `offset`, `text`, `lang`,
-        `translation`, `target_lang`, `words` (word, begin, end; seconds), `source` (stem of the manifest).
+        `translation`, `target_lang`, `words` (word, begin, end; seconds), `source` (stem of the manifest), `group`
+        (what goes into one split), `split` where a corpus says which.
 
     Raises:
         VtbDataError: A row has no recording or no text, and there is no list for it.
@@ -167,7 +169,7 @@ def manifest_rows(
 
     seen: dict[str, int] = {}
     for path in map(Path, paths):
-        for number, _, row in read_jsonl(path, fail):
+        for number, row in corpus_rows(path, fail):
             try:
                 with guarded(Reason.OTHER, f'{path}:{number}'):
                     name, read = _manifest_row(row, path, f'{path}:{number}', lang)
@@ -175,7 +177,8 @@ def manifest_rows(
                 fail(number, error)
                 continue
             seen[name] = count = seen.get(name, 0) + 1
-            yield name if count == 1 else f'{name}-{count}', read
+            name = name if count == 1 else f'{name}-{count}'
+            yield name, {'group': name, **read}
 
 
 def _manifest_row(row: Mapping[str, Any], path: Path, where: str, lang: str) -> tuple[str, dict[str, Any]]:
@@ -211,7 +214,8 @@ def _manifest_row(row: Mapping[str, Any], path: Path, where: str, lang: str) -> 
         'translation': translation if target and target != source else None,
         'target_lang': target,
         'words': _words(row),
-        'source': path.stem,
+        'source': source_of(path),
+        **{key: row[key] for key in ('group', 'split') if key in row},
     }
 
 
@@ -244,6 +248,11 @@ def _words(row: Mapping[str, Any]) -> list[tuple[str, float, float]] | None:
             return None
         words.append((str(word), float(begin), float(end)))
     return words
+
+
+def row_facts(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What the card counts of a row of `manifest_rows`, and the split that its part of the corpus belongs to."""
+    return {key: row[key] for key in ('lang', 'source', 'split') if key in row}
 
 
 def audio_span(row: Mapping[str, Any]) -> tuple[str, float, float | None]:

@@ -226,7 +226,9 @@ def finish(stage: Stage, settings: Common, out: Path) -> DataCard:
         streams = {split: path.open('w', encoding='utf-8') for split, path in parts.items()}
         rejected: list[str] = []
         for outcome in reader:
-            split = split_of(outcome.group, settings.seed, settings.validation_share, settings.test_share)
+            split = outcome.facts.get('split') or split_of(
+                outcome.group, settings.seed, settings.validation_share, settings.test_share
+            )
             card.add(outcome, split)
             if outcome.line is not None:
                 streams[split].write(json_line(outcome.line))

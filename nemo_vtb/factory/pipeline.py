@@ -32,6 +32,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from nemo_vtb.config import read_settings
+from nemo_vtb.data.lhotse_manifests import manifest_files, part_of
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 from nemo_vtb.factory import settings
 from nemo_vtb.factory.asr_ast import AsrAstStage
@@ -66,11 +67,13 @@ def make_stage(kind: str, inputs: Sequence[str], *layers: Mapping[str, Any]) -> 
 
     Args:
         kind: 'asr_ast', 'mixed_modal', 'speech_qa' or 'text'.
-        inputs: Manifests or conversations (.jsonl).
+        inputs: Manifests or conversations (.jsonl); for `asr_ast` and `speech_qa` also folders of `lhotse prepare`,
+            whose development and test parts are validation and test, in place of a share of the rest.
         layers: Settings; later ones override earlier ones.
 
     Raises:
         VtbConfigError: No input, or a wrong setting.
+        VtbDataError: A folder without manifests.
     """
     if not inputs:
         raise VtbConfigError('No input files.', field='INPUT', allowed='manifests or conversations (.jsonl)')
@@ -81,6 +84,9 @@ def make_stage(kind: str, inputs: Sequence[str], *layers: Mapping[str, Any]) -> 
         'text': (TextStage, settings.TextChats),
     }
     stage, keys = stages[kind]
+    if kind in ('asr_ast', 'speech_qa'):
+        inputs = manifest_files(inputs)
+        layers = ({f'{split}_share': 0.0 for split in map(part_of, inputs) if split}, *layers)
     return stage(read_settings(keys, *layers), tuple(inputs))
 
 

@@ -23,7 +23,7 @@ from random import Random
 from typing import Any
 
 from nemo_vtb.data.normalizers import normalize_answer
-from nemo_vtb.factory.asr_ast import audio_span, manifest_rows, recording_reason
+from nemo_vtb.factory.asr_ast import audio_span, manifest_rows, recording_reason, row_facts
 from nemo_vtb.factory.contamination import ngrams
 from nemo_vtb.factory.language import LANGUAGES, is_language
 from nemo_vtb.factory.prompts import draw
@@ -72,7 +72,7 @@ class SpeechQaStage(InputStage):
                     shares = dict(self.settings.types)
                 type_ = draw(rng, shares, 'types')
                 shares[type_] = 0.0
-                yield Item(f'qa-{name}-{number}', name, {**row, 'type': type_})
+                yield Item(f'qa-{name}-{number}', row['group'], {**row, 'type': type_})
         yield from broken
 
     @cached_property
@@ -138,7 +138,7 @@ class SpeechQaStage(InputStage):
 
     def _outcome(self, item: Item, reply: Reply | None, reason: str | None, usage: Sequence[Reply]) -> Outcome:
         row, llm = item.data, self.settings.llm
-        facts: dict[str, Any] = {'lang': row['lang'], 'question_type': row['type'], 'source': row['source']}
+        facts: dict[str, Any] = {**row_facts(row), 'question_type': row['type']}
         if usage:
             read, written = sum(r.prompt_tokens for r in usage), sum(r.completion_tokens for r in usage)
             for name in ('requests', 'retries', 'invalid'):
