@@ -14,11 +14,11 @@
 
 # Every target makes its own set-up (tools/bootstrap.sh); nothing but Python and make is needed beforehand.
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-all bench lint format demo-long clean
+.PHONY: help quickstart test test-all torture bench lint format demo-long clean
 
 PY := .venv/bin/python
 # tests and benchmarks start several processes; more than one thread each would only compete for cores
-test test-all bench: export OMP_NUM_THREADS ?= 1
+test test-all torture bench: export OMP_NUM_THREADS ?= 1
 
 QUICK_ASSETS := minimind2-small whisper-tiny.en demo-corpus
 TEST_ASSETS := minimind2-small whisper-tiny.en demo-corpus
@@ -41,6 +41,10 @@ test-all: ## install, then run all tests, slow ones included
 	@sh tools/bootstrap.sh assets $(TEST_ASSETS) $(LONG_ASSETS)
 	@sh tools/bootstrap.sh browser
 	@$(PY) -m pytest -m "not gpu"
+
+torture: ## do every fault of the matrix to real runs and files, write docs/reliability.md (1 to 2 hours on 2 cores; goes on where it was ended)
+	@sh tools/bootstrap.sh assets $(TEST_ASSETS)
+	@$(PY) benchmarks/torture/run.py $(TORTURE)
 
 bench: ## run every benchmark with --quick; the last line of each is one JSON object
 	@sh tools/bootstrap.sh assets $(TEST_ASSETS)

@@ -52,6 +52,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nemo_vtb.testing import tiny_corpus, tiny_model_cfg
+from nemo_vtb.testing.failpoints import install
 from nemo_vtb.testing.oracle import RowRecorder, read_rows
 from nemo_vtb.training.history import read_history
 
@@ -81,8 +82,8 @@ class Run:
     kills: int = 0
     problems: list[str] = field(default_factory=list)
 
-    def start(self, ranks: int = 1) -> list[int]:
-        """Fork one process for each rank; returns their ids, each the leader of its own group."""
+    def start(self, ranks: int = 1, failpoints: str = '') -> list[int]:
+        """Fork one process for each rank, the first with `failpoints`; returns their ids, each leads its own group."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.attempts += 1
         with socket.create_server(('127.0.0.1', 0)) as server:
@@ -90,18 +91,22 @@ class Run:
         processes = []
         for rank in range(ranks):
             if (process := os.fork()) == 0:
-                self._train(rank, ranks, port)
+                self.train(rank, ranks, port, failpoints if rank == 0 else '')
             processes.append(process)
         return processes
 
-    def _train(self, rank: int, ranks: int, port: int) -> None:
+    def train(self, rank: int, ranks: int, port: int | None = None, failpoints: str = '') -> None:
+        """Be a rank, and end this process; without a port a launcher has set what ranks know of one another."""
         os.setsid()
+        # shells make commands in the background ignore the one, nohup the other
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
         log = os.open(
             self.folder / f'log-{self.attempts:03}-{rank}.txt', os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644
         )
         os.dup2(log, 1)
         os.dup2(log, 2)
-        if ranks > 1:
+        if ranks > 1 and port is not None:
             os.environ |= {'LOCAL_RANK': str(rank), 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
             os.environ |= {'NODE_RANK': '0', 'WORLD_SIZE': str(ranks)}
         status = 1
@@ -113,6 +118,8 @@ class Run:
             build, recorder = run.build_trainer, RowRecorder(self.folder / f'rows-{self.attempts:03}-{rank}.jsonl')
             run.build_trainer = lambda cfg, callbacks=(): build(cfg, [*callbacks, recorder])
             sys.argv = ['speechllm_joint_sft.py', *self.overrides, f'trainer.devices={ranks}']
+            if failpoints:
+                install(failpoints)
             script.main()
             status = 0
         except SystemExit as end:

@@ -35,6 +35,7 @@ threads, among paths that match PATTERN (of the whole path, as `fnmatch`; absent
 | kill_after | SIGKILL right after it |
 | tear | the first half of the file is written, then SIGKILL (`save` alone) |
 | ENOSPC, EIO ... | the call raises `OSError` with that name of `errno` |
+| SIGTERM, SIGINT ... | that signal to this process, then the call as usual |
 | flip | one bit in the middle of the finished file is turned |
 | cut | the finished file loses its second half |
 """
@@ -86,13 +87,14 @@ class Failpoint:
         known = parts and parts['operation'] in OPERATIONS
         action = parts.get('action') or ''
         torn_elsewhere = action == 'tear' and parts['operation'] != 'save'
-        if not known or torn_elsewhere or not (action in ACTIONS or hasattr(errno, action)):
+        possible = action in ACTIONS or action in signal.Signals.__members__ or hasattr(errno, action)
+        if not known or torn_elsewhere or not possible:
             raise VtbConfigError(
                 'This is no failpoint.',
                 field='failpoint',
                 got=text,
                 allowed=f'OPERATION[@PATTERN]:NUMBER[+]:ACTION with {", ".join(OPERATIONS)}; '
-                f'{", ".join(ACTIONS)} (tear: save alone) or a name of errno',
+                f'{", ".join(ACTIONS)} (tear: save alone), a signal or a name of errno',
                 remedy="for instance 'replace@*.ckpt:3:kill'",
             )
         return cls(parts['operation'], int(parts['number']), action, parts['pattern'] or '*', bool(parts['later']))
@@ -173,6 +175,9 @@ class _Guard:
     def _act(self, action: str, real: Callable[..., Any], args: Any, options: Any, path: Any) -> Any:
         sys.stderr.write(f'failpoint: {action} at {getattr(real, "__name__", real)} of {path}\n')
         sys.stderr.flush()
+        if action in signal.Signals.__members__:
+            os.kill(self._process, signal.Signals[action])
+            return real(*args, **options)
         if action not in (*_BEFORE, *_AFTER):
             number = getattr(errno, action)
             raise OSError(number, os.strerror(number), path)

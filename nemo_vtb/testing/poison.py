@@ -27,6 +27,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from nemo_vtb.constants import IGNORE_INDEX
 from nemo_vtb.errors import VtbConfigError
 
 
@@ -155,3 +156,29 @@ class PoisonSound(_Poison):
         if self._due and batch.audios.numel():
             self._mark()
             batch.audios.mul_(self.level)
+
+
+class MuteRow(_Poison):
+    """No target is left in a row, as if nobody had answered in it.
+
+    Args:
+        rank: Global rank; None: all of them.
+        options: Those of the base.
+    """
+
+    def __init__(self, steps: Sequence[int], rank: int | None = 0, **options: Any) -> None:
+        super().__init__(steps, rank=rank or 0, **options)
+        self.all_ranks = rank is None
+
+    def _install(self, pl_module: Any) -> None:
+        return
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Change the row in place."""
+        if self.all_ranks:
+            self.rank = trainer.global_rank
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        if self._due:
+            self._mark()
+            batch.labels.fill_(IGNORE_INDEX)
+            batch.label_kinds.fill_(-1)

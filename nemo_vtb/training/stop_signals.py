@@ -18,6 +18,7 @@ to a sum that all ranks make once per step anyway (`nemo_vtb.model.step_watch`).
 """
 
 import logging
+import math
 import os
 import signal
 import threading
@@ -29,6 +30,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
 from nemo.utils.callbacks.preemption import PreemptionCallback
+from nemo.utils.exp_manager import StatelessTimer
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +49,7 @@ class StopSignals(pl.Callback):
 
     Before the first step there is nothing to save and the run ends at once; a validation or a checkpoint is completed
     first; behind the last step the run ends as usual. A second SIGINT ends the process at once: files are put in place
-    whole, so that nothing is torn.
+    whole, so that nothing is torn. The time limit of a run (`exp_manager.max_time_per_run`) ends it in the same way.
     """
 
     def __init__(self) -> None:
@@ -58,6 +60,8 @@ class StopSignals(pl.Callback):
         self._before: dict[int, Any] = {}
         self._process = os.getpid()
         self._step = 0
+        self._limit_s = math.inf
+        self._until = math.inf
 
     # ---- what Lightning calls
 
@@ -66,7 +70,11 @@ class StopSignals(pl.Callback):
         if stage != 'fit':
             return
         # NeMo's needs a GPU and several ranks, listens to rank 0 alone, and ends with exit code 0
-        trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, PreemptionCallback)]
+        # its timer ends a run within a global batch, and with exit code 0 too
+        timers = [c for c in trainer.callbacks if isinstance(c, StatelessTimer)]
+        self._limit_s = min((t._duration for t in timers if t._duration is not None), default=math.inf)
+        replaced = (PreemptionCallback, StatelessTimer)
+        trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, replaced)]
         self.received, self._phase, self._process = None, 'starting', os.getpid()
         self._listen()
         follow_launcher()
@@ -79,10 +87,11 @@ class StopSignals(pl.Callback):
         """From now on there is something to save."""
         self._listen()
         self._phase, self._step = 'training', trainer.global_step
+        self._until = time.monotonic() + self._limit_s
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
         """Tell the other ranks, together with what they add up here."""
-        if self.received is not None and hasattr(pl_module, 'step_watch'):
+        if self._is_wanted() and hasattr(pl_module, 'step_watch'):
             pl_module.step_watch.stop = True
 
     def on_train_batch_end(
@@ -97,7 +106,7 @@ class StopSignals(pl.Callback):
             return
         self._step = trainer.global_step
         outcome = getattr(pl_module, 'step_outcome', None)
-        wanted = self.received is not None if outcome is None else outcome.stop
+        wanted = self._is_wanted() if outcome is None else outcome.stop
         if wanted and not 0 < trainer.max_steps <= trainer.global_step:
             self._end(trainer)
 
@@ -116,11 +125,16 @@ class StopSignals(pl.Callback):
 
     # ---- parts
 
+    def _is_wanted(self) -> bool:
+        return self.received is not None or time.monotonic() > self._until
+
     def _end(self, trainer: pl.Trainer) -> None:
         path = save_last(trainer)
         self._phase = 'ending'
         if trainer.is_global_zero:
-            what = self.received.name if self.received is not None else 'a signal at another rank'
+            what = 'a signal at another rank' if self.received is None else self.received.name
+            if self.received is None and time.monotonic() > self._until:
+                what = 'the time limit (exp_manager.max_time_per_run)'
             saved = f'saved in {path}' if path else 'NOT saved: the trainer has no checkpoint callback, or could not'
             text = 'Ended by %s behind step %d, %s. The same command goes on; exit code %d.'
             logger.warning(text, what, trainer.global_step, saved, EXIT_STOPPED)

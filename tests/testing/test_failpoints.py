@@ -53,6 +53,7 @@ def files(tmp_path: Path) -> list[str]:
         ('replace:3:kill', -signal.SIGKILL, ['file-0', 'file-1', 'new-2']),
         ('replace:3:kill_after', -signal.SIGKILL, ['file-0', 'file-1', 'file-2']),
         ('open@*new-1:1:kill', -signal.SIGKILL, ['file-0']),
+        ('replace:3:SIGTERM', -signal.SIGTERM, ['file-0', 'file-1', 'new-2']),
         ('open@*new-2:1:ENOSPC', 1, ['file-0', 'file-1']),
         ('replace@*file-9:1:kill', 0, ['file-0', 'file-1', 'file-2', 'file-3']),
     ],

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -29,39 +30,18 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from nemo.utils.exp_manager import StatelessTimer
 
 from nemo_vtb.data.datamodule import VtbDataModule
 from nemo_vtb.model.blender import VoiceTextBlender
 from nemo_vtb.testing import TinyCorpus, tiny_model_cfg
+from nemo_vtb.testing.signals import SendSignal
 from nemo_vtb.training.history import read_history
 from nemo_vtb.training.run_state import RunState
 from nemo_vtb.training.stop_signals import EXIT_STOPPED, SIGNALS, StopSignals
 
 WORKER = Path(__file__).resolve().parents[1] / 'parallel' / 'train_worker.py'
 ROWS = 2
-
-
-class Send(pl.Callback):
-    """Sends a signal to this process: at a row of a step, in the validation behind a step, or at a hook."""
-
-    def __init__(self, number: int, step: int = 0, row: int = 0, *, hook: str = 'on_train_batch_start') -> None:
-        self.number, self.step, self.row, self.hook = number, step, row, hook
-
-    def send(self, trainer: pl.Trainer, hook: str, row: int = 0) -> None:
-        if hook == self.hook and trainer.global_step == self.step and row == self.row:
-            os.kill(os.getpid(), self.number)
-
-    def on_fit_start(self, trainer: pl.Trainer, *args: Any) -> None:
-        self.send(trainer, 'on_fit_start')
-
-    def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
-        self.send(trainer, 'on_train_batch_start', batch_idx % ROWS)
-
-    def on_validation_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
-        self.send(trainer, 'on_validation_batch_start')
-
-    def on_train_end(self, trainer: pl.Trainer, *args: Any) -> None:
-        self.send(trainer, 'on_train_end')
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +60,7 @@ def handlers() -> Iterator[None]:
 def fit(tiny_root: Path, corpus: TinyCorpus, tmp_path: Path) -> Callable[..., pl.Trainer]:
     """Train in a folder, from its last checkpoint if there is one; with a signal, it must end by exit code 75."""
 
-    def run(name: str, steps: int = 5, sent: Send | None = None, ends: bool = True) -> pl.Trainer:
+    def run(name: str, steps: int = 5, sent: pl.Callback | None = None, ends: bool = True) -> pl.Trainer:
         torch.manual_seed(0)
         folder = tmp_path / name
         model = VoiceTextBlender(tiny_model_cfg(tiny_root / 'model'))
@@ -120,7 +100,7 @@ def test_each_signal_costs_no_step_and_the_run_is_the_same(fit: Callable[..., pl
     rng = random.Random(0)
     for step, number in enumerate(SIGNALS):
         row = rng.randrange(ROWS)
-        trainer = fit('stopped', sent=Send(number, step, row))
+        trainer = fit('stopped', sent=SendSignal(number, step, row))
         assert trainer.global_step == step + 1, signal.Signals(number).name
         saved = state(tmp_path / 'stopped/last.ckpt')
         assert saved['global_step'] == saved['run_state']['batches'] == step + 1
@@ -133,20 +113,27 @@ def test_each_signal_costs_no_step_and_the_run_is_the_same(fit: Callable[..., pl
 
 
 def test_in_a_validation_it_is_completed_first(fit: Callable[..., pl.Trainer], tmp_path: Path) -> None:
-    trainer = fit('v', sent=Send(signal.SIGTERM, 3, hook='on_validation_batch_start'))
+    trainer = fit('v', sent=SendSignal(signal.SIGTERM, 3, hook='on_validation_batch_start'))
     assert trainer.global_step == 4 and 'val_loss' in trainer.callback_metrics
     assert state(tmp_path / 'v/last.ckpt')['global_step'] == 4
 
 
+def test_the_time_limit_of_a_run_ends_it_behind_a_whole_step(fit: Callable[..., pl.Trainer], tmp_path: Path) -> None:
+    for step in (1, 2):
+        assert fit('t', sent=StatelessTimer(timedelta(0))).global_step == step
+        saved = state(tmp_path / 't/last.ckpt')
+        assert saved['global_step'] == saved['run_state']['batches'] == step
+
+
 def test_before_the_first_step_it_ends_at_once(fit: Callable[..., pl.Trainer], tmp_path: Path) -> None:
-    trainer = fit('s', sent=Send(signal.SIGUSR1, hook='on_fit_start'))
+    trainer = fit('s', sent=SendSignal(signal.SIGUSR1, hook='on_fit_start'))
     assert trainer.global_step == 0 and not list((tmp_path / 's').glob('*.ckpt'))
 
 
 @pytest.mark.parametrize('hook', ['on_train_batch_start', 'on_train_end'])
 def test_behind_the_last_step_the_run_is_complete(fit: Callable[..., pl.Trainer], hook: str) -> None:
     step = 2 if hook == 'on_train_batch_start' else 3
-    trainer = fit('e', steps=3, sent=Send(signal.SIGTERM, step, hook=hook), ends=False)
+    trainer = fit('e', steps=3, sent=SendSignal(signal.SIGTERM, step, hook=hook), ends=False)
     assert trainer.global_step == 3
     with pytest.raises(KeyboardInterrupt):  # the signal is Python's again
         os.kill(os.getpid(), signal.SIGINT)
