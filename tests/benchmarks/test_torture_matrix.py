@@ -36,7 +36,7 @@ EXPERIMENTS = ('resume', 'inputs', 'checkpoints', 'stops', 'numerics', 'soak')
 
 
 @cache
-def tests_of(file: str) -> dict[str, bool]:
+def functions_of(file: str) -> dict[str, bool]:
     """Name of each test of a file -> whether `make test` leaves it out."""
     tree = ast.parse((ROOT / file).read_text(encoding='utf-8'))
     marks = [ast.unparse(n.value) for n in tree.body if isinstance(n, ast.Assign) and 'pytestmark' in ast.unparse(n)]
@@ -68,7 +68,7 @@ def test_each_row_is_proved_or_says_why_not(row: object) -> None:
     assert row.tests or own or row.open
     for test in row.tests:
         file, _, name = test.partition('::')
-        assert tests_of(file).get(name) is False, f'{test} is not in make test'
+        assert functions_of(file).get(name) is False, f'{test} is not in make test'
 
 
 def test_each_experiment_belongs_to_a_row() -> None:
