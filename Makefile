@@ -14,7 +14,7 @@
 
 # Every target makes its own set-up (tools/bootstrap.sh); nothing but Python and make is needed beforehand.
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-all torture bench lint format demo-long clean
+.PHONY: help quickstart test test-all torture bench docs lint format demo-long clean
 
 PY := .venv/bin/python
 # tests and benchmarks start several processes; more than one thread each would only compete for cores
@@ -49,6 +49,11 @@ torture: ## do every fault of the matrix to real runs and files, write docs/reli
 bench: ## run every benchmark with --quick; the last line of each is one JSON object
 	@sh tools/bootstrap.sh assets $(TEST_ASSETS)
 	@set -e; for script in benchmarks/*.py; do echo "==> $$script --quick"; $(PY) "$$script" --quick; done
+
+docs: ## build the site of the documentation into build/site; a broken link is an error
+	@sh tools/bootstrap.sh venv
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	@echo "open build/site/index.html, or with search: $(PY) -m http.server --directory build/site"
 
 lint: ## check with ruff, formatter, mypy, style rules and shellcheck
 	@sh tools/bootstrap.sh venv

@@ -69,11 +69,13 @@ EXTRAS_REQUIRE = {
     # httpx, tenacity and xxhash come with NeMo and transformers already
     'eval': ['lm-eval==0.4.13', 'httpx>=0.27', 'tenacity>=8.2'],
     'factory': ['httpx>=0.27', 'tenacity>=8.2', 'xxhash>=3.4'],
+    'docs': ['mkdocs-material>=9.8,<10'],
     'dev': [
         'build>=1.2',
         'fastapi>=0.115',
         'lm-eval==0.4.13',
         'megatron-core==0.16.1',
+        'mkdocs-material>=9.8,<10',
         'mypy>=1.15',
         'openai>=3',
         'prometheus_client>=0.20',

@@ -14,7 +14,7 @@
 """Small real files for the tests of the data engine: WAVs, manifests, a frame counter, a synthetic source."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -139,3 +139,22 @@ def consume(data: Any, state: Any, count: int | None = None) -> Iterator[Any]:
     for row in islice(loader, count):
         yield row
         state.consume(row)
+
+
+# ---- a published corpus
+
+_LIBRISPEECH = {'train-clean-5': ('ljspeech', '1088', '129236'), 'dev-clean-2': ('librivox', '84', '121123')}
+
+
+def write_librispeech(folder: Path, assets: Callable[..., dict[str, Path]]) -> Path:
+    """LibriSpeech as it is published, `PART/SPEAKER/CHAPTER/*.flac` with transcripts in capitals: 37 recordings."""
+    for part, (asset, speaker, chapter) in _LIBRISPEECH.items():
+        source = assets(asset)[asset]
+        place, lines = folder / part / speaker / chapter, []
+        place.mkdir(parents=True)
+        for number, row in enumerate(map(json.loads, (source / 'manifest.jsonl').open(encoding='utf-8'))):
+            name = f'{speaker}-{chapter}-{number:04d}'
+            soundfile.write(place / f'{name}.flac', *soundfile.read(source / row['audio_filepath']))
+            lines.append(f'{name} {row["text"].upper()}\n')
+        (place / f'{speaker}-{chapter}.trans.txt').write_text(''.join(lines), encoding='utf-8')
+    return folder

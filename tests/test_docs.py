@@ -40,7 +40,7 @@ DECISIONS = sorted((ROOT / 'docs' / 'adr').glob('[0-9][0-9][0-9][0-9]-*.md'))
 # the groups of the training configuration, and the providers of further keys that cost seconds to import
 GROUPS = ('model', 'data', 'trainer')
 TOP_FOLDERS = ('benchmarks', 'conf', 'constraints', 'docs', 'examples', 'nemo_vtb', 'tests', 'tools')
-FOREIGN = {'docker', 'export', 'lhotse', 'pip', 'sbatch', 'torchrun'}
+FOREIGN = {'cd', 'docker', 'export', 'lhotse', 'pip', 'sbatch', 'torchrun'}
 
 
 def name_of(path: Path) -> str:
@@ -57,8 +57,9 @@ def code_spans(page: Path) -> list[str]:
 
 
 def blocks(page: Path, language: str) -> list[str]:
+    """Fenced blocks of a language, with the mark `run` or without (tests/docs/test_commands.py)."""
     text = page.read_text(encoding='utf-8')
-    return re.findall(rf'^```{language}\n(.*?)^```', text, flags=re.MULTILINE | re.DOTALL)
+    return re.findall(rf'^```{language}(?: run(?: slow)?)?\n(.*?)^```', text, flags=re.MULTILINE | re.DOTALL)
 
 
 def anchors(page: Path) -> set[str]:
@@ -92,7 +93,8 @@ def test_paths_exist(page: Path) -> None:
 @pytest.mark.parametrize('page', PAGES, ids=name_of)
 def test_short_paths_exist(page: Path) -> None:
     """Modules may be named from the package on (`data/sampler.py`), also in drawings."""
-    drawn = [word for block in blocks(page, 'mermaid') for word in re.findall(r'[\w/]+/\w+\.py', block)]
+    pictures = [page.parent / path for path in re.findall(r'\]\(([\w/.]+\.svg)\)', prose(page))]
+    drawn = [word for path in pictures for word in re.findall(r'[\w/]+/\w+\.py', path.read_text(encoding='utf-8'))]
     for span in [*code_spans(page), *drawn]:
         if re.fullmatch(r'\w+(/\w+)+\.py', span) and span.split('/')[0] not in TOP_FOLDERS:
             assert (ROOT / 'nemo_vtb' / span).is_file(), f'{span} is not there'
@@ -282,7 +284,7 @@ def test_vtb_commands_have_help(command: str, capsys: pytest.CaptureFixture[str]
     helped = capsys.readouterr().out
     for words in (param.values[0] for param in commands()):
         if len(words) > 1 and words[0].endswith('vtb') and words[1] == command:
-            assert all(word in helped for word in words if word.startswith('--'))
+            assert all(word in helped for word in words if word.startswith('--') and word != '--help')
 
 
 @pytest.mark.parametrize('page', [p for p in PAGES if blocks(p, 'python')], ids=name_of)
@@ -317,7 +319,7 @@ def messages() -> str:
 
 
 def test_messages_of_the_troubleshooting_table_are_real() -> None:
-    section = (ROOT / 'docs' / 'guide.md').read_text(encoding='utf-8').partition('## Troubleshooting')[2]
+    section = (ROOT / 'docs' / 'troubleshooting.md').read_text(encoding='utf-8').partition('## By message')[2]
     quoted = re.findall(r'^\| `([^`]+)` \|', section, flags=re.MULTILINE)
     assert len(quoted) >= 20
     for message in quoted:

@@ -15,36 +15,25 @@
 
 import json
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import soundfile
+from data_helpers import write_librispeech
 from ranks import train, write_config
 
 from nemo_vtb import cli
-from nemo_vtb.factory.stage import read_journals, read_outcomes
+from nemo_vtb.factory.pipeline import make_stage
 from nemo_vtb.training.run_state import RunState
 
 pytestmark = [pytest.mark.integration, pytest.mark.real_weights]
 
-PARTS = {'train-clean-5': ('ljspeech', '1088', '129236'), 'dev-clean-2': ('librivox', '84', '121123')}
-
 
 @pytest.fixture(scope='module')
 def librispeech(tmp_path_factory: pytest.TempPathFactory, assets: Any) -> Path:
-    """`LibriSpeech/PART/SPEAKER/CHAPTER/*.flac` with upper-case transcripts, of 37 real recordings."""
-    folder = tmp_path_factory.mktemp('published') / 'LibriSpeech'
-    for part, (asset, speaker, chapter) in PARTS.items():
-        source = assets(asset)[asset]
-        place, lines = folder / part / speaker / chapter, []
-        place.mkdir(parents=True)
-        for number, row in enumerate(map(json.loads, (source / 'manifest.jsonl').open(encoding='utf-8'))):
-            name = f'{speaker}-{chapter}-{number:04d}'
-            soundfile.write(place / f'{name}.flac', *soundfile.read(source / row['audio_filepath']))
-            lines.append(f'{name} {row["text"].upper()}\n')
-        (place / f'{speaker}-{chapter}.trans.txt').write_text(''.join(lines), encoding='utf-8')
-    return folder
+    return write_librispeech(tmp_path_factory.mktemp('published') / 'LibriSpeech', assets)
 
 
 @pytest.fixture(scope='module')
@@ -97,10 +86,11 @@ def test_a_prepared_corpus_needs_both_files(made: Path, librispeech: Path, tmp_p
     assert 'librispeech_recordings_train-clean-5.jsonl.gz' in capsys.readouterr().err
 
 
-def test_questions_are_made_of_the_same_folder(librispeech: Path, made: Path, tmp_path: Path) -> None:
-    """Without a language model: what a recording refuses comes first, and is counted."""
-    words = ['speech_qa', str(tmp_path), str(librispeech.parent / 'manifests'), 'max_s=0.2', 'llm.model=none']
-    assert cli.main(['data', 'make', *words, '--workers', '1']) == cli.USER_ERROR
-    places = read_journals(tmp_path).values()
-    reasons = {outcome.reason for place in places for outcome in read_outcomes(*place)}
-    assert reasons == {'too_long'}
+def test_questions_are_made_of_the_same_folder(librispeech: Path, made: Path) -> None:
+    """Of all parts, each in its own split; what a language model makes of them: tests/factory/test_speech_qa.py."""
+    stage = make_stage('speech_qa', [str(librispeech.parent / 'manifests')], {'questions': 1})
+    splits = Counter(item.data.get('split') for item in stage.items())
+    assert splits == {'validation': 5, None: 32}
+    assert stage.settings.validation_share == 0.0, 'the corpus has a part for it'
+    own = make_stage('speech_qa', [str(librispeech.parent / 'manifests')], {'validation_share': 0.1})
+    assert own.settings.validation_share == 0.1
