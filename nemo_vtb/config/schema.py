@@ -98,6 +98,9 @@ class EntryKeys:
     audio_placeholders: Any = key(None, 'share_gpt: what stands for a recording', unit='text or list')
     text_field: str | None = key('text', 'Field of an ASR manifest with the transcript')
     lang_field: str | None = key('lang', 'Field of an ASR manifest with the language')
+    durations: str | None = key(
+        None, 'Whether recordings are opened to count frames; null: as data.durations', choices=('probe', 'trust')
+    )
     system_prompt: str | None = key(None, 'System prompt for conversations without one')
     context: str | None = key(None, 'Text before a first turn that begins with speech')
     prompt: Any = key(
@@ -199,6 +202,11 @@ class DataSettings:
     on_duration_mismatch: str = key(
         'quarantine', 'A duration that differs from the file: quarantine it, an error, or a segment from its start',
         choices=('quarantine', 'error', 'segment'),
+    )  # fmt: skip
+    durations: str = key(
+        'probe', 'What gives the frames of a recording when an index is built: its header, or `duration` in the '
+        'manifest, which is then checked when the recording is read',
+        choices=('probe', 'trust'),
     )  # fmt: skip
     max_line_bytes: int = key(1 << 21, 'Longest line of a manifest; a longer one is skipped', unit='bytes', low=1)
     max_turns: int = key(1000, 'Most turns of a conversation; one with more is skipped', unit='turns', low=1)

@@ -111,6 +111,19 @@ def _probe(path: str, file: str, size: int, _mtime_ns: int) -> AudioHeader:
     return AudioHeader(frames, info.samplerate, info.channels, seekable)
 
 
+def trusted_samples(audio: Audio, sample_rate: int = 16000) -> int:
+    """Samples of a clip whose duration is trusted, at `sample_rate`; the recording is not opened.
+
+    Raises:
+        VtbAudioError: They are none.
+    """
+    assert audio.duration_s is not None
+    if not (count := _samples(audio.duration_s, sample_rate)):
+        got = f'duration {audio.duration_s} s: {audio.path}'
+        raise audio_fault(Reason.AUDIO_NO_SAMPLES, field='duration', got=got, allowed='> 0')
+    return count
+
+
 def clip_span(audio: Audio, header: AudioHeader, sample_rate: int = 16000) -> ClipSpan:
     """Decide exactly which samples of a recording make a clip.
 
@@ -134,13 +147,16 @@ def clip_span(audio: Audio, header: AudioHeader, sample_rate: int = 16000) -> Cl
     count = rest
     if audio.duration_s is not None:
         count = _samples(audio.duration_s, rate)
-        if count - rest > DURATION_TOLERANCE_S * rate:
+        longer = audio.whole and rest - count > DURATION_TOLERANCE_S * rate
+        if longer or count - rest > DURATION_TOLERANCE_S * rate:
             got = f'duration {audio.duration_s} s, recording {rest / rate:.3f} s: {audio.path}'
             raise audio_fault(
                 Reason.DURATION_MISMATCH, field='duration', got=got, allowed=f'+-{DURATION_TOLERANCE_S} s'
             )
         count = min(count, rest)
     num_samples = count if rate == sample_rate else round(count * sample_rate / rate)
+    if audio.trusted:  # as it was counted; silence is added where the recording is a little shorter
+        return ClipSpan(start, count, trusted_samples(audio, sample_rate))
     if num_samples <= 0:
         raise audio_fault(Reason.AUDIO_NO_SAMPLES, field='audio', got=audio.path)
     return ClipSpan(start, count, num_samples)
@@ -179,13 +195,13 @@ def read_audio(
     if (level := float(np.abs(samples).max(initial=0.0))) > MAX_LEVEL:
         got = f'a sample of {level:.3g}: {audio.path}'
         raise audio_fault(Reason.AUDIO_TOO_LOUD, field='audio', got=got, allowed=f'at most {MAX_LEVEL:.3g}')
-    if header.sample_rate == sample_rate:
-        return samples
-    import soxr
+    if header.sample_rate != sample_rate:
+        import soxr
 
-    resampled = soxr.resample(samples, header.sample_rate, sample_rate).astype(np.float32, copy=False)
-    missing = span.num_samples - len(resampled)  # soxr rounds the length in its own way, by a sample at most
-    return np.pad(resampled, (0, missing)) if missing > 0 else resampled[: span.num_samples]
+        samples = soxr.resample(samples, header.sample_rate, sample_rate).astype(np.float32, copy=False)
+    # soxr rounds the length in its own way, by a sample at most; a trusted duration is off by the tolerance at most
+    missing = span.num_samples - len(samples)
+    return np.pad(samples, (0, missing)) if missing > 0 else samples[: span.num_samples]
 
 
 @contextmanager

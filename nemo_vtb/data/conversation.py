@@ -62,6 +62,9 @@ class Audio:
         offset_s: Seconds.
         text: What is said, where that is known.
         channel: The one that is heard, counted from 0; None is the mean of all.
+        trusted: Whether `duration_s` decides how many samples the clip has, without a look at the recording; what
+            differs by more than a tolerance is found when it is read.
+        whole: Whether a trusted duration is that of the whole recording, so that a longer one differs.
     """
 
     path: str
@@ -69,6 +72,8 @@ class Audio:
     offset_s: float = 0.0
     text: str | None = None
     channel: int | None = None
+    trusted: bool = False
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,13 +36,13 @@ from typing import Any
 import numpy as np
 
 from nemo_vtb.config.schema import DataSettings
-from nemo_vtb.data.audio import DURATION_TOLERANCE_S, clip_span, probe
+from nemo_vtb.data.audio import DURATION_TOLERANCE_S, clip_span, probe, trusted_samples
 from nemo_vtb.data.conversation import Audio, Conversation, parse_line
 from nemo_vtb.data.faults import Reason, audio_fault, data_fault, guarded, skip_table
 from nemo_vtb.data.filters import check_filters
 from nemo_vtb.data.index_integrity import META, audio_identity, index_damage, read_sealed, sealed, write_meta
 from nemo_vtb.data.limits import LIMITS, Limits, read_line
-from nemo_vtb.data.sources import SourceSpec
+from nemo_vtb.data.sources import SourceSpec, has_offset
 from nemo_vtb.data.template import ChatRenderer
 from nemo_vtb.errors import VtbDataError, VtbError, VtbIndexError, disk_fault
 from nemo_vtb.io import (
@@ -150,6 +150,10 @@ class Meter:
         }
 
     def _samples(self, audio: Audio, segments: bool) -> int:
+        if audio.trusted:
+            samples = trusted_samples(audio, self.sample_rate)
+            self.limits.check_clip(audio.path, samples, self.sample_rate, 1)
+            return samples
         header = probe(audio.path)
         if header.sample_rate != self.sample_rate and not self.resample:
             got = f'{header.sample_rate} Hz: {audio.path}'
@@ -246,7 +250,10 @@ class SourceIndex:
         return conversation
 
     def audio_changed(self, entry: int, conversation: Conversation) -> bool:
-        """Whether a recording has another size or time than when it was indexed; one that is gone is no change."""
+        """Whether a recording has another size or time than when it was indexed; one that is gone is no change.
+
+        Of a recording whose duration was trusted nothing was noted: its duration is checked when it is read.
+        """
         try:
             return audio_identity(conversation.audios)['audio_stamp'] != int(self.column('audio_stamp')[entry])
         except OSError:
@@ -635,7 +642,7 @@ def _scan_line(task: _Task, part: _Part, raw: bytes, offset: int, nbytes: int, p
         if conversation is None:
             part.omitted += 1
             return
-        measured = task.meter.measure(conversation, segments=_has_offset(line)) | _identity(conversation)
+        measured = task.meter.measure(conversation, segments=has_offset(line)) | _identity(conversation)
         check_filters(task.spec.options.get('filters') or {}, line, measured, where)
     except VtbDataError as error:
         if error.reason == Reason.DURATION_MISMATCH and task.meter.on_duration_mismatch == 'error':
@@ -661,13 +668,6 @@ def _identity(conversation: Conversation) -> dict[str, int]:
         return audio_identity(conversation.audios)
     except OSError as error:  # it was there a moment ago
         raise audio_fault(Reason.AUDIO_MISSING, field=conversation.id, got=str(error)) from error
-
-
-def _has_offset(line: Mapping[str, Any]) -> bool:
-    """Whether a line speaks of segments: then a duration shorter than the file is no lie."""
-    entries = line.get('conversations')
-    turns = [entry for entry in entries if isinstance(entry, Mapping)] if isinstance(entries, list) else []
-    return 'recording' in line or any(entry.get('offset') is not None for entry in (line, *turns))
 
 
 def _number_lines(tasks: Sequence[_Task], parts: Sequence[_Part]) -> None:

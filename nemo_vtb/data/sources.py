@@ -91,6 +91,8 @@ class SourceSpec:
             folder = self.bases[file] if self.bases else Path(self.files[file]).parent
             base = str(self.options.get('audio_root') or folder)
         conversation = SOURCE_TYPES[self.type](self, line, base, where)
+        if self.options.get('durations') == 'trust':
+            conversation = _with_trust(conversation, whole=not (self.options.get('segments') or has_offset(line)))
         return _with_prompts(conversation, self.options)
 
     def _shard(self, line: Mapping[str, Any], where: str) -> int:
@@ -148,7 +150,7 @@ def parse_input_cfg(
 def train_specs(settings: DataSettings) -> list[SourceSpec]:
     """The sources of `train_ds`."""
     where = 'data.train_ds.input_cfg'
-    return _of_loader(settings.train_ds, where, settings.train_ds.get('reweight_temperature'))
+    return _of_loader(settings.train_ds, where, settings, settings.train_ds.get('reweight_temperature'))
 
 
 def eval_specs(settings: DataSettings, section: str) -> dict[str, list[SourceSpec]]:
@@ -157,7 +159,7 @@ def eval_specs(settings: DataSettings, section: str) -> dict[str, list[SourceSpe
     sets = loader.get('datasets') or ({'validation': loader} if _entries(loader) else {})
     common = {key: loader[key] for key in (*FILTER_KEYS, *_FIELDS) if key in loader}
     return {
-        name: _of_loader({**common, **each}, f'data.{section}.datasets.{name}.input_cfg')
+        name: _of_loader({**common, **each}, f'data.{section}.datasets.{name}.input_cfg', settings)
         for name, each in sets.items()
     }
 
@@ -165,12 +167,23 @@ def eval_specs(settings: DataSettings, section: str) -> dict[str, list[SourceSpe
 _FIELDS = ('text_field', 'lang_field')
 
 
-def _of_loader(loader: Mapping[str, Any], where: str, temperature: Any = None) -> list[SourceSpec]:
+def _of_loader(
+    loader: Mapping[str, Any], where: str, settings: DataSettings, temperature: Any = None
+) -> list[SourceSpec]:
     """The sources of a loader section, with its filters, and its `text_field` where an entry has none."""
     common = {key: loader[key] for key in _FIELDS if loader.get(key) is not None}
     common |= {'filters': filters} if (filters := filters_of(loader)) else {}
     sources = parse_input_cfg(_entries(loader), where, temperature)
-    return [replace(s, options={**common, **s.options}) for s in sources] if common else sources
+    return [replace(s, options=_with_durations({**common, **s.options}, settings)) for s in sources]
+
+
+def _with_durations(options: dict[str, Any], settings: DataSettings) -> dict[str, Any]:
+    """Whether durations are trusted: as the source says, else as `data.durations`; nothing is noted of `probe`."""
+    if options.pop('durations', settings.durations) == 'trust':
+        options['durations'] = 'trust'
+        if settings.on_duration_mismatch == 'segment':
+            options['segments'] = True
+    return options
 
 
 def _entries(loader: Mapping[str, Any]) -> Any:
@@ -212,7 +225,7 @@ def _parse_entry(entry: dict[str, Any], where: str, temperatures: Sequence[float
     """The sources of one entry; their weights add up to 1."""
     kind_of_entry = entry.get('type')
     if kind_of_entry == 'group':
-        inherited = {k: v for k, v in entry.items() if k in ('kind', 'system_prompt', 'max_repeats', 'tags')}
+        inherited = {k: v for k, v in entry.items() if k in ('kind', 'system_prompt', 'max_repeats', 'tags', 'durations')}
         inner = [inherited | dict(item) for item in entry.get('input_cfg') or ()]
         if entry.get('reweight_temperature') is not None:
             temperatures = _temperatures(entry['reweight_temperature'], _depth(inner), f'{where}.input_cfg')
@@ -291,7 +304,9 @@ def _manifests(entry: Mapping[str, Any], where: str) -> tuple[tuple[str, ...], t
 
 def _options(entry: Mapping[str, Any]) -> dict[str, Any]:
     tags = dict(entry.get('tags') or {})  # where NeMo has system_prompt and context
-    names = ('system_prompt', 'context', 'prompt', 'audio_placeholders', 'audio_root', 'text_field', 'lang_field')
+    names = (
+        'system_prompt', 'context', 'prompt', 'audio_placeholders', 'audio_root', 'text_field', 'lang_field', 'durations'
+    )  # fmt: skip
     options = {name: entry.get(name, tags.get(name)) for name in names}
     return {name: value for name, value in options.items() if value is not None}
 
@@ -325,6 +340,27 @@ def _load_yaml(path: Path) -> list[Mapping[str, Any]]:
     from omegaconf import OmegaConf
 
     return OmegaConf.to_container(OmegaConf.load(path), resolve=True)  # type: ignore[return-value]
+
+
+def has_offset(line: Mapping[str, Any]) -> bool:
+    """Whether a line speaks of segments: then a duration shorter than the file is no lie."""
+    entries = line.get('conversations')
+    turns = [entry for entry in entries if isinstance(entry, Mapping)] if isinstance(entries, list) else []
+    return 'recording' in line or any(entry.get('offset') is not None for entry in (line, *turns))
+
+
+def _with_trust(conversation: Conversation, whole: bool) -> Conversation:
+    """Durations decide the number of frames, where a line has them."""
+    turns = []
+    for turn in conversation.turns:
+        parts = [
+            replace(part, trusted=True, whole=whole)
+            if isinstance(part, Audio) and part.duration_s is not None
+            else part
+            for part in turn.parts
+        ]
+        turns.append(Turn(turn.role, tuple(parts)))
+    return replace(conversation, turns=tuple(turns))
 
 
 def _with_prompts(conversation: Conversation, options: Mapping[str, Any]) -> Conversation:
