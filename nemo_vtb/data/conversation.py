@@ -15,8 +15,10 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +162,7 @@ def parse_line(raw: bytes, where: str) -> dict:
         VtbDataError: Not UTF-8, not JSON, or not an object; `where` names the line.
     """
     try:
-        value = json.loads(raw.decode('utf-8'), parse_constant=_refuse_constant)
+        value = _DECODER.decode(raw.decode('utf-8'))
     except (ValueError, RecursionError) as error:  # undecodable bytes and endless numbers are a ValueError too
         raise data_fault(
             Reason.NOT_JSON, field=where, got=f'{raw[:80]!r} ({error})', remedy='mend or remove the line'
@@ -172,6 +174,9 @@ def parse_line(raw: bytes, where: str) -> dict:
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f'{name} is not JSON')
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def conversation_from_dict(
@@ -263,7 +268,7 @@ def _with_system(entries: list, system: Any, where: str) -> list:
 
 
 def _read_entry(entry: Any, base_dir: str | Path, where: str) -> tuple[str, Text | Audio]:
-    if not isinstance(entry, Mapping):
+    if not isinstance(entry, (dict, Mapping)):
         raise data_fault(Reason.MISSING_KEY, field=where, got=entry, allowed='{"type", "from", "value"}')
     role = _ROLE_NAMES.get(str(entry.get('from', '')).lower())
     if role is None:
@@ -325,7 +330,18 @@ def _resolve(path: str, base_dir: str | Path) -> str:
             allowed='a relative or absolute path',
             remedy='download or convert the recording first',
         )
-    return path if Path(path).is_absolute() or not base_dir else str(Path(base_dir) / path)
+    if path.startswith('/') or not base_dir:
+        return path
+    folder = _normal(str(base_dir))
+    return str(Path(folder) / path) if folder == '.' or _ODD_PATH.search(path) else f'{folder}/{path}'
+
+
+@lru_cache(maxsize=4096)
+def _normal(folder: str) -> str:
+    return str(Path(folder))
+
+
+_ODD_PATH = re.compile(r'(?:^|/)\.?(?:/|$)')  # parts that `Path` leaves out
 
 
 def _check_turns(turns: tuple[Turn, ...], where: str) -> None:

@@ -66,8 +66,9 @@ def check_filters(filters: Mapping[str, Any], line: Mapping[str, Any], size: Map
         VtbDataError: One of them refuses it; `error.reason` is `Reason.FILTERED`.
     """
     spoken = size['clips'] > 0
-    values = {'tokens': size['length'], 'cer': _noted(line, 'cer')}
-    values['context_speaker_similarity'] = _noted(line, 'context_speaker_similarity')
+    notes = _notes(line)
+    values = {'tokens': size['length'], 'cer': _noted(notes, 'cer')}
+    values['context_speaker_similarity'] = _noted(notes, 'context_speaker_similarity')
     if spoken:  # as in NeMo, these are for recordings ...
         values |= {'duration': size['seconds'], 'tps': size['supervised'] / max(size['seconds'], 1e-9)}
     else:  # ... and this is for text
@@ -77,19 +78,18 @@ def check_filters(filters: Mapping[str, Any], line: Mapping[str, Any], size: Map
         value = values.get(name)
         if isinstance(value, int | float) and (value < bound if side == 'min' else value > bound):
             raise data_fault(Reason.FILTERED, field=where, got=f'{name} {value:.4g}', allowed=f'{key} {bound:g}')
-    status = _noted(line, 'validation_status')
+    status = _noted(notes, 'validation_status')
     if status is not None and status != filters.get('keep', _KEEP):
         raise data_fault(Reason.FILTERED, field=where, got=f'validation_status {status}', allowed=_KEEP)
 
 
-def _noted(line: Mapping[str, Any], name: str) -> Any:
-    """A value that a manifest notes: beside the recording, in `custom`, or in a cut's first supervision."""
+def _notes(line: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Where a manifest notes values: beside the recording, in `custom`, or in a cut's first supervision."""
     supervisions = line.get('supervisions')
     first = supervisions[0] if isinstance(supervisions, list) and supervisions else None
-    for place in (line, first):
-        if isinstance(place, Mapping):
-            custom = place.get('custom')
-            for holder in (place, custom):
-                if isinstance(holder, Mapping) and holder.get(name) is not None:
-                    return holder[name]
-    return None
+    places = [line, line.get('custom'), first, first.get('custom') if isinstance(first, dict) else None]
+    return [place for place in places if isinstance(place, dict)]
+
+
+def _noted(notes: list[Mapping[str, Any]], name: str) -> Any:
+    return next((place[name] for place in notes if place.get(name) is not None), None)

@@ -26,7 +26,7 @@ import re
 import shutil
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -128,13 +128,12 @@ class Meter:
                 raise audio_fault(Reason.AUDIO_TOO_SHORT, field='audio', got=f'{samples} samples: {audio.path}')
             frames += count
             seconds += samples / self.sample_rate
-        rendered = self.renderer.render(conversation)
-        supervised, clips = rendered.num_supervised, rendered.num_audios
+        counted = self.renderer.count(conversation)
+        text, supervised = counted.text, counted.supervised
         if not supervised:
             raise data_fault(
                 Reason.NOTHING_TO_LEARN, field=f'conversation {conversation.id}', got='0 supervised tokens'
             )
-        text = len(rendered.ids) - clips
         if text + frames > _LONGEST:
             got = f'{text + frames} tokens'
             raise data_fault(
@@ -145,7 +144,7 @@ class Meter:
             'text': text,
             'supervised': supervised,
             'frames': frames,
-            'clips': clips,
+            'clips': counted.audios,
             'seconds': seconds,
         }
 
@@ -321,9 +320,10 @@ def open_index(
     fingerprint = _fingerprint(spec, meter)
     stem = re.sub(r'[^\w.-]+', '_', spec.name)[:64]
     path = Path(folder) / f'{stem}-{fingerprint[:20]}'
-    damage = index_damage(path) if path.exists() else 'there is none'
+    there = path.exists()
+    damage = index_damage(path) if there else 'there is none'
     if damage:
-        if path.exists():
+        if there:
             logger.warning('The index %s is not as it was written (%s): it is built anew.', path, damage)
         if not build:
             older = sorted(p.name for p in Path(folder).glob(f'{stem}-*'))
@@ -334,13 +334,16 @@ def open_index(
                 remedy='run `vtb data index`, or set data.build_index=true',
             )
         clear_leftovers(folder)
-        _put_away(path)
+        if there:
+            _put_away(path)
         _build(spec, meter, path, fingerprint, workers, quiet)
     return SourceIndex(spec, path)
 
 
 def _put_away(path: Path) -> None:
     """Remove an index that is damaged; processes that have mapped it keep what they have."""
+    if index_damage(path) is None:
+        return  # another rank has built it anew
     aside = path.with_name(f'.{path.name}.{owned_name()}')
     try:
         os.rename(path, aside)
@@ -544,8 +547,6 @@ class _Part:
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    spec: SourceSpec
-    meter: Meter
     file: int
     start: int
     end: int
@@ -554,13 +555,13 @@ class _Task:
 def _build(spec: SourceSpec, meter: Meter, path: Path, fingerprint: str, workers: int, quiet: bool) -> None:
     sizes = [os.path.getsize(file) for file in spec.files]
     tasks = [
-        _Task(spec, meter, file, start, min(start + _CHUNK_BYTES, size))
+        _Task(file, start, min(start + _CHUNK_BYTES, size))
         for file, size in enumerate(sizes)
         for start in range(0, size, _CHUNK_BYTES)
     ]
     if not workers:
         workers = len(os.sched_getaffinity(0)) if sum(sizes) > _PARALLEL_BYTES else 1
-    parts = list(_with_progress(_scan_all(tasks, workers), tasks, spec.name, quiet))
+    parts = list(_with_progress(_scan_all(spec, meter, tasks, workers), tasks, spec.name, quiet))
     _number_lines(tasks, parts)
     with atomic_replace(path, folder=True, keep_existing=True) as folder:
         digest = hashlib.sha256(json.dumps(spec.describe(), sort_keys=True, default=str).encode())
@@ -597,24 +598,35 @@ def _build(spec: SourceSpec, meter: Meter, path: Path, fingerprint: str, workers
         write_meta(folder, meta)
 
 
-def _scan_all(tasks: Sequence[_Task], workers: int) -> Iterator[_Part]:
+def _scan_all(spec: SourceSpec, meter: Meter, tasks: Sequence[_Task], workers: int) -> Iterator[_Part]:
     if workers <= 1 or len(tasks) <= 1:
-        yield from map(_scan, tasks)
+        yield from (_scan(spec, meter, task) for task in tasks)
         return
-    # fork: the tokenizer is there already; rayon must not be used in a forked child
-    context = multiprocessing.get_context('fork')
-    with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=context, initializer=_quiet_tokenizers) as pool:
-        yield from pool.map(_scan, tasks)
+    # fork: the tokenizer is there already, and each process keeps what its renderer has learnt of layouts
+    options: dict[str, Any] = {'mp_context': multiprocessing.get_context('fork')}
+    options |= {'initializer': _start_process, 'initargs': (spec, meter)}
+    with ProcessPoolExecutor(min(workers, len(tasks)), **options) as pool:
+        yield from pool.map(_scan_in_process, tasks)
 
 
-def _quiet_tokenizers() -> None:
-    os.environ['TOKENIZERS_PARALLELISM'] = 'false'
+_of_process: tuple[SourceSpec, Meter] | None = None
 
 
-def _scan(task: _Task) -> _Part:
+def _start_process(spec: SourceSpec, meter: Meter) -> None:
+    global _of_process
+    os.environ['TOKENIZERS_PARALLELISM'] = 'false'  # rayon must not be used in a forked child
+    _of_process = spec, meter
+
+
+def _scan_in_process(task: _Task) -> _Part:
+    assert _of_process is not None
+    return _scan(*_of_process, task)
+
+
+def _scan(spec: SourceSpec, meter: Meter, task: _Task) -> _Part:
     """Read the lines that begin in [start, end) of one file."""
     part = _Part()
-    path, limit = task.spec.files[task.file], task.meter.limits.max_line_bytes
+    path, limit = spec.files[task.file], meter.limits.max_line_bytes
     with open(path, 'rb') as stream:
         offset = task.start
         if offset:
@@ -627,29 +639,31 @@ def _scan(task: _Task) -> _Part:
             part.numbered += 1
             if stripped := raw.removeprefix(_BOM).strip():
                 part.lines += 1
-                _scan_line(task, part, stripped, offset, size, path)
+                _scan_line(spec, meter, part, stripped, (task.file, offset, size))
             offset += size
     return part
 
 
-def _scan_line(task: _Task, part: _Part, raw: bytes, offset: int, nbytes: int, path: str) -> None:
+def _scan_line(spec: SourceSpec, meter: Meter, part: _Part, raw: bytes, place: tuple[int, int, int]) -> None:
     line: dict[str, Any] = {}
+    file, offset, nbytes = place
+    path = spec.files[file]
     where = f'{path}: byte {offset}'
     try:
-        task.meter.limits.check_line(nbytes, where)
+        meter.limits.check_line(nbytes, where)
         line = parse_line(raw, where)
-        conversation = task.spec.read(line, task.file, where)
+        conversation = spec.read(line, file, where)
         if conversation is None:
             part.omitted += 1
             return
-        measured = task.meter.measure(conversation, segments=has_offset(line)) | _identity(conversation)
-        check_filters(task.spec.options.get('filters') or {}, line, measured, where)
+        measured = meter.measure(conversation, segments=has_offset(line)) | _identity(conversation)
+        check_filters(spec.options.get('filters') or {}, line, measured, where)
     except VtbDataError as error:
-        if error.reason == Reason.DURATION_MISMATCH and task.meter.on_duration_mismatch == 'error':
+        if error.reason == Reason.DURATION_MISMATCH and meter.on_duration_mismatch == 'error':
             raise
         part.faults.append(
             {
-                'source': task.spec.name,
+                'source': spec.name,
                 'file': path,
                 'line': part.numbered,
                 'byte_offset': offset,
@@ -658,7 +672,7 @@ def _scan_line(task: _Task, part: _Part, raw: bytes, offset: int, nbytes: int, p
             }
         )
         return
-    row = {'file': task.file, 'offset': offset, 'nbytes': nbytes} | measured
+    row = {'file': file, 'offset': offset, 'nbytes': nbytes} | measured
     for name, column in part.columns.items():
         column.append(row[name])
 

@@ -18,6 +18,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,10 @@ from nemo_vtb.data.manifest_files import (
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 
 _PROBE_BYTES = 1 << 26
+_INHERITED = ('kind', 'system_prompt', 'max_repeats', 'tags', 'durations')
+_OPTIONS = (
+    'audio_placeholders', 'audio_root', 'context', 'durations', 'lang_field', 'prompt', 'system_prompt', 'text_field',
+)  # fmt: skip
 EVAL_SECTIONS = ('validation_ds', 'test_ds')
 
 
@@ -88,7 +93,7 @@ class SourceSpec:
         if self.tars:
             base = f'{self.tars[self._shard(line, where) if self.shards else file]}!'
         else:
-            folder = self.bases[file] if self.bases else Path(self.files[file]).parent
+            folder = self.bases[file] if self.bases else _parent(self.files[file])
             base = str(self.options.get('audio_root') or folder)
         conversation = SOURCE_TYPES[self.type](self, line, base, where)
         if self.options.get('durations') == 'trust':
@@ -108,6 +113,11 @@ class SourceSpec:
         """All that decides what the lines become; part of the fingerprint of an index."""
         bases = {'bases': list(self.bases)} if self.bases else {}
         return {'type': self.type, 'kind': self.kind, 'name': self.name, 'options': dict(self.options)} | bases
+
+
+@lru_cache(maxsize=4096)
+def _parent(path: str) -> str:
+    return str(Path(path).parent)
 
 
 def parse_input_cfg(
@@ -225,7 +235,7 @@ def _parse_entry(entry: dict[str, Any], where: str, temperatures: Sequence[float
     """The sources of one entry; their weights add up to 1."""
     kind_of_entry = entry.get('type')
     if kind_of_entry == 'group':
-        inherited = {k: v for k, v in entry.items() if k in ('kind', 'system_prompt', 'max_repeats', 'tags', 'durations')}
+        inherited = {k: v for k, v in entry.items() if k in _INHERITED}
         inner = [inherited | dict(item) for item in entry.get('input_cfg') or ()]
         if entry.get('reweight_temperature') is not None:
             temperatures = _temperatures(entry['reweight_temperature'], _depth(inner), f'{where}.input_cfg')
@@ -304,10 +314,7 @@ def _manifests(entry: Mapping[str, Any], where: str) -> tuple[tuple[str, ...], t
 
 def _options(entry: Mapping[str, Any]) -> dict[str, Any]:
     tags = dict(entry.get('tags') or {})  # where NeMo has system_prompt and context
-    names = (
-        'system_prompt', 'context', 'prompt', 'audio_placeholders', 'audio_root', 'text_field', 'lang_field', 'durations'
-    )  # fmt: skip
-    options = {name: entry.get(name, tags.get(name)) for name in names}
+    options = {name: entry.get(name, tags.get(name)) for name in _OPTIONS}
     return {name: value for name, value in options.items() if value is not None}
 
 
@@ -344,23 +351,24 @@ def _load_yaml(path: Path) -> list[Mapping[str, Any]]:
 
 def has_offset(line: Mapping[str, Any]) -> bool:
     """Whether a line speaks of segments: then a duration shorter than the file is no lie."""
+    if 'recording' in line or line.get('offset') is not None:
+        return True
     entries = line.get('conversations')
-    turns = [entry for entry in entries if isinstance(entry, Mapping)] if isinstance(entries, list) else []
-    return 'recording' in line or any(entry.get('offset') is not None for entry in (line, *turns))
+    turns = entries if isinstance(entries, list) else []
+    return any(isinstance(entry, dict) and entry.get('offset') is not None for entry in turns)
 
 
 def _with_trust(conversation: Conversation, whole: bool) -> Conversation:
     """Durations decide the number of frames, where a line has them."""
-    turns = []
-    for turn in conversation.turns:
-        parts = [
-            replace(part, trusted=True, whole=whole)
-            if isinstance(part, Audio) and part.duration_s is not None
-            else part
-            for part in turn.parts
-        ]
-        turns.append(Turn(turn.role, tuple(parts)))
-    return replace(conversation, turns=tuple(turns))
+
+    def trusted(part: Text | Audio) -> Text | Audio:
+        if isinstance(part, Text) or part.duration_s is None:
+            return part
+        return Audio(part.path, part.duration_s, part.offset_s, part.text, part.channel, True, whole)
+
+    c = conversation
+    turns = [turn if turn.role != 'user' else Turn('user', tuple(map(trusted, turn.parts))) for turn in c.turns]
+    return Conversation(c.id, tuple(turns), c.kind, c.source, c.custom)
 
 
 def _with_prompts(conversation: Conversation, options: Mapping[str, Any]) -> Conversation:

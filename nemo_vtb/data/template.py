@@ -19,10 +19,11 @@ Training, evaluation, serving and `vtb inspect` all come through here: a model i
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from nemo_vtb.config.schema import ModelConfig
@@ -130,6 +131,9 @@ class ChatRenderer:
         self._special = re.compile('|'.join(re.escape(t) for t in special) or r'(?!)')
         self._anchor = tokenizer.eos_token or (special[-1] if special else '')
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != '_counter'}
+
     @property
     def tokenizer(self) -> Any:
         """The Hugging Face tokenizer that it renders for."""
@@ -184,6 +188,31 @@ class ChatRenderer:
                 remedy='compare the text with the template; reasoning in an answer is cut out by some templates',
             )
         return Rendered(tuple(s for s in self._segments(text, marks, conversation.id) if s.ids))
+
+    def count(self, conversation: Conversation) -> 'TokenCount':
+        """Count the tokens of a conversation as `render` makes them; ten times as fast, for building an index.
+
+        Raises:
+            VtbTemplateError: As `render` does.
+        """
+        return self._counter.count(conversation)
+
+    @cached_property
+    def _counter(self) -> '_Counter':
+        return _Counter(self)
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a segment with this text."""
+        # the tokenizer itself: transformers spends more time around it than it takes
+        backend = self._hf.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        found = backend.encode_batch_fast([self._anchor + text], add_special_tokens=False)[0]
+        return len(found) - bool(self._anchor)
+
+    def is_plain(self, text: str) -> bool:
+        """Whether every chat template takes a text as it is: not empty, nothing to strip, no special token or tag."""
+        return text != '' and text.strip() == text and '<' not in text and not self._special.search(text)
 
     def _content(self, turn: Turn, number: int, marks: '_Marks') -> str:
         pieces = []
@@ -331,3 +360,104 @@ class _Marks:
     def _mark(self, kind: str, number: int) -> str:
         self.made.append(f'{kind}{number}')
         return f'{self._open}{kind}{number}{self._close}'
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCount:
+    """Tokens of a rendered conversation without its recordings, how many of them are supervised, and recordings."""
+
+    text: int
+    supervised: int
+    audios: int
+
+
+class _Counter:
+    """Counts tokens by the layout of a conversation: who speaks, and where the recordings stand.
+
+    Conversations of one layout differ in their texts alone, so that the template is applied once for each layout, and
+    most texts around the answers are those of the conversation before. A text that a template might change is
+    rendered, and so is every `_CHECKED`-th conversation: a template that looks at texts is found by it. The loader
+    renders all, and skips what differs from its count.
+    """
+
+    _LAYOUTS = 4096
+    _FIRST = 4
+    _CHECKED = 256
+
+    def __init__(self, renderer: ChatRenderer) -> None:
+        self._renderer = renderer
+        self._layouts: dict[tuple, list[_Piece] | None] = {}
+        self._seen: Counter[tuple] = Counter()
+        self._tokens = lru_cache(maxsize=1 << 14)(renderer.count_tokens)
+
+    def count(self, conversation: Conversation) -> TokenCount:
+        texts = [part.text for turn in conversation.turns for part in turn.parts if isinstance(part, Text)]
+        layout = tuple(
+            (turn.role, tuple(isinstance(part, Audio) for part in turn.parts)) for turn in conversation.turns
+        )
+        if not all(map(self._renderer.is_plain, texts)) or (pieces := self._pieces(layout)) is None:
+            return self._rendered(conversation)
+        found = self._sum(pieces, texts)
+        self._seen[layout] += 1
+        if self._seen[layout] <= self._FIRST or self._seen[layout] % self._CHECKED == 0:
+            if (expected := self._rendered(conversation)) != found:
+                self._layouts[layout] = None
+                return expected
+        return found
+
+    def _rendered(self, conversation: Conversation) -> TokenCount:
+        rendered = self._renderer.render(conversation)
+        return TokenCount(len(rendered.ids) - rendered.num_audios, rendered.num_supervised, rendered.num_audios)
+
+    def _sum(self, pieces: Sequence['_Piece'], texts: Sequence[str]) -> TokenCount:
+        text = supervised = audios = 0
+        for piece in pieces:
+            if piece.audio:
+                audios += 1
+                continue
+            filled = piece.template % tuple(texts[n] for n in piece.slots)
+            # answers are said once, instructions again and again
+            count = self._renderer.count_tokens(filled) if piece.supervised else self._tokens(filled)
+            text += count
+            supervised += count if piece.supervised else 0
+        return TokenCount(text, supervised, audios)
+
+    def _pieces(self, layout: tuple) -> list['_Piece'] | None:
+        """The segments of a layout, None where the template does not take texts as they are."""
+        if layout not in self._layouts:
+            if len(self._layouts) >= self._LAYOUTS:
+                return None
+            self._layouts[layout] = self._learn(layout)
+        return self._layouts[layout]
+
+    def _learn(self, layout: tuple) -> list['_Piece'] | None:
+        turns, number = [], 0
+        for role, parts in layout:
+            made: list[Text | Audio] = []
+            for is_audio in parts:
+                made.append(Audio('') if is_audio else Text(f'\uf8fe{number}\uf8fe'))
+                number += not is_audio
+            turns.append(Turn(role, tuple(made)))
+        try:
+            rendered = self._renderer.render(Conversation('', tuple(turns)))
+        except VtbTemplateError:
+            return None  # each conversation is told so by itself
+        pieces: list[_Piece] = []
+        found: list[int] = []
+        for segment in rendered.segments:
+            parts = segment.text.split('\uf8fe')
+            slots = tuple(map(int, parts[1::2]))
+            template = '%s'.join(part.replace('%', '%%') for part in parts[::2])
+            pieces.append(_Piece(template, slots, segment.supervised, segment.audio is not None))
+            found += slots
+        return pieces if found == list(range(number)) else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """One segment of a layout: its text with `%s` where the texts of those numbers stand."""
+
+    template: str
+    slots: tuple[int, ...]
+    supervised: bool
+    audio: bool

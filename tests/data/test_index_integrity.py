@@ -27,6 +27,7 @@ import numpy as np
 import pytest
 from data_helpers import consume, count_frames, data_cfg, input_cfg, make_corpus
 
+from nemo_vtb.data import index as index_module
 from nemo_vtb.data.datamodule import VtbDataModule
 from nemo_vtb.data.index import FittedSource, Meter, open_index
 from nemo_vtb.data.sources import parse_input_cfg
@@ -96,6 +97,27 @@ def test_a_damaged_index_is_built_anew(
     assert again.folder == first.folder and [record.levelname for record in caplog.records] == ['WARNING']
     assert {path.name: path.read_bytes() for path in again.folder.iterdir()} == content
     assert not list((folder / 'index').glob('.*'))
+
+
+@pytest.mark.parametrize('damaged', [False, True])
+def test_what_another_rank_has_built_meanwhile_stays(
+    folder: Path, meter: Meter, damaged: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All ranks may find that there is no index; the slowest must not remove the one that the others have opened."""
+    spec = parse_input_cfg(input_cfg(folder))[0]
+    if damaged:
+        zero(open_index(spec, meter, folder / 'index', quiet=True).folder / 'file.npy')
+    clear, built = index_module.clear_leftovers, []
+
+    def another_rank_is_faster(where: Path) -> None:
+        clear(where)
+        if not built:
+            built.append(-1)
+            built[0] = open_index(spec, meter, folder / 'index', quiet=True).folder.stat().st_ino
+
+    monkeypatch.setattr(index_module, 'clear_leftovers', another_rank_is_faster)
+    index = open_index(spec, meter, folder / 'index', quiet=True)
+    assert [index.folder.stat().st_ino] == built
 
 
 def test_a_changed_list_of_cuts_is_made_anew(folder: Path, meter: Meter) -> None:

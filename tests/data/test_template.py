@@ -17,6 +17,7 @@ import copy
 import datetime
 import itertools
 import pickle
+import random
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn
-from nemo_vtb.data.template import AUDIO_SLOT, ChatRenderer, Rendered
+from nemo_vtb.data.template import AUDIO_SLOT, ChatRenderer, Rendered, TokenCount, _Counter
 from nemo_vtb.errors import VtbConfigError, VtbTemplateError
 from nemo_vtb.testing import CHATML, GEMMA, LLAMA3, tiny_llm
 
@@ -405,3 +406,77 @@ def test_several_templates_need_one_for_conversations(tmp_path: Path) -> None:
     tokenizer.chat_template = {'rag': 'x', 'tool_use': 'y'}
     with pytest.raises(VtbTemplateError, match='none is for conversations'):
         ChatRenderer(tokenizer)
+
+
+# ---- counting
+
+
+def some_conversations(count: int, seed: int) -> list[Conversation]:
+    """Of many layouts; some texts are such as a template or a tokenizer might treat in its own way."""
+    rng = random.Random(seed)
+    odd = [
+        ' in front',
+        'behind\n',
+        '<|im_end|>',
+        '100 % %s %d',
+        '',
+        '</think> so',
+        '\U0001f600 \u00e9',
+        '[INST]',
+        '  ',
+        '\ue000',
+    ]
+
+    def say() -> Text:
+        words = ' '.join(rng.choices('turn on the lamp in kitchen at noon please 12 Rooms, say; which?'.split(), k=4))
+        return Text(rng.choice(odd) if rng.random() < 0.1 else words)
+
+    made = []
+    for number in range(count):
+        turns = [Turn('system', (say(),))] if rng.random() < 0.3 else []
+        for _ in range(rng.randint(1, 3)):
+            parts = tuple(say() if rng.random() < 0.6 else Audio('a.wav') for _ in range(rng.randint(1, 3)))
+            turns += [Turn('user', parts), Turn('assistant', (say(),))]
+        made.append(Conversation(str(number), tuple(turns)))
+    return made
+
+
+def counted(render: Any, conversation: Conversation) -> Any:
+    try:
+        found = render(conversation)
+    except VtbTemplateError as error:
+        return error.reason
+    if isinstance(found, Rendered):
+        return TokenCount(len(found.ids) - found.num_audios, found.num_supervised, found.num_audios)
+    return found
+
+
+@pytest.mark.parametrize('name', list(SPECIAL))
+@pytest.mark.parametrize('metaspace', [False, True])
+def test_counting_is_rendering(name: str, metaspace: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    renderer = ChatRenderer(build_tokenizer(name, metaspace=metaspace))
+    conversations = some_conversations(150, 1)
+    expected = [counted(renderer.render, conversation) for conversation in conversations]
+    monkeypatch.setattr(_Counter, '_FIRST', 0)  # otherwise what was rendered would be compared with itself
+    assert [counted(renderer.count, conversation) for conversation in conversations] == expected
+
+
+def test_a_template_is_applied_once_for_each_layout(renderer: ChatRenderer, monkeypatch: pytest.MonkeyPatch) -> None:
+    counter = ChatRenderer(renderer.tokenizer)
+    layout = [
+        Conversation(str(n), (Turn('user', (Text(f'say {n}'),)), Turn('assistant', (Text('no'),)))) for n in range(200)
+    ]
+    calls: list[str] = []
+    render = ChatRenderer.render
+    monkeypatch.setattr(ChatRenderer, 'render', lambda self, c: (calls.append(c.id), render(self, c))[1])
+    for conversation in layout:
+        counter.count(conversation)
+    assert len(calls) == 1 + _Counter._FIRST
+
+
+def test_a_template_that_looks_at_texts_is_found() -> None:
+    tokenizer = build_tokenizer('chatml')
+    tokenizer.chat_template = CHATML.replace("m['content']", "m['content'].replace(' ', '')")
+    renderer = ChatRenderer(tokenizer)
+    conversations = [c for c in some_conversations(60, 2) if renderer.is_plain(c.turns[-1].text)]
+    assert [counted(renderer.count, c) for c in conversations] == [counted(renderer.render, c) for c in conversations]
