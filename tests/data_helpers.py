@@ -122,6 +122,9 @@ class FakeSource:
     def measure(self, entries: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return self.lengths[entries], self.supervised[entries], self.lengths[entries] * 0.01
 
+    def blocks(self) -> np.ndarray:
+        return np.unique([0, *np.random.default_rng(len(self)).integers(0, len(self), len(self) // 50)])
+
 
 def four_sources(scale: int = 1, **keys: Any) -> list[FakeSource]:
     return [

@@ -192,6 +192,14 @@ class DataSettings:
     prefetch_factor: int = key(4, 'Rows that each loader process keeps ready', unit='rows')
     seed: int = key(42, 'Seed of the order inside the sources; data.train_ds.seed wins')
     temperature: float = key(1.0, 'Weights inside a kind are raised to this power')
+    order: str = key(
+        'shuffle', 'How a source is drawn: from all over it, or in blocks of neighbours (a tar shard, or 64 MiB), '
+        'so that each file is read front to back',
+        choices=('shuffle', 'blocks'),
+    )  # fmt: skip
+    shuffle_window: int = key(
+        1024, 'order blocks: neighbours that are shuffled among one another', unit='conversations', low=1
+    )
     overlong: str = key(
         'cut', 'A conversation longer than a row: cut between turns, dropped, or an error',
         choices=('cut', 'drop', 'error'),

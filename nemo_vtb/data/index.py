@@ -42,6 +42,7 @@ from nemo_vtb.data.faults import Reason, audio_fault, data_fault, guarded, skip_
 from nemo_vtb.data.filters import check_filters
 from nemo_vtb.data.index_integrity import META, audio_identity, index_damage, read_sealed, sealed, write_meta
 from nemo_vtb.data.limits import LIMITS, Limits, read_line
+from nemo_vtb.data.permutation import block_starts
 from nemo_vtb.data.sources import SourceSpec, has_offset
 from nemo_vtb.data.template import ChatRenderer
 from nemo_vtb.errors import VtbDataError, VtbError, VtbIndexError, disk_fault
@@ -61,6 +62,9 @@ logger = logging.getLogger(__name__)
 
 INDEX_VERSION = 4
 _CHUNK_BYTES = 4 << 20
+_BLOCK_BYTES = 64 << 20
+_PCM_BYTES = 32_000  # of a second at 16 kHz
+_WHOLE_SHARD = 1 << 62
 _PARALLEL_BYTES = 8 << 20  # below this a second process costs more than it saves
 _BOM = b'\xef\xbb\xbf'
 _LONGEST = int(np.iinfo(np.int32).max)  # what a column can hold
@@ -258,6 +262,22 @@ class SourceIndex:
         except OSError:
             return False
 
+    def blocks(self, entries: np.ndarray | None = None) -> np.ndarray:
+        """First entries of the blocks that are read together: a tar shard, else about 64 MiB of neighbours.
+
+        Args:
+            entries: Those that are left, ascending; None: all.
+
+        Returns:
+            (B,) int64, places among the entries that are left.
+        """
+        files, lines, seconds = (
+            np.asarray(self.column(name) if entries is None else self.column(name)[entries])
+            for name in ('file', 'nbytes', 'seconds')
+        )
+        audio = (seconds * _PCM_BYTES).astype(np.int64)  # what the recordings take is not known without a look
+        return block_starts(files, lines + audio, _WHOLE_SHARD if self.spec.tars else _BLOCK_BYTES)
+
     @cached_property
     def audio_digest(self) -> str:
         """SHA-256 over the sizes of all recordings, and the first and last bytes of archives; times do not count."""
@@ -442,6 +462,10 @@ class FittedSource:
             hit = self._cut[at] == entries
             tokens[hit], supervised[hit], seconds[hit] = self._cut_sizes[at[hit]].T
         return tokens, supervised, seconds
+
+    def blocks(self) -> np.ndarray:
+        """First entries of the blocks that are read together, (B,)."""
+        return self.index.blocks(self._entries)
 
     def read(self, entry: int) -> Conversation:
         """Read one conversation, cut as planned."""

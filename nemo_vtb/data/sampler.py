@@ -26,7 +26,7 @@ import numpy as np
 
 from nemo_vtb.config.schema import DataSettings
 from nemo_vtb.data.packing import LookAhead, RowPacker
-from nemo_vtb.data.permutation import permute
+from nemo_vtb.data.permutation import Blocks, Order, Shuffled
 from nemo_vtb.errors import VtbCheckpointError, VtbConfigError, VtbDataError
 
 if TYPE_CHECKING:
@@ -51,6 +51,10 @@ class BudgetedSource(Protocol):
         """Tokens, supervised tokens and seconds of audio of some entries, each (len(entries),)."""
         ...
 
+    def blocks(self) -> np.ndarray:
+        """First entries of the blocks that are read together, (B,); asked where the order is `blocks`."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class RowPlan:
@@ -66,10 +70,10 @@ PlanState = dict[str, Any]
 
 
 class _Stream:
-    """The endless order of one source: draw d is position d % n of the permutation of epoch d // n."""
+    """The endless order of one source: draw d is position d % n of the order of epoch d // n."""
 
-    def __init__(self, source: BudgetedSource, seed: int, supervised: bool) -> None:
-        self.source, self.seed, self.supervised = source, seed, supervised
+    def __init__(self, source: BudgetedSource, order: Order, seed: int, supervised: bool) -> None:
+        self.source, self.order, self.seed, self.supervised = source, order, seed, supervised
         self.size = len(source)
         repeats = source.max_repeats
         self.last = None if repeats is None else repeats * self.size
@@ -82,7 +86,7 @@ class _Stream:
         block = position - position % _BLOCK
         if (start := epoch * self.size + block) != self._start:
             positions = np.arange(block, min(block + _BLOCK, self.size))
-            entries = permute(positions, self.size, f'{self.seed}:{self.source.name}:{epoch}')
+            entries = self.order.entries(positions, f'{self.seed}:{self.source.name}:{epoch}')
             tokens, supervised, _ = self.source.measure(entries)
             costs = supervised if self.supervised else tokens
             self._block = (entries.tolist(), tokens.tolist(), costs.tolist())
@@ -104,6 +108,8 @@ class TokenBudgetPlan:
         temperature: Weights inside a kind are raised to this power (NeMo's `reweight_temperature`).
         on_exhausted: What happens when a source has been repeated `max_repeats` times: `stop` the run, or `drop` the
             source and give its share to the others of its kind.
+        window: None: conversations are drawn from all over a source. A number: its blocks of neighbours in random
+            order, and so many conversations are shuffled among one another.
 
     Raises:
         VtbConfigError: Shares do not sum to 1, or a kind with a share has no source, or the reverse.
@@ -121,6 +127,7 @@ class TokenBudgetPlan:
         pool: int = 512,
         temperature: float = 1.0,
         on_exhausted: str = 'stop',
+        window: int | None = None,
     ) -> None:
         self.sources = list(sources)
         self.max_tokens, self.unit, self.seed, self.on_exhausted = max_tokens, unit, seed, on_exhausted
@@ -129,7 +136,9 @@ class TokenBudgetPlan:
         self._first_shares = self.shares = resolve_shares(self.sources, budget, temperature, unit)
         self._kind_of = [self.kinds.index(s.kind) for s in self.sources]
         self._packer = RowPacker(max_tokens)
-        self._streams = [_Stream(s, seed, unit == 'supervised_tokens') for s in self.sources]
+        orders = [Shuffled(len(s)) if window is None else Blocks(s.blocks(), len(s), window) for s in self.sources]
+        supervised = unit == 'supervised_tokens'
+        self._streams = [_Stream(s, order, seed, supervised) for s, order in zip(self.sources, orders, strict=True)]
         capacity = max(16, pool // max(1, len(self.sources)))
         self._capacities = [max(1, min(capacity, (len(s) + 1) // 2)) for s in self.sources]
         self.fingerprint = {
@@ -141,6 +150,7 @@ class TokenBudgetPlan:
             'pool': pool,
             'max_repeats': {s.name: s.max_repeats for s in self.sources},
             'on_exhausted': on_exhausted,
+            **({} if window is None else {'order': f'blocks, window {window}'}),
         }
         self._start()
 
@@ -417,6 +427,7 @@ def make_plan(sources: Sequence[BudgetedSource], settings: DataSettings) -> Toke
         pool=settings.pool_size,
         temperature=settings.temperature,
         on_exhausted=settings.on_exhausted,
+        window=settings.shuffle_window if settings.order == 'blocks' else None,
     )
     if settings.budget_auto and not 0 < plan.coming_budget.get('text', 0.0) < 1:
         raise VtbConfigError(

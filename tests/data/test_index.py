@@ -21,12 +21,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_helpers import count_frames, count_frames_slowly, spoken, text, write_jsonl, write_wav
+from data_helpers import count_frames, count_frames_slowly, data_cfg, spoken, text, write_jsonl, write_wav
 from transformers import AutoTokenizer
 
 from nemo_vtb.data import index as module
 from nemo_vtb.data import sources
 from nemo_vtb.data.collate import Collator
+from nemo_vtb.data.datamodule import VtbDataModule
 from nemo_vtb.data.faults import Reason
 from nemo_vtb.data.index import FittedSource, Meter, SourceIndex, keep_exchanges, open_index
 from nemo_vtb.data.sources import parse_input_cfg
@@ -436,3 +437,30 @@ def test_foreign_types_in_a_manifest_have_a_reason(
     write_wav(tmp_path / 'a.wav')
     good = {'audio_filepath': 'a.wav', 'text': 'turn on the lamp', 'lang': 'en'}
     assert reasons(build([good, good | line], type='nemo', kind='asr_ast')) == {reason: 1}
+
+
+def test_blocks_are_stretches_of_files(
+    build: Build, tmp_path: Path, meter: Meter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, '_BLOCK_BYTES', 40_000)  # of 1.1 s of sound or so
+    for name in ('a', 'b'):
+        write_wav(tmp_path / f'{name}.wav', 0.5)
+        write_jsonl(tmp_path / f'{name}.jsonl', [chat(f'{name}{n}', spoken(f'{name}.wav')) for n in range(5)])
+    files = [str(tmp_path / 'a.jsonl'), str(tmp_path / 'b.jsonl')]
+    spec = parse_input_cfg([{'type': 'multimodal_conversation', 'manifest_filepath': files}])[0]
+    index = open_index(spec, meter, tmp_path / 'index', quiet=True)
+    assert index.blocks().tolist() == [0, 3, 5, 8]
+    assert index.blocks(np.array([0, 1, 7, 8, 9])).tolist() == [0, 2]
+    assert FittedSource(index, meter, 4096).blocks().tolist() == [0, 3, 5, 8]
+
+
+def test_a_data_module_draws_in_blocks(small: Path, renderer: ChatRenderer) -> None:
+    """The first draws of a source are neighbours."""
+    data = VtbDataModule(data_cfg(small, order='blocks', shuffle_window=8), renderer, count_frames, num_batches=4)
+    data.setup('fit')
+    assert data.plan is not None
+    for number, source in enumerate(data.sources):
+        stream = data.plan._streams[number]
+        entries = [stream.draw(n)[0] for n in range(16)]
+        assert max(entries[:8]) - min(entries[:8]) == 7, source.name
+        assert sorted(stream.draw(n)[0] for n in range(len(source))) == list(range(len(source)))

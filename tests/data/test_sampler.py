@@ -52,9 +52,12 @@ def tokens(p: TokenBudgetPlan, rows: list[RowPlan]) -> np.ndarray:
 
 
 @pytest.mark.parametrize('budget', [BUDGET, PAPER], ids=['equal', 'paper'])
-def test_shares_hold_over_the_run_and_in_every_window_and_rows_are_full(budget: dict[str, float]) -> None:
+@pytest.mark.parametrize('window', [None, 256])
+def test_shares_hold_over_the_run_and_in_every_window_and_rows_are_full(
+    budget: dict[str, float], window: int | None
+) -> None:
     # windows of 200 global batches of 8 rows
-    p = plan(budget=budget, max_tokens=4096, pool=512)
+    p = plan(budget=budget, max_tokens=4096, pool=512, window=window)
     rows = take(p, 3200)
     counts = tokens(p, rows)
     asked = np.array(p.shares)
@@ -92,12 +95,13 @@ def test_without_a_budget_all_data_is_seen_equally_often() -> None:
     assert max(epochs) / min(epochs) < 1.05
 
 
-def test_each_conversation_comes_once_per_epoch() -> None:
+@pytest.mark.parametrize('window', [None, 1, 33, 1024])
+def test_each_conversation_comes_once_per_epoch(window: int | None) -> None:
     sources = [
         FakeSource('a', 'text', 500, 100, 1, max_repeats=3),
         FakeSource('b', 'asr_ast', 700, 90, 2, max_repeats=2),
     ]
-    p = plan(sources, {'text': 0.5, 'asr_ast': 0.5}, on_exhausted='drop')
+    p = plan(sources, {'text': 0.5, 'asr_ast': 0.5}, on_exhausted='drop', window=window)
     seen = [np.zeros(500, dtype=int), np.zeros(700, dtype=int)]
     for row in p:
         for source, entry in row.items:
@@ -125,15 +129,16 @@ def test_a_long_conversation_is_not_overtaken_for_ever() -> None:
 @pytest.mark.parametrize(
     ('first', 'second'), [(0, 0), (0, 1), (1, 1), (7, 150), (33, 0), (60, 61), (150, 333), (400, 400)]
 )
-def test_a_plan_resumes_at_any_row_also_twice(first: int, second: int) -> None:
+@pytest.mark.parametrize('window', [None, 70])
+def test_a_plan_resumes_at_any_row_also_twice(first: int, second: int, window: int | None) -> None:
     sources = [FakeSource('a', 'text', 90, 300, 1), FakeSource('b', 'asr_ast', 200, 90, 2)]
     budget = {'text': 0.5, 'asr_ast': 0.5}
-    expected = take(plan(sources, budget), 900)  # many epochs
-    p = plan(sources, budget)
+    expected = take(plan(sources, budget, window=window), 900)  # many epochs
+    p = plan(sources, budget, window=window)
     rows = take(p, first)
     for more in (second, 40):
         state = json.loads(json.dumps(p.state_dict()))
-        p = plan(sources, budget)
+        p = plan(sources, budget, window=window)
         p.load_state_dict(state)
         rows += take(p, more)
     assert rows == expected[: len(rows)]
@@ -217,6 +222,7 @@ def test_a_state_without_changes_is_read() -> None:
         ({'seed': 1}, 'seed: 42 -> 1'),
         ({'budget': PAPER}, 'shares.chats: 0.25 -> 0.15'),
         ({'unit': 'supervised_tokens'}, 'unit: tokens'),
+        ({'window': 1024}, 'order: absent -> blocks'),
     ],
 )
 def test_a_changed_plan_is_refused_by_name(change: dict, named: str) -> None:
