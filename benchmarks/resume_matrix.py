@@ -81,6 +81,7 @@ class Run:
     attempts: int = 0
     kills: int = 0
     problems: list[str] = field(default_factory=list)
+    callbacks: Sequence[Any] = ()
 
     def start(self, ranks: int = 1, failpoints: str = '') -> list[int]:
         """Fork one process for each rank, the first with `failpoints`; returns their ids, each leads its own group."""
@@ -116,7 +117,7 @@ class Run:
             from nemo_vtb.training import run
 
             build, recorder = run.build_trainer, RowRecorder(self.folder / f'rows-{self.attempts:03}-{rank}.jsonl')
-            run.build_trainer = lambda cfg, callbacks=(): build(cfg, [*callbacks, recorder])
+            run.build_trainer = lambda cfg, callbacks=(): build(cfg, [*callbacks, recorder, *self.callbacks])
             sys.argv = ['speechllm_joint_sft.py', *self.overrides, f'trainer.devices={ranks}']
             if failpoints:
                 install(failpoints)

@@ -35,7 +35,7 @@ STRATEGIES = (
     'nemo_vtb.parallel.strategies.FullyShardedStrategy',
 )
 # callbacks of a test run, which change numbers alone
-POISONS = tuple(f'nemo_vtb.testing.poison.Poison{what}' for what in ('Gradient', 'Loss', 'Sound'))
+POISONS = tuple(f'nemo_vtb.testing.poison.Poison{what}' for what in ('Gradient', 'Loss', 'Sound', 'Targets'))
 
 ASSET_PROVIDERS: list[Callable[[], None]] = []
 """Called when `nemo_vtb.assets` is first imported: packages above it register assets of their own."""

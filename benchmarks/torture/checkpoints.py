@@ -23,9 +23,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from omegaconf import OmegaConf
+
 from nemo_vtb.checkpoint.checkpoint_io import shards_of
 from nemo_vtb.errors import VtbCheckpointError
 from nemo_vtb.model.blender import VoiceTextBlender
+from nemo_vtb.testing import tiny_model_cfg
 from nemo_vtb.testing.failpoints import damage
 from nemo_vtb.training.interrupted import clean_interrupted
 from torture.resume import verified
@@ -215,14 +218,17 @@ def damaged_nemo(how: str) -> Callable[[Trial], None]:
     return run
 
 
-_STRATEGY = 'nemo_vtb.parallel.strategies.FullyShardedStrategy'
-SHARDED = (f'trainer.strategy={{_target_: {_STRATEGY}}}',)
-SHARED_MOMENTS = (f'trainer.strategy={{_target_: {_STRATEGY}, shard_optimizer: true}}',)
+SHARDED = ('trainer.strategy={_target_: nemo_vtb.parallel.strategies.FullyShardedStrategy, sharded_checkpoint: true}',)
 
 
 def sharded(shared: Path) -> None:
-    """`sharded`: a training on two ranks that share the LLM and write shards."""
-    make_reference(shared, 'sharded', ranks=2, overrides=[*SHARDED, *SAVES['steps']])
+    """`sharded`: a training on two ranks that share the LLM, which is read from its folder, and write shards."""
+    one_rank(shared)
+    if not (shared / 'sharded.yaml').exists():
+        cfg = OmegaConf.load(shared / 'tiny.yaml')
+        cfg.model = tiny_model_cfg(shared / 'sharded-models', encoder='whisper')
+        OmegaConf.save(cfg, shared / 'sharded.yaml')
+    make_reference(shared, 'sharded', ranks=2, overrides=[*SHARDED, *SAVES['steps']], config='sharded')
 
 
 def missing_shard(trial: Trial) -> None:

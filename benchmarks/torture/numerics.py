@@ -24,14 +24,14 @@ import torch
 from nemo_vtb.checkpoint.checkpoint_io import AtomicCheckpointIO
 from nemo_vtb.errors import VtbCheckpointError
 from nemo_vtb.training.history import read_history
-from torture.checkpoints import SHARDED, SHARED_MOMENTS
+from torture.checkpoints import sharded
 from torture.trainings import SAVES, STEPS, Training, has_ended, two_ranks
 from torture.trials import Experiment, Trial
 
-STRATEGIES: Mapping[str, tuple[str, ...]] = {
-    'ddp': (),
-    'fsdp2': SHARDED,
-    'zero1': SHARED_MOMENTS,
+STRATEGIES: Mapping[str, tuple[str, ...]] = {  # reference, and what is changed in it
+    'ddp': ('two',),
+    'fsdp2': ('sharded',),
+    'zero1': ('sharded', '++trainer.strategy.shard_optimizer=true'),
 }
 
 
@@ -43,7 +43,9 @@ def harmed(trial: Trial, strategy: str, kind: str, **options: Any) -> list[dict[
     """
     words = ', '.join(f'{name}: {json.dumps(value)}' for name, value in options.items())
     callback = f'++trainer.callbacks=[{{_target_: nemo_vtb.testing.poison.{kind}, {words}}}]'
-    training = Training(trial, 'two', *SAVES['each step'], *STRATEGIES[strategy], callback, compared=False)
+    reference, *changes = STRATEGIES[strategy]
+    config = 'tiny' if reference == 'two' else 'sharded'
+    training = Training(trial, reference, *SAVES['each step'], *changes, callback, config=config, compared=False)
     seen: set[str] = set()
     wrong: list[str] = []
 
@@ -84,11 +86,17 @@ def without_targets(trial: Trial) -> None:
     """N2: rows without a target, on one rank or on both."""
     steps = sorted(trial.rng.sample(range(1, STEPS), 3))
     rank = trial.rng.choice([0, 1, None])
-    records = harmed(trial, trial.rng.choice(list(STRATEGIES)), 'MuteRow', steps=steps, rank=rank)
+    records = harmed(trial, trial.rng.choice(list(STRATEGIES)), 'PoisonTargets', steps=steps, rank=rank)
     trial.check(len(records) == STEPS, f'{len(records)} steps')
     trial.check(not any(record.get('left_out') for record in records), 'a step was left out')
     empty = [record['step'] for record in records if not record['targets']]
     trial.check(empty == (steps if rank is None else []), f'without targets were steps {empty}')
+
+
+def both(shared: Path) -> None:
+    """References of two ranks, each with the whole LLM and with half of it."""
+    two_ranks(shared)
+    sharded(shared)
 
 
 def infinite_tensors(folder: Path, seen: set[str]) -> Iterator[str]:
@@ -119,9 +127,9 @@ EXPERIMENTS = (
     Experiment('N1/DDP', 'NaN or Inf in a loss or gradient of one of two ranks, in two steps', 8, 1,
                not_finite('ddp'), 16, prepare=two_ranks),
     Experiment('N1/FSDP2', 'the same with the LLM shared among the ranks', 6, 1, not_finite('fsdp2'), 22,
-               prepare=two_ranks),
+               prepare=both),
     Experiment('N1/ZeRO-1', 'the same with the optimizer shared as well', 6, 1, not_finite('zero1'), 22,
-               prepare=two_ranks),
+               prepare=both),
     Experiment('N2', 'rows without a target on one rank or on both, in three steps', 6, 1, without_targets, 18,
-               prepare=two_ranks),
+               prepare=both),
 )  # fmt: skip

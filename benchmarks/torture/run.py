@@ -32,7 +32,8 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,7 +45,7 @@ sys.path[0] = str(ROOT / 'benchmarks')  # `run` is too common a name to be found
 
 from nemo_vtb.io import read_json_lines
 from torture import report
-from torture.trials import Experiment, adopt_orphans, in_order, perform, prepare
+from torture.trials import Experiment, adopt_orphans, end_descendants, in_order, perform, prepare
 
 OUT = ROOT / 'runs' / 'torture'
 PAGE = ROOT / 'docs' / 'reliability.md'
@@ -94,7 +95,7 @@ def run(found: Sequence[Experiment], args: argparse.Namespace, commit: str) -> N
     all_of_it = sum(e.cost_s for e, _ in left)
     options = {'soak_minutes': args.soak_minutes, 'soak_log': str(OUT / 'soak.log')}
     prepared = set()
-    with tempfile.TemporaryDirectory(prefix='vtb-torture-') as work:
+    with tempfile.TemporaryDirectory(prefix='vtb-torture-') as work, ended_below():
         shared = Path(work) / 'shared'
         shared.mkdir()
         for place, (experiment, number) in enumerate(left, 1):
@@ -111,6 +112,15 @@ def run(found: Sequence[Experiment], args: argparse.Namespace, commit: str) -> N
             expected += experiment.cost_s
             pace = (time.monotonic() - begin) / expected
             say(place, len(left), record, pace * (all_of_it - expected))
+
+
+@contextmanager
+def ended_below() -> Iterator[None]:
+    """Nothing that was started goes on when this command is ended."""
+    try:
+        yield
+    finally:
+        end_descendants()
 
 
 def keep(folder: Path, record: dict[str, Any]) -> None:

@@ -204,7 +204,7 @@ def soak_data(shared: Path) -> None:
             entry.manifest_filepath = str(beside)
         cfg.data.max_skip_ratio = 1.0
         OmegaConf.save(cfg, shared / 'soak.yaml')
-    make_reference(shared, 'soak', steps=STEPS, overrides=SAVES['steps'])
+    make_reference(shared, 'soak', steps=STEPS, overrides=[*SAVES['steps'], 'trainer.val_check_interval=60'])
 
 
 EXPERIMENTS = (

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from nemo_vtb.testing.signals import SendSignal
 from nemo_vtb.training.stop_signals import EXIT_STOPPED, SIGNALS
 from nemo_vtb.training.watchdog import EXIT_STALLED
 from torture.trainings import SAVES, STEPS, Training, has_ended, one_rank, two_ranks, wait_for_all
@@ -82,6 +83,7 @@ def at_launcher(trial: Trial) -> None:
     for number in numbers:
         begins_at = training.newest_step()
         launcher = launch(training)
+        training.processes = [launcher]
         training.wait_for_row(begins_at * training.rows_per_batch + trial.rng.randrange(4))
         time.sleep(trial.rng.uniform(0, 0.3))
         ranks = list(descendants(launcher))
@@ -167,13 +169,13 @@ def during_validation(trial: Trial) -> None:
     """P2: while a validation set is read."""
     number = trial.rng.choice(SIGNALS)
     step = trial.rng.choice([6, 12])
-    callback = f'{{_target_: nemo_vtb.testing.signals.SendSignal, number: {int(number)}, step: {step}, ' \
-               'hook: on_validation_batch_start}'  # fmt: skip
-    training = Training(trial, 'one', *SAVES['never'], f'++trainer.callbacks=[{callback}]')
+    training = Training(trial, 'one', *SAVES['never'])
+    training.run.callbacks = [SendSignal(number, step, hook='on_validation_batch_start')]
     statuses = training.attempt()
     trial.n += 1
     check_stopped(training, statuses, (EXIT_STOPPED,), signal.Signals(number).name)
     trial.check(step <= training.newest_step() <= step + 1, f'saved is step {training.newest_step()}')
+    training.run.callbacks = []
     training.finish()
 
 
@@ -199,7 +201,7 @@ def during_start(trial: Trial) -> None:
 
 def with_stalled_loader(trial: Trial) -> None:
     """P2, P5: loader processes are stopped, then a signal comes: the watchdog ends what cannot end by itself."""
-    training = Training(trial, 'one', *SAVES['steps'], 'data.num_workers=2', 'trainer.watchdog_s=4')
+    training = Training(trial, 'one', *SAVES['steps'], 'data.num_workers=2', '++trainer.watchdog_s=4')
 
     def disturb(training: Training, processes: list[int]) -> None:
         training.wait_for_row(trial.rng.randrange(4 * training.rows_per_batch))
@@ -216,7 +218,7 @@ def with_stalled_loader(trial: Trial) -> None:
 def stopped_rank(trial: Trial) -> None:
     """P5: SIGSTOP to one of two ranks, as a frozen node would look."""
     limit_s = 4
-    training = Training(trial, 'two', *SAVES['steps'], f'trainer.watchdog_s={limit_s}')
+    training = Training(trial, 'two', *SAVES['steps'], f'++trainer.watchdog_s={limit_s}')
     rank, began = trial.rng.randrange(2), 0.0
 
     def disturb(training: Training, processes: list[int]) -> None:
@@ -243,7 +245,7 @@ def stopped_rank(trial: Trial) -> None:
 
 def killed_loader(trial: Trial) -> None:
     """P5: a loader process is killed, as by the kernel for want of memory: an error names the row, nobody waits."""
-    training = Training(trial, 'one', *SAVES['steps'], 'data.num_workers=2', 'trainer.watchdog_s=20')
+    training = Training(trial, 'one', *SAVES['steps'], 'data.num_workers=2', '++trainer.watchdog_s=20')
 
     def disturb(training: Training, processes: list[int]) -> None:
         training.wait_for_row(trial.rng.randrange(4 * training.rows_per_batch))

@@ -84,6 +84,7 @@ class Training:
         self.run = _run(trial.shared, trial.folder / name, *self.reference['overrides'], *overrides, config=config)
         self.folder = self.run.folder / 'run'
         self.checkpoints = self.folder / 'checkpoints'
+        self.processes: list[int] = []
 
     def attempt(self, disturb: Disturb | None = None, failpoints: str = '', begins_at: int | None = None) -> list[int]:
         """Start, disturb, wait for all; returns the exit statuses, negative for signals.
@@ -95,6 +96,7 @@ class Training:
         """
         expected = self.newest_step() if begins_at is None else begins_at
         processes = self.run.start(self.ranks, failpoints)
+        self.processes = processes
         for process in processes:
             _collected.pop(process, None)  # of an earlier process with this number
         if disturb is not None:
@@ -137,11 +139,13 @@ class Training:
         return (max(rows) + 1) // self.rows_per_batch if rows else 0
 
     def wait_for_row(self, least: int = 0, limit_s: float = 600.0) -> bool:
-        """Until a row of this number or a later one is done; whether that came."""
+        """Until a row of this number or a later one is done, or all have ended; whether that row came."""
         until = time.monotonic() + limit_s
         while time.monotonic() < until:
             if any(row.get('row', -1) >= least for row in self.run.rows()):
                 return True
+            if all(map(has_ended, self.processes)):
+                return False
             time.sleep(0.005)
         return False
 
@@ -156,7 +160,13 @@ def _run(shared: Path, folder: Path, *overrides: str, config: str = 'tiny') -> R
 
 
 def make_reference(
-    shared: Path, name: str, ranks: int = 1, overrides: Sequence[str] = (), rows: int = 2, steps: int = STEPS
+    shared: Path,
+    name: str,
+    ranks: int = 1,
+    overrides: Sequence[str] = (),
+    rows: int = 2,
+    steps: int = STEPS,
+    config: str = 'tiny',
 ) -> None:
     """Train undisturbed; leaves `NAME.json` in the shared folder: rows, parts of the state at the end, seconds.
 
@@ -168,10 +178,10 @@ def make_reference(
     if not (shared / 'tiny.yaml').exists():
         write_config(shared)
     own = [*overrides, f'data.rows_per_batch={rows}', f'trainer.max_steps={steps}']
-    run = _run(shared, shared / name, *own)
+    run = _run(shared, shared / name, *own, config=config)
     begin = time.monotonic()
     processes = run.start(ranks)
-    while not run.rows() and time.monotonic() < begin + 600:
+    while not run.rows() and not any(map(has_ended, processes)):
         time.sleep(0.01)
     start_s = time.monotonic() - begin
     if any(wait_for_all(processes)):

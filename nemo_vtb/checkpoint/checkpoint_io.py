@@ -246,8 +246,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 shutil.rmtree(shards_of(path), ignore_errors=True)
         except FileNotFoundError:
             return
-        except OSError as error:  # costs space alone
-            logger.warning('A checkpoint could not be removed: %s', error)
+        except OSError as error:
+            _not_removed(error)
+
+
+def _not_removed(error: OSError) -> None:
+    logger.warning('A checkpoint could not be removed, which costs space alone: %s', error)
 
 
 def _not_written(folder: Path, why: str) -> VtbCheckpointError:
@@ -304,7 +308,11 @@ def remove_older(former: Path) -> None:
         logger.error('%s is kept, because the checkpoint after it is damaged.\n%s', older[0], error)
         return
     for path in older:
-        path.unlink(missing_ok=True)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:  # tried again behind the next one
+            _not_removed(error)
+            continue
         if not path.with_name(path.name.removesuffix(FORMER)).exists():
             shutil.rmtree(shards_of(path), ignore_errors=True)
 

@@ -158,7 +158,7 @@ class PoisonSound(_Poison):
             batch.audios.mul_(self.level)
 
 
-class MuteRow(_Poison):
+class PoisonTargets(_Poison):
     """No target is left in a row, as if nobody had answered in it.
 
     Args:

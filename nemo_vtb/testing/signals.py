@@ -13,11 +13,10 @@
 # limitations under the License.
 """A signal at a chosen moment of a training, sent by the process to itself.
 
-```yaml
-trainer:
-  callbacks:
-    - {_target_: nemo_vtb.testing.signals.SendSignal, number: 15, step: 3, hook: on_validation_batch_start}
-```
+>>> import signal
+>>> from nemo_vtb.testing.signals import SendSignal
+>>> SendSignal(signal.SIGTERM, 3, hook='on_validation_batch_start').step
+3
 """
 
 import os

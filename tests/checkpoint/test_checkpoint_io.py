@@ -262,6 +262,26 @@ def test_a_verified_one_is_always_left(tmp_path: Path, caplog: pytest.LogCapture
     assert 'is kept' in caplog.text
 
 
+def test_what_cannot_be_removed_costs_space_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unlink = Path.unlink
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        if path.name.endswith('.previous'):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        unlink(path, missing_ok)
+
+    io = AtomicCheckpointIO(tolerant=True)
+    with monkeypatch.context() as full:
+        full.setattr(Path, 'unlink', refuse)
+        for step in (4, 8, 12):
+            save(io, tmp_path, step, step - 4 if step > 4 else None)
+            io.wait()
+    assert steps(tmp_path) == {'step=4-last.ckpt.previous': 4, 'step=8-last.ckpt.previous': 8, 'step=12-last.ckpt': 12}
+    save(io, tmp_path, 16, 12)
+    io.wait()
+    assert steps(tmp_path) == {'step=12-last.ckpt.previous': 12, 'step=16-last.ckpt': 16}
+
+
 def test_the_same_name_keeps_the_one_before(tmp_path: Path) -> None:
     io = AtomicCheckpointIO()
     for step in (4, 8, 12):
