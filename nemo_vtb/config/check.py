@@ -43,7 +43,7 @@ from nemo_vtb.config.keys import (
     settings_dict,
     typed_values,
 )
-from nemo_vtb.config.schema import NEMO_ENTRY_KEYS, REFUSED_LOADER_KEYS, LoaderKeys, TrainConfig
+from nemo_vtb.config.schema import NEMO_ENTRY_KEYS, REFUSED_LOADER_KEYS, LoaderKeys, TrainConfig, TrainLoaderKeys
 from nemo_vtb.errors import VtbConfigError
 
 T = TypeVar('T')
@@ -117,11 +117,10 @@ def unused_keys(cfg: DictConfig | Mapping[str, Any]) -> list[str]:
     """Lists the keys of NeMo's loaders that a SALM user's YAML may hold, but that the token budget replaces."""
     unused: list[str] = []
     data = _raw(cfg).get('data') or {}
-    known = section_of(LoaderKeys).keys
     for name, loader in data.items():
         if name not in ('train_ds', 'validation_ds', 'test_ds') or not isinstance(loader, Mapping):
             continue
-        path = f'data.{name}'
+        path, known = f'data.{name}', section_of(TrainLoaderKeys if name == 'train_ds' else LoaderKeys).keys
         unused += [join(path, key) for key in loader if key not in known and key != 'datasets']
         for dataset, inner in (loader.get('datasets') or {}).items():
             if isinstance(inner, Mapping):
@@ -215,7 +214,9 @@ def _check_loader_keys(cfg: DictConfig | Mapping[str, Any], unused: Sequence[str
                 field=path,
                 got=value,
                 allowed=REFUSED_LOADER_KEYS[name],
-                remedy='change the data before training, and delete the key; docs/nemo.md lists all keys',
+                remedy='change the data before training, and delete the key; docs/nemo.md lists all keys'
+                if name not in section_of(TrainLoaderKeys).keys
+                else f'data.train_ds.{name}: validation and test data are heard as they are',
             )
 
 

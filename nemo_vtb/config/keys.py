@@ -288,7 +288,7 @@ def describe(cls: type, path: str = '', seen: set[type] | None = None) -> Iterat
         allowed = '' if inner else _allowed(_node(hint, item.metadata, {}))
         yield Row(name, item.metadata['meaning'], item.metadata['unit'], _default(item), allowed)
         if inner is not None and inner not in seen:
-            seen.add(inner)
+            seen.update(inner.__mro__)
             yield from describe(inner, name + suffix, seen)
 
 

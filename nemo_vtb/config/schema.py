@@ -67,7 +67,7 @@ REFUSED_LOADER_KEYS = {
     'multi_config': False, 'noise_path': None, 'pad_min_duration': None, 'perturb_speed': False, 'rir_enabled': False,
     'truncate_duration': None,
 }  # fmt: skip
-"""Keys of NeMo's loader that change what is trained on, and that nobody reads here -> the value that does nothing."""
+"""Keys of NeMo's loader that change the data -> the value that does nothing: refused where nobody reads them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +142,33 @@ class LoaderKeys:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainLoaderKeys(LoaderKeys):
+    """The loader section of the training data: lhotse's augmentations too, with NeMo's defaults."""
+
+    perturb_speed: bool | None = key(False, 'Each recording at 1, 0.9 and 1.1 of its speed, in each pass')
+    noise_path: Any = key(None, 'Recordings to mix in: a manifest, or a block with one', unit='path or block')
+    noise_snr: Any = key((10.0, 20.0), 'Ratio of speech to noise', unit='dB, dB')
+    noise_mix_prob: float | None = key(0.5, 'Clips with noise', unit='share', low=0.0, high=1.0)
+    lowpass_enabled: bool | None = key(False, 'Narrow the band, by resampling to a lower rate and back')
+    lowpass_frequencies_interval: Any = key((3500.0, 8000.0), 'Highest frequency that stays', unit='Hz, Hz')
+    lowpass_prob: float | None = key(0.5, 'Clips with a narrow band', unit='share', low=0.0, high=1.0)
+    clipping_enabled: bool | None = key(False, 'Saturate loud samples')
+    clipping_gain_db: Any = key((0.0, 24.0), 'Gain before saturation, undone after it', unit='dB, dB')
+    clipping_normalize: bool | None = key(True, 'Whether the loudest sample is 1 before that gain')
+    clipping_oversampling: int | None = key(2, 'Rate while clipping, as a multiple', low=1)
+    clipping_prob_hard: float | None = key(0.5, 'Of these, cut off hard', unit='share', low=0.0, high=1.0)
+    clipping_prob: float | None = key(0.5, 'Clips that are saturated', unit='share', low=0.0, high=1.0)
+    rir_enabled: bool | None = key(False, 'Reverberate by recordings of rooms')
+    rir_path: str | None = key(None, "The rooms: a manifest of lhotse's recordings")
+    rir_prob: float | None = key(0.5, 'Clips with reverberation', unit='share', low=0.0, high=1.0)
+    compression_enabled: bool | None = key(False, 'Pass through a lossy codec')
+    compression_prob: float | None = key(0.5, 'Clips that are compressed', unit='share', low=0.0, high=1.0)
+    compression_level_interval: Any = key((0.8, 0.99), 'Strength, 1 being the lowest bit rate', unit='0 ... 1')
+    compression_codecs: Any = key(('opus',), 'Of opus, mp3, vorbis, gsm', unit='names')
+    compression_codec_weights: Any = key(None, 'How often each is taken; null: equally often', unit='numbers')
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvalLoaderKeys(LoaderKeys):
     """A loader section with named sets."""
 
@@ -166,7 +193,7 @@ class BudgetKeys:
 class DataSettings:
     """What the data engine reads from `data`. Shares are counted in `unit`; lengths are tokens."""
 
-    train_ds: Mapping[str, Any] = key({}, 'Training data, as in NeMo', keys=LoaderKeys, more='loader')
+    train_ds: Mapping[str, Any] = key({}, 'Training data, as in NeMo', keys=TrainLoaderKeys, more='loader')
     validation_ds: Mapping[str, Any] = key({}, 'Validation data, as in NeMo', keys=EvalLoaderKeys, more='loader')
     test_ds: Mapping[str, Any] = key({}, 'Test data, as in NeMo', keys=EvalLoaderKeys, more='loader')
     budget: Mapping[str, float] | None = key(

@@ -118,7 +118,7 @@ def trusted_samples(audio: Audio, sample_rate: int = 16000) -> int:
         VtbAudioError: They are none.
     """
     assert audio.duration_s is not None
-    if not (count := _samples(audio.duration_s, sample_rate)):
+    if not (count := _samples(audio.duration_s / audio.speed, sample_rate)):
         got = f'duration {audio.duration_s} s: {audio.path}'
         raise audio_fault(Reason.AUDIO_NO_SAMPLES, field='duration', got=got, allowed='> 0')
     return count
@@ -154,12 +154,18 @@ def clip_span(audio: Audio, header: AudioHeader, sample_rate: int = 16000) -> Cl
                 Reason.DURATION_MISMATCH, field='duration', got=got, allowed=f'+-{DURATION_TOLERANCE_S} s'
             )
         count = min(count, rest)
-    num_samples = count if rate == sample_rate else round(count * sample_rate / rate)
+    heard = heard_rate(audio, rate)
+    num_samples = count if heard == sample_rate else round(count * sample_rate / heard)
     if audio.trusted:  # as it was counted; silence is added where the recording is a little shorter
         return ClipSpan(start, count, trusted_samples(audio, sample_rate))
     if num_samples <= 0:
         raise audio_fault(Reason.AUDIO_NO_SAMPLES, field='audio', got=audio.path)
     return ClipSpan(start, count, num_samples)
+
+
+def heard_rate(audio: Audio, rate: int) -> int:
+    """The rate in Hz as which the samples of a recording are taken: a higher one than it has is a faster speed."""
+    return rate if audio.speed == 1 else round(rate * audio.speed)
 
 
 def _samples(seconds: float, rate: int) -> int:
@@ -195,10 +201,10 @@ def read_audio(
     if (level := float(np.abs(samples).max(initial=0.0))) > MAX_LEVEL:
         got = f'a sample of {level:.3g}: {audio.path}'
         raise audio_fault(Reason.AUDIO_TOO_LOUD, field='audio', got=got, allowed=f'at most {MAX_LEVEL:.3g}')
-    if header.sample_rate != sample_rate:
+    if (heard := heard_rate(audio, header.sample_rate)) != sample_rate:
         import soxr
 
-        samples = soxr.resample(samples, header.sample_rate, sample_rate).astype(np.float32, copy=False)
+        samples = soxr.resample(samples, heard, sample_rate).astype(np.float32, copy=False)
     # soxr rounds the length in its own way, by a sample at most; a trusted duration is off by the tolerance at most
     missing = span.num_samples - len(samples)
     return np.pad(samples, (0, missing)) if missing > 0 else samples[: span.num_samples]

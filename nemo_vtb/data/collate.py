@@ -28,6 +28,8 @@ from nemo_vtb.data.limits import LIMITS, Limits
 from nemo_vtb.data.template import AUDIO_SLOT, ChatRenderer, Rendered
 from nemo_vtb.errors import VtbDataError
 
+Augment = Callable[[str, np.ndarray], np.ndarray]
+
 
 @dataclass(frozen=True, slots=True)
 class PackItem:
@@ -191,14 +193,22 @@ class Collator:
         """
         return pack_row([self.prepare(conversation) for conversation in conversations], index)
 
-    def prepare(self, conversation: Conversation) -> PackItem:
-        """Render one conversation and read its recordings; raises as calling the collator does."""
-        with guarded(Reason.OTHER, f'conversation {conversation.id}'):
-            return self._prepare(conversation)
+    def prepare(self, conversation: Conversation, augment: Augment | None = None) -> PackItem:
+        """Render one conversation and read its recordings; raises as calling the collator does.
 
-    def _prepare(self, conversation: Conversation) -> PackItem:
+        Args:
+            conversation: The conversation.
+            augment: Makes what is heard of a clip, as long as before; told its name within the conversation.
+        """
+        with guarded(Reason.OTHER, f'conversation {conversation.id}'):
+            return self._prepare(conversation, augment)
+
+    def _prepare(self, conversation: Conversation, augment: Augment | None) -> PackItem:
         options: dict[str, Any] = {'resample': self.resample, 'limits': self.limits}
         clips = [read_audio(audio, self.sample_rate, **options) for audio in conversation.audios]
+        if augment is not None:
+            named = enumerate(zip(conversation.audios, clips, strict=True))
+            clips = [augment(f'{number}:{audio.speed}', clip) for number, (audio, clip) in named]
         frames = [self.frame_counter(len(clip)) for clip in clips]
         for audio, clip, count in zip(conversation.audios, clips, frames, strict=True):
             if count < 1:

@@ -67,6 +67,7 @@ class Audio:
         trusted: Whether `duration_s` decides how many samples the clip has, without a look at the recording; what
             differs by more than a tolerance is found when it is read.
         whole: Whether a trusted duration is that of the whole recording, so that a longer one differs.
+        speed: How much faster than it was recorded it is heard, pitch included.
     """
 
     path: str
@@ -76,6 +77,7 @@ class Audio:
     channel: int | None = None
     trusted: bool = False
     whole: bool = False
+    speed: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

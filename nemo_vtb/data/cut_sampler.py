@@ -20,6 +20,7 @@ every example in the main process (docs/adr/0012). It serves code that has a lho
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lhotse import CutSet
@@ -45,7 +46,7 @@ def cut_of(audio: Audio, id_: str) -> Cut:
         VtbAudioError: Missing, unreadable, or the span does not lie in it.
     """
     header = probe(audio.path)
-    span = clip_span(audio, header, header.sample_rate)
+    span = clip_span(replace(audio, speed=1.0), header, header.sample_rate)
     opened = open_audio(audio.path)
     in_memory = not isinstance(opened, str)
     source: Any = opened if isinstance(opened, str) else opened.getvalue()
@@ -60,11 +61,11 @@ def cut_of(audio: Audio, id_: str) -> Cut:
         offset=span.start / header.sample_rate, duration=span.count / header.sample_rate, preserve_id=True
     )
     if audio.channel is not None and isinstance(cut, MultiCut):
-        return MonoCut(id_, cut.start, cut.duration, audio.channel, recording=recording)
-    if header.num_channels == 1:
-        return cut
-    # lhotse adds the channels up, our loader takes their mean
-    return cut.to_mono(mono_downmix=True).perturb_volume(1 / header.num_channels, affix_id=False)
+        cut = MonoCut(id_, cut.start, cut.duration, audio.channel, recording=recording)
+    elif header.num_channels > 1:
+        # lhotse adds the channels up, our loader takes their mean
+        cut = cut.to_mono(mono_downmix=True).perturb_volume(1 / header.num_channels, affix_id=False)
+    return cut if audio.speed == 1 else cut.perturb_speed(audio.speed, affix_id=False)
 
 
 def nemo_conversation(

@@ -29,6 +29,7 @@ import numpy as np
 import torch
 
 from nemo_vtb.config.schema import DataSettings
+from nemo_vtb.data.augment import Augmenter
 from nemo_vtb.data.collate import Collator, PackedRow, PackItem, pack_row
 from nemo_vtb.data.faults import Reason, data_fault, skip_table
 from nemo_vtb.data.index import FittedSource, Meter, SourceIndex, open_source
@@ -36,7 +37,7 @@ from nemo_vtb.data.ledger import Ledger
 from nemo_vtb.data.manifest_files import manifest_cache
 from nemo_vtb.data.packing import pack_all
 from nemo_vtb.data.sampler import BatchPlan, RowPlan, TokenBudgetPlan, TokenBudgetSampler, make_plan
-from nemo_vtb.data.sources import EVAL_SECTIONS, SourceSpec, eval_specs, train_specs
+from nemo_vtb.data.sources import EVAL_SECTIONS, SourceSpec, eval_specs, train_augmenter, train_specs
 from nemo_vtb.data.template import ChatRenderer
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 from nemo_vtb.io import clear_leftovers
@@ -61,10 +62,17 @@ class RowDataset(torch.utils.data.Dataset):
         sources: In the order of the plan.
         collator: Renders and reads.
         dataset: Name of a validation set, put into each batch.
+        augmenter: Changes what is heard, where that is asked for.
     """
 
-    def __init__(self, sources: Sequence[FittedSource], collator: Collator, dataset: str | None = None) -> None:
-        self.sources, self.collator, self.dataset = list(sources), collator, dataset
+    def __init__(
+        self,
+        sources: Sequence[FittedSource],
+        collator: Collator,
+        dataset: str | None = None,
+        augmenter: Augmenter | None = None,
+    ) -> None:
+        self.sources, self.collator, self.dataset, self.augmenter = list(sources), collator, dataset, augmenter
         self.reading = torch.zeros(1, 4, dtype=torch.int64)
         "What each loader process reads, in shared memory: its id, the row, the source, the entry."
 
@@ -75,18 +83,20 @@ class RowDataset(torch.utils.data.Dataset):
         for place, (source, entry) in enumerate(row.items):
             mine.copy_(torch.tensor([pid, row.index, source, entry]))
             try:
-                items.append(self._load(source, entry))
+                items.append(self._load(source, entry, row.passes[place] if row.passes else 0))
             except VtbDataError as error:
                 faults.append({'row': row.index, 'place': place} | self._fault(source, entry, error))
         packed = pack_row(items, row.index)
         packed.faults, packed.dataset = faults, self.dataset
         return packed
 
-    def _load(self, source: int, entry: int) -> PackItem:
+    def _load(self, source: int, entry: int, number: int) -> PackItem:
+        """One conversation as it is heard in this pass over its source."""
         for attempt in range(_RETRIES + 1):
             try:
                 conversation, changed = self.sources[source].read_checked(entry)
-                item = self.collator.prepare(conversation)
+                heard = () if self.augmenter is None else (self.augmenter.of(f'{conversation.id}:{number}'),)
+                item = self.collator.prepare(conversation, *heard)
                 break
             except VtbDataError as error:
                 # network file systems fail now and then; a file that is broken fails again
@@ -227,6 +237,7 @@ class VtbDataModule(pl.LightningDataModule):
         self.collator = Collator(renderer, frame_counter, self.settings.sample_rate, **options)
         self.sources: list[FittedSource] = []
         self.plan: TokenBudgetPlan | None = None
+        self.augmenter: Augmenter | None = None
         self.sampler: TokenBudgetSampler | None = None
         self.eval_sets: dict[str, dict[str, tuple[list[FittedSource], list[RowPlan]]]] = {}
         self._num_batches, self._dims = num_batches, dims
@@ -255,6 +266,7 @@ class VtbDataModule(pl.LightningDataModule):
         if stage in (None, 'fit') and self.plan is None and self.settings.train_ds:
             self.sources = self._fitted(train_specs(self.settings))
             self.plan = make_plan(self.sources, self.settings)
+            self.augmenter = train_augmenter(self.settings)
         for section, stages in (('validation_ds', ('fit', 'validate', None)), ('test_ds', ('test', None))):
             if stage in stages:
                 self._open_sets(section)
@@ -282,7 +294,8 @@ class VtbDataModule(pl.LightningDataModule):
         if self.sampler is not None:  # a second fit goes on after what was trained on
             sampler.load_state_dict(self.sampler.state_dict())
         self.sampler = sampler
-        return TrainLoader(RowDataset(self.sources, self.collator), sampler, settings)
+        dataset = RowDataset(self.sources, self.collator, augmenter=self.augmenter)
+        return TrainLoader(dataset, sampler, settings)
 
     def val_dataloader(self) -> list[EvalLoader]:
         """One loader for each named validation set."""

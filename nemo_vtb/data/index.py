@@ -26,9 +26,9 @@ import re
 import shutil
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,15 @@ _COLUMNS = {
 }
 
 
+def _columns(spec: SourceSpec) -> Mapping[str, tuple[str, type]]:
+    """Those of a source: with other speeds, the frames at each."""
+    return _COLUMNS | {_frames_at(speed): ('i', np.int32) for speed in spec.speeds[1:]}
+
+
+def _frames_at(speed: float) -> str:
+    return f'frames_{speed:g}'
+
+
 @dataclass(frozen=True, slots=True)
 class Meter:
     """Counts what a conversation takes in a row; the loader makes exactly that, or the conversation is refused.
@@ -125,13 +134,7 @@ class Meter:
 
     def _measure(self, conversation: Conversation, segments: bool) -> dict[str, int | float]:
         self.limits.check_turns(conversation)
-        frames, seconds = 0, 0.0
-        for audio in conversation.audios:
-            samples = self._samples(audio, segments)
-            if (count := self.frame_counter(samples)) < 1:
-                raise audio_fault(Reason.AUDIO_TOO_SHORT, field='audio', got=f'{samples} samples: {audio.path}')
-            frames += count
-            seconds += samples / self.sample_rate
+        frames, seconds = self._heard(conversation, segments)
         counted = self.renderer.count(conversation)
         text, supervised = counted.text, counted.supervised
         if not supervised:
@@ -151,6 +154,22 @@ class Meter:
             'clips': counted.audios,
             'seconds': seconds,
         }
+
+    def frames(self, conversation: Conversation, *, segments: bool = True) -> int:
+        """Frames of all its recordings; arguments and errors as of `measure`."""
+        with guarded(Reason.OTHER, f'conversation {conversation.id}'):
+            return self._heard(conversation, segments)[0]
+
+    def _heard(self, conversation: Conversation, segments: bool) -> tuple[int, float]:
+        """Frames and seconds of its recordings."""
+        frames, seconds = 0, 0.0
+        for audio in conversation.audios:
+            samples = self._samples(audio, segments)
+            if (count := self.frame_counter(samples)) < 1:
+                raise audio_fault(Reason.AUDIO_TOO_SHORT, field='audio', got=f'{samples} samples: {audio.path}')
+            frames += count
+            seconds += samples / self.sample_rate
+        return frames, seconds
 
     def _samples(self, audio: Audio, segments: bool) -> int:
         if audio.trusted:
@@ -192,7 +211,11 @@ class Meter:
 
 
 class SourceIndex:
-    """The table of one source. Memory-mapped; opened again by itself in a loader process."""
+    """The table of one source. Memory-mapped; opened again by itself in a loader process.
+
+    Where its recordings are heard at several speeds, there is an entry for each line and speed: those of the first
+    speed for all lines, then those of the next.
+    """
 
     def __init__(self, spec: SourceSpec, folder: str | Path) -> None:
         self.spec, self.folder = spec, Path(folder)
@@ -200,17 +223,23 @@ class SourceIndex:
         self.name, self.kind, self.weight, self.max_repeats = spec.name, spec.kind, spec.weight, spec.max_repeats
         self.digest: str = self.meta['digest']
         self._columns: dict[str, np.ndarray] = {}
-        for name in _COLUMNS:  # mapped before loader processes are forked: then the index may vanish while they work
+        # before loader processes are forked: then the index may vanish while they work
+        for name in _columns(spec):
             self.column(name)
 
     def __len__(self) -> int:
+        return self.lines * len(self.spec.speeds)
+
+    @property
+    def lines(self) -> int:
+        """Conversations, each counted once."""
         return int(self.meta['entries'])
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, '_columns': {}}  # a loader process maps the files itself
 
     def column(self, name: str) -> np.ndarray:
-        """One column, (len(self),): file, offset, nbytes, length, text, supervised, frames, clips, seconds, audio_...
+        """One column, with a value for each line: file, offset, nbytes, length, text, supervised, frames, clips, ...
 
         Raises:
             VtbIndexError: The index was removed or changed while it was in use.
@@ -230,7 +259,28 @@ class SourceIndex:
 
     def measure(self, entries: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Tokens, supervised tokens and seconds of audio of some entries, each (len(entries),)."""
-        return tuple(np.asarray(self.column(c)[entries]) for c in ('length', 'supervised', 'seconds'))  # type: ignore
+        speeds, lines = np.divmod(entries, self.lines)
+        columns = ('length', 'supervised', 'seconds')
+        tokens, supervised, seconds = (np.asarray(self.column(name)[lines]) for name in columns)
+        for number, speed in enumerate(self.spec.speeds[1:], start=1):
+            at = np.flatnonzero(speeds == number)
+            tokens[at] += self.column(_frames_at(speed))[lines[at]] - self.column('frames')[lines[at]]
+            seconds[at] /= speed
+        return tokens, supervised, seconds
+
+    def lengths(self) -> np.ndarray:
+        """Tokens of all entries, (len(self),)."""
+        return self.column('length') if len(self.spec.speeds) == 1 else self.measure(np.arange(len(self)))[0]
+
+    def frames(self, entry: int) -> int:
+        """Frames of audio of one entry."""
+        speed, line = divmod(entry, self.lines)
+        return int(self.column(_frames_at(self.spec.speeds[speed]) if speed else 'frames')[line])
+
+    def place(self, entry: int) -> tuple[int, int]:
+        """Where the line of an entry stands: number of the file, and byte in it."""
+        line = entry % self.lines
+        return int(self.column('file')[line]), int(self.column('offset')[line])
 
     def read(self, entry: int) -> Conversation:
         """Read one conversation from its manifest.
@@ -238,19 +288,20 @@ class SourceIndex:
         Raises:
             VtbDataError: The line is not as it was when it was indexed.
         """
-        file, offset = int(self.column('file')[entry]), int(self.column('offset')[entry])
+        speed, line = divmod(entry, self.lines)
+        file, offset = self.place(entry)
         path = self.spec.files[file]
         where = f'{path}: byte {offset}'
         try:
             with open(path, 'rb') as stream:
                 stream.seek(offset)
-                raw = stream.read(int(self.column('nbytes')[entry]))
+                raw = stream.read(int(self.column('nbytes')[line]))
         except OSError as error:
             raise data_fault(Reason.LINE_CHANGED, field=where, got=error.strerror) from error
         conversation = self.spec.read(parse_line(raw.strip().removeprefix(_BOM), where), file, where)
         if conversation is None:
             raise data_fault(Reason.LINE_CHANGED, field=where, got='_skipme')
-        return conversation
+        return at_speed(conversation, self.spec.speeds[speed])
 
     def audio_changed(self, entry: int, conversation: Conversation) -> bool:
         """Whether a recording has another size or time than when it was indexed; one that is gone is no change.
@@ -258,7 +309,8 @@ class SourceIndex:
         Of a recording whose duration was trusted nothing was noted: its duration is checked when it is read.
         """
         try:
-            return audio_identity(conversation.audios)['audio_stamp'] != int(self.column('audio_stamp')[entry])
+            known = int(self.column('audio_stamp')[entry % self.lines])
+            return audio_identity(conversation.audios)['audio_stamp'] != known
         except OSError:
             return False
 
@@ -404,6 +456,17 @@ def keep_exchanges(conversation: Conversation, count: int) -> Conversation:
     return Conversation(conversation.id, tuple(turns), conversation.kind, conversation.source, conversation.custom)
 
 
+def at_speed(conversation: Conversation, speed: float) -> Conversation:
+    """The conversation with its recordings heard faster or slower."""
+    if speed == 1:
+        return conversation
+    turns = (
+        replace(turn, parts=tuple(replace(p, speed=speed) if isinstance(p, Audio) else p for p in turn.parts))
+        for turn in conversation.turns
+    )
+    return replace(conversation, turns=tuple(turns))
+
+
 class FittedSource:
     """A source as the plan sees it: entries that fit into a row, some of them cut.
 
@@ -422,7 +485,8 @@ class FittedSource:
     def __init__(self, index: SourceIndex, meter: Meter, max_tokens: int, overlong: str = 'cut') -> None:
         self.index = index
         self.name, self.kind, self.weight, self.max_repeats = index.name, index.kind, index.weight, index.max_repeats
-        self.digest = hashlib.sha256(f'{index.digest}:{max_tokens}:{overlong}'.encode()).hexdigest()
+        heard = json.dumps(augment, sort_keys=True) if (augment := index.spec.options.get('augment')) else ''
+        self.digest = hashlib.sha256(f'{index.digest}:{max_tokens}:{overlong}{heard}'.encode()).hexdigest()
         found = self._load(meter, max_tokens, overlong)
         self.dropped: list[dict[str, Any]] = found['dropped']
         self._cut = np.array([c[0] for c in found['cut']], dtype=np.int64)  # entries of the index, sorted
@@ -436,7 +500,7 @@ class FittedSource:
             raise VtbDataError(
                 'All conversations of a source are longer than a row.',
                 field=f'source {self.name}',
-                got=f'shortest {int(index.column("length").min())} tokens',
+                got=f'shortest {int(index.lengths().min())} tokens',
                 allowed=f'data.max_tokens {max_tokens}',
                 remedy='raise data.max_tokens',
             )
@@ -487,16 +551,17 @@ class FittedSource:
     def frames(self, entry: int) -> int | None:
         """Frames of audio of an entry as it was indexed; None for one that was cut."""
         entry = entry if self._entries is None else int(self._entries[entry])
-        return None if entry in self._cut else int(self.index.column('frames')[entry])
+        return None if entry in self._cut else self.index.frames(entry)
 
     def locate(self, entry: int) -> dict[str, Any]:
         """Where an entry stands: source, file, byte_offset."""
         entry = entry if self._entries is None else int(self._entries[entry])
-        file = self.index.spec.files[int(self.index.column('file')[entry])]
-        return {'source': self.name, 'file': file, 'byte_offset': int(self.index.column('offset')[entry])}
+        file, offset = self.index.place(entry)
+        return {'source': self.name, 'file': self.index.spec.files[file], 'byte_offset': offset}
 
     def _load(self, meter: Meter, max_tokens: int, overlong: str) -> dict[str, list]:
-        over = np.flatnonzero(self.index.column('length') > max_tokens)
+        lengths = self.index.lengths()
+        over = np.flatnonzero(lengths > max_tokens)
         if not len(over):
             return {'cut': [], 'dropped': []}
         if overlong == 'error':
@@ -504,7 +569,7 @@ class FittedSource:
             raise VtbDataError(
                 'A conversation is longer than a row.',
                 field=f'source {self.name}, {self.index.read(entry).id}',
-                got=f'{int(self.index.column("length")[entry])} tokens; {len(over)} are too long',
+                got=f'{int(lengths[entry])} tokens; {len(over)} are too long',
                 allowed=f'data.max_tokens {max_tokens}',
                 remedy='raise data.max_tokens, or set data.overlong to cut or drop',
             )
@@ -513,7 +578,7 @@ class FittedSource:
             return stored
         found: dict[str, list] = {'cut': [], 'dropped': []}
         for entry in over.tolist():
-            fault = self._fault(entry, max_tokens)
+            fault = self._fault(entry, int(lengths[entry]), max_tokens)
             try:
                 conversation = self.index.read(entry)
                 fault['id'] = conversation.id
@@ -536,16 +601,17 @@ class FittedSource:
                 return count, size['length'], size['supervised'], size['seconds']
         return None
 
-    def _fault(self, entry: int, max_tokens: int) -> dict[str, Any]:
+    def _fault(self, entry: int, length: int, max_tokens: int) -> dict[str, Any]:
+        file, offset = self.index.place(entry)
         return {
             'entry': entry,
             'source': self.name,
-            'file': self.index.spec.files[int(self.index.column('file')[entry])],
+            'file': self.index.spec.files[file],
             'line': None,
-            'byte_offset': int(self.index.column('offset')[entry]),
+            'byte_offset': offset,
             'id': None,
             'reason': Reason.OVERLONG.value,
-            'detail': f'{int(self.index.column("length")[entry])} tokens, max_tokens {max_tokens}',
+            'detail': f'{length} tokens, max_tokens {max_tokens}',
         }
 
 
@@ -562,7 +628,7 @@ def _fingerprint(spec: SourceSpec, meter: Meter) -> str:
 class _Part:
     """What one stretch of a file holds."""
 
-    columns: dict[str, array] = field(default_factory=lambda: {n: array(c) for n, (c, _) in _COLUMNS.items()})
+    columns: dict[str, array]
     faults: list[dict[str, Any]] = field(default_factory=list)
     lines: int = 0  # that are not blank
     numbered: int = 0  # all
@@ -589,7 +655,7 @@ def _build(spec: SourceSpec, meter: Meter, path: Path, fingerprint: str, workers
     _number_lines(tasks, parts)
     with atomic_replace(path, folder=True, keep_existing=True) as folder:
         digest = hashlib.sha256(json.dumps(spec.describe(), sort_keys=True, default=str).encode())
-        for name, (_, dtype) in _COLUMNS.items():
+        for name, (_, dtype) in _columns(spec).items():
             values = np.concatenate([np.zeros(0, dtype), *(np.frombuffer(p.columns[name], dtype) for p in parts)])
             np.save(folder / f'{name}.npy', values)
             if name in ('length', 'supervised'):
@@ -649,7 +715,7 @@ def _scan_in_process(task: _Task) -> _Part:
 
 def _scan(spec: SourceSpec, meter: Meter, task: _Task) -> _Part:
     """Read the lines that begin in [start, end) of one file."""
-    part = _Part()
+    part = _Part({name: array(code) for name, (code, _) in _columns(spec).items()})
     path, limit = spec.files[task.file], meter.limits.max_line_bytes
     with open(path, 'rb') as stream:
         offset = task.start
@@ -680,7 +746,10 @@ def _scan_line(spec: SourceSpec, meter: Meter, part: _Part, raw: bytes, place: t
         if conversation is None:
             part.omitted += 1
             return
-        measured = meter.measure(conversation, segments=has_offset(line)) | _identity(conversation)
+        segments = has_offset(line)
+        measured = meter.measure(conversation, segments=segments) | _identity(conversation)
+        for speed in spec.speeds[1:]:
+            measured[_frames_at(speed)] = meter.frames(at_speed(conversation, speed), segments=segments)
         check_filters(spec.options.get('filters') or {}, line, measured, where)
     except VtbDataError as error:
         if error.reason == Reason.DURATION_MISMATCH and meter.on_duration_mismatch == 'error':

@@ -58,12 +58,21 @@ class BudgetedSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RowPlan:
-    """One packed row: `items` are (number of the source, entry) in the order in which they are laid out."""
+    """One packed row.
+
+    Args:
+        index: Number of the row.
+        items: (number of the source, entry) in the order in which they are laid out.
+        num_tokens: Its length.
+        cost: What it takes, for balancing.
+        passes: How often the source of each item had been drawn from end to end before.
+    """
 
     index: int
     items: tuple[tuple[int, int], ...]
     num_tokens: int
     cost: float
+    passes: tuple[int, ...] = ()
 
 
 PlanState = dict[str, Any]
@@ -236,17 +245,20 @@ class TokenBudgetPlan:
             return None
         items: list[tuple[int, int]] = []
         lengths: list[int] = []
+        passes: list[int] = []
 
         def take(source: int, draw: int) -> int:
             _, entry, length, cost = self._pools[source].take(draw)
             items.append((source, entry))
             lengths.append(length)
+            passes.append(draw // self._streams[source].size)
             self._count(source, cost)
             self._refill(source)
             return length
 
         self._packer.fill(self._pools, self._needy, take)
-        plan = RowPlan(self.row, tuple(items), sum(lengths), float(sum(n + n * n / 4096 for n in lengths)))
+        dear = float(sum(n + n * n / 4096 for n in lengths))
+        plan = RowPlan(self.row, tuple(items), sum(lengths), dear, tuple(passes))
         self.row += 1
         return plan
 

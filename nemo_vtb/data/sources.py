@@ -24,6 +24,8 @@ from typing import Any
 
 from nemo_vtb.config.schema import UNREAD_TYPES, DataSettings
 from nemo_vtb.constants import KINDS, LANGUAGES
+from nemo_vtb.data.audio import probe
+from nemo_vtb.data.augment import SPEEDS, Augmenter, augmentations_of
 from nemo_vtb.data.conversation import (
     Audio,
     Conversation,
@@ -32,6 +34,7 @@ from nemo_vtb.data.conversation import (
     conversation_from_dict,
     layout_hint,
     parse_line,
+    read_jsonl,
 )
 from nemo_vtb.data.faults import Reason, data_fault, guarded
 from nemo_vtb.data.filters import KEYS as FILTER_KEYS
@@ -112,7 +115,14 @@ class SourceSpec:
     def describe(self) -> dict[str, Any]:
         """All that decides what the lines become; part of the fingerprint of an index."""
         bases = {'bases': list(self.bases)} if self.bases else {}
-        return {'type': self.type, 'kind': self.kind, 'name': self.name, 'options': dict(self.options)} | bases
+        options = {key: value for key, value in self.options.items() if key != 'augment'}
+        options |= {'speeds': self.speeds} if len(self.speeds) > 1 else {}  # all else leaves lengths as they are
+        return {'type': self.type, 'kind': self.kind, 'name': self.name, 'options': options} | bases
+
+    @property
+    def speeds(self) -> tuple[float, ...]:
+        """At which each recording is heard, its own first."""
+        return SPEEDS if self.options.get('augment', {}).get('perturb_speed') else SPEEDS[:1]
 
 
 @lru_cache(maxsize=4096)
@@ -160,7 +170,46 @@ def parse_input_cfg(
 def train_specs(settings: DataSettings) -> list[SourceSpec]:
     """The sources of `train_ds`."""
     where = 'data.train_ds.input_cfg'
-    return _of_loader(settings.train_ds, where, settings, settings.train_ds.get('reweight_temperature'))
+    sources = _of_loader(settings.train_ds, where, settings, settings.train_ds.get('reweight_temperature'))
+    if augment := augmentations_of(settings.train_ds):
+        return [replace(s, options={**s.options, 'augment': augment}) for s in sources]
+    return sources
+
+
+def train_augmenter(settings: DataSettings) -> Augmenter | None:
+    """What changes the clips of `train_ds`; None where nothing does.
+
+    Raises:
+        VtbConfigError: See `augmentations_of`.
+        VtbDataError: A recording of a noise or a room cannot be read.
+    """
+    options = augmentations_of(settings.train_ds)
+    if not options.keys() - {'perturb_speed'}:
+        return None
+    noises, rooms = (_recordings(options.get(key), f'data.train_ds.{key}') for key in ('noise_path', 'rir_path'))
+    return Augmenter(options, settings.seed, noises, rooms, settings.sample_rate)
+
+
+def _recordings(value: Any, where: str) -> list[Audio]:
+    """The recordings of a manifest whose lines need no text: NeMo's, lhotse's cuts, or lhotse's recordings."""
+    if not value:
+        return []
+    if isinstance(value, str | Path):
+        value = {'input_cfg' if str(value).endswith(('.yaml', '.yml')) else 'cuts_path': str(value)}
+    found: list[Audio] = []
+    for spec in parse_input_cfg(_entries(value), where):
+        for number, path in enumerate(spec.files):
+            for _, offset, line in read_jsonl(path):
+                if 'sources' in line:
+                    line = {'id': line.get('id'), 'recording': line, 'duration': line.get('duration')}
+                line |= {'text': '.', 'supervisions': [{'text': '.'}]}
+                heard = spec.read(line, number, f'{path}: byte {offset}')
+                found += [] if heard is None else heard.audios
+    for audio in found:
+        probe(audio.path)
+    if not found:
+        raise VtbDataError('There are no recordings.', field=where, got=value, allowed='at least one')
+    return found
 
 
 def eval_specs(settings: DataSettings, section: str) -> dict[str, list[SourceSpec]]:

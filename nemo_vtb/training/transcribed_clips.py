@@ -78,7 +78,7 @@ def read_clips(sources: Iterable[SourceIndex]) -> tuple[list[Clip], Counter[str]
     clips: dict[Audio, Clip] = {}
     aside: Counter[str] = Counter()
     for source in sources:
-        for entry in range(len(source)):
+        for entry in range(source.lines):
             conversation = source.read(entry)
             found = list(clips_of(conversation))
             aside['no transcript'] += len(conversation.audios) - len(found)
