@@ -119,7 +119,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         seen.add(path)
         text = (ROOT / path).read_text(encoding='utf-8')
         if not path.endswith('.md'):
-            text = f'# {path}\n\n```{Path(path).suffix[1:] or "text"}\n{text}```\n'
+            language = Path(path).suffix[1:] or 'text'
+            text = f'---\nsearch: {{exclude: true}}\n---\n# {path}\n\n```{language}\n{text}```\n'
         else:
             waiting += [each for each in linked(text, path) if not each.startswith('docs/')]
         if not path.startswith('docs/'):
