@@ -79,6 +79,54 @@ def test_a_model_trains_on_it(made: Path, tmp_path: Path) -> None:
     assert account.conversations > 5 and account.audio_s > 20 and not account.skips
 
 
+def write_mls(folder: Path, clips: list[tuple[str, Path]]) -> None:
+    """`mls_LANGUAGE/PART/audio/SPEAKER/BOOK/*.opus`, transcripts.txt and metainfo.txt."""
+    parts = {'train': clips[:-4], 'dev': clips[-4:-2], 'test': clips[-2:]}
+    for part, found in parts.items():
+        place, lines = folder / 'mls_italian' / part / 'audio' / '1595' / '1192', []
+        place.mkdir(parents=True)
+        for number, (text, path) in enumerate(found):
+            samples, rate = soundfile.read(path)
+            soundfile.write(place / f'1595_1192_{part}{number}.opus', samples, rate, format='OGG', subtype='OPUS')
+            lines.append(f'1595_1192_{part}{number}\t{text.lower()}\n')
+        (folder / 'mls_italian' / part / 'transcripts.txt').write_text(''.join(lines), encoding='utf-8')
+    (folder / 'mls_italian' / 'metainfo.txt').write_text('1595 | F | train | 1 | 1192 | Title\n')
+
+
+def write_fleurs(folder: Path, clips: list[tuple[str, Path]]) -> None:
+    """`LANGUAGE/PART/*.wav` and `metadata/LANGUAGE/PART.tsv`."""
+    parts = {'train': clips[:-4], 'dev': clips[-4:-2], 'test': clips[-2:]}
+    (folder / 'metadata' / 'it_it').mkdir(parents=True)
+    for part, found in parts.items():
+        (folder / 'it_it' / part).mkdir(parents=True)
+        lines = []
+        for number, (text, path) in enumerate(found):
+            (folder / 'it_it' / part / f'{part}{number}.wav').write_bytes(path.read_bytes())
+            count, low = soundfile.info(path).frames, text.lower()
+            lines.append(f'{number}\t{part}{number}.wav\t{text}\t{low}\t{" ".join(low)}\t{count}\tFEMALE\n')
+        (folder / 'metadata' / 'it_it' / f'{part}.tsv').write_text(''.join(lines), encoding='utf-8')
+
+
+@pytest.mark.parametrize('name', ['mls', 'fleurs'])
+def test_other_layouts_through_their_own_recipes(name: str, tmp_path: Path, assets: Any) -> None:
+    from lhotse.recipes import prepare_fleurs, prepare_mls
+
+    source = assets('asterisk-it')['asterisk-it']
+    rows = [json.loads(line) for line in (source / 'manifest.jsonl').open(encoding='utf-8')]
+    clips = [(row['text'], source / row['audio_filepath']) for row in rows if row['duration'] > 1][:24]
+    {'mls': write_mls, 'fleurs': write_fleurs}[name](tmp_path / 'published', clips)
+    if name == 'mls':
+        prepare_mls(tmp_path / 'published', tmp_path / 'manifests', opus=True)
+    else:
+        prepare_fleurs(tmp_path / 'published', tmp_path / 'manifests', languages='it_it')
+    out = tmp_path / 'made'
+    assert cli.main(['data', 'make', 'asr_ast', str(out), str(tmp_path / 'manifests'), '--workers', '1']) == 0
+    counts = {split: len(lines(out / f'asr_ast.{split}.jsonl')) for split in ('train', 'validation', 'test')}
+    assert counts == {'train': 20, 'validation': 2, 'test': 2} and not lines(out / 'rejected.jsonl')
+    first = lines(out / 'asr_ast.train.jsonl')[0]
+    assert first['custom']['lang'] == 'it' and first['custom']['source'].startswith(f'{name}-it')
+
+
 def test_a_prepared_corpus_needs_both_files(made: Path, librispeech: Path, tmp_path: Path, capsys: Any) -> None:
     name = 'librispeech_supervisions_train-clean-5.jsonl.gz'
     (tmp_path / name).write_bytes((librispeech.parent / 'manifests' / name).read_bytes())
