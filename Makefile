@@ -14,7 +14,7 @@
 
 # Every target makes its own set-up (tools/bootstrap.sh); nothing but Python and make is needed beforehand.
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-all torture bench docs lint format demo-long clean
+.PHONY: help quickstart test test-all torture bench docs lint format gpu-pack demo-long clean
 
 PY := .venv/bin/python
 # tests and benchmarks start several processes; more than one thread each would only compete for cores
@@ -61,12 +61,16 @@ lint: ## check with ruff, formatter, mypy, style rules and shellcheck
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(PY) tools/check_style.py
-	.venv/bin/shellcheck tools/*.sh examples/slurm/*.sbatch .ci/run
+	.venv/bin/shellcheck tools/*.sh benchmarks/gpu/*.sh examples/slurm/*.sbatch .ci/run
 
 format: ## apply ruff's fixes and formatter
 	@sh tools/bootstrap.sh venv
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
+
+gpu-pack: ## collect in .gpu what a GPU machine without a network lacks (TE=te.tar.xz adds Transformer Engine); benchmarks/gpu/README.md
+	@sh tools/bootstrap.sh venv
+	@$(PY) benchmarks/gpu/pack.py $(if $(TE),--te $(TE))
 
 demo-long: ## the larger demonstration (about an hour on 2 cores, 12 GB of memory); interrupted with Ctrl-C, it resumes from its last checkpoint
 	@sh tools/bootstrap.sh assets $(LONG_ASSETS)

@@ -21,7 +21,8 @@ Random weights, LoRA on all linear layers, forward, backward and optimizer step.
 and targets, so their losses must agree. FLOPs are those that the step needs: two products per frozen weight (nothing
 is recomputed, no gradient of the weight itself), attention within conversations, the vocabulary at targets. Their rate
 is compared with that of large bf16 matrix products measured in the same run. The padded batch is what NeMo's SALM
-gives its LLM: one conversation a line, the vocabulary at every position.
+gives its LLM: one conversation a line, the vocabulary at every position. Each row has other lengths: 'new lengths' is
+the time of a row that was not seen before, 's a step' that of one that was. A way that fails is a line with its error.
 """
 
 import argparse
@@ -49,6 +50,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 GOAL_MFU = 0.45
+MOST_COLD_S = 12.0
+"""A kernel that is built anew for each length is not waited for any longer."""
 LORA = {'r': 32, 'lora_alpha': 32, 'lora_dropout': 0.0, 'target_modules': 'all-linear'}
 SHAPES: dict[str, tuple[str, dict[str, int]]] = {
     'Gemma 2B': ('gemma', {'hidden_size': 2048, 'intermediate_size': 16384, 'num_hidden_layers': 18, 'head_dim': 256,
@@ -71,7 +74,8 @@ class Plan:
     shapes: dict[str, tuple[str, dict[str, int]]]
     tokens: int
     mean_length: int
-    steps: int
+    rows: int
+    """Rows of different lengths; the first two are not timed."""
     matrix: int
     dtype: torch.dtype
     device: torch.device
@@ -80,7 +84,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Row:
-    """A packed row."""
+    """A packed row; its borders stay on the host, as in training."""
 
     ids: Tensor
     labels: Tensor
@@ -95,22 +99,22 @@ def plan_for(quick: bool) -> Plan:
     device = torch.device('cuda', int(os.environ.get('LOCAL_RANK', 0))) if gpu else torch.device('cpu')
     dtype, tolerance = (torch.bfloat16, 0.02) if gpu else (torch.float32, 1e-4)
     if quick or not gpu:
-        return Plan(SMALL, 512, 60, 3, 4096 if gpu else 1024, dtype, device, tolerance)
-    return Plan(SHAPES, 8192, 350, 10, 8192, dtype, device, tolerance)
+        return Plan(SMALL, 512, 60, 4, 4096 if gpu else 1024, dtype, device, tolerance)
+    return Plan(SHAPES, 8192, 350, 8, 8192, dtype, device, tolerance)
 
 
-def make_row(tokens: int, mean_length: int, vocab: int, device: torch.device) -> Row:
-    """Conversations of random lengths that fill a row, a third of their tokens supervised."""
-    rng, lengths = random.Random(0), list[int]()
+def make_row(tokens: int, mean_length: int, vocab: int, device: torch.device, seed: int = 0) -> Row:
+    """Conversations of random lengths that fill a row, a third of their tokens supervised; others for each seed."""
+    rng, lengths = random.Random(seed), list[int]()
     while sum(lengths) < tokens:
         lengths.append(min(max(8, round(rng.lognormvariate(0, 0.6) * mean_length)), tokens - sum(lengths)))
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(3, vocab, (tokens,), generator=generator)
     labels[torch.rand(tokens, generator=generator) > 1 / 3] = -100
     ids = torch.randint(3, vocab, (tokens,), generator=generator)
     positions = torch.cat([torch.arange(n) for n in lengths])
     borders = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32)
-    return Row(*(x.to(device) for x in (ids, labels, positions, borders)), lengths)
+    return Row(*(x.to(device) for x in (ids, labels, positions)), borders, lengths)
 
 
 def useful_flops(config: Any, row: Row) -> float:
@@ -144,14 +148,28 @@ def timed(work: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - begin
 
 
-def measure(model: nn.Module, loss_of: Callable[[], Tensor], plan: Plan, after: Callable[[], None]) -> dict[str, Any]:
-    """Median time of a training step, the first loss, the peak of memory."""
-    gpu = plan.device.type == 'cuda'
+def measure(
+    model: nn.Module,
+    loss_of: Callable[[Row], Tensor],
+    rows: Sequence[Row],
+    device: torch.device,
+    after: Callable[[], None],
+) -> dict[str, Any]:
+    """Median seconds of a training step on rows of new lengths (cold) and on the same again, first loss, memory.
+
+    Args:
+        model: Whose trainable parameters are updated.
+        loss_of: Loss of a row.
+        rows: Of different lengths; the first two compile and tune.
+        device: Where the model is.
+        after: Called between backward and optimizer.
+    """
+    gpu = device.type == 'cuda'
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=gpu)
     losses: list[float] = []
 
-    def step() -> None:
-        loss = loss_of()
+    def step(row: Row) -> None:
+        loss = loss_of(row)
         loss.backward()
         after()
         optimizer.step()
@@ -159,11 +177,19 @@ def measure(model: nn.Module, loss_of: Callable[[], Tensor], plan: Plan, after: 
         losses.append(float(loss.detach()))
 
     if gpu:
-        torch.cuda.reset_peak_memory_stats(plan.device)
-    timed(step, plan.device)  # compiles and tunes
-    seconds = statistics.median(timed(step, plan.device) for _ in range(plan.steps))
-    peak = torch.cuda.max_memory_allocated(plan.device) / 2**30 if gpu else None
-    return {'step_s': seconds, 'loss': losses[0], 'peak_gb': peak}
+        torch.cuda.reset_peak_memory_stats(device)
+    first = [timed(lambda row=row: step(row), device) for row in rows[:2]]
+    cold: list[float] = []
+    for row in rows[2:]:
+        cold.append(timed(lambda row=row: step(row), device))
+        if sum(cold) > MOST_COLD_S:
+            break
+    warm = [timed(lambda row=row: step(row), device) for row in rows[2 : 2 + len(cold)]]
+    return {
+        'step_s': statistics.median(warm), 'cold_s': statistics.median(cold), 'first_s': [round(s, 2) for s in first],
+        'loss': losses[0], 'loss_last': losses[-1],
+        'peak_gb': torch.cuda.max_memory_allocated(device) / 2**30 if gpu else None,
+    }  # fmt: skip
 
 
 def packed_loss(backbone: Any, row: Row) -> Tensor:
@@ -201,12 +227,8 @@ def megatron_ways(gpu: bool) -> dict[str, dict[str, Any]]:
     return ways
 
 
-def megatron_way(
-    config: Any, weights: dict[str, Tensor], options: dict[str, Any], row: Row, plan: Plan
-) -> dict[str, Any]:
+def megatron_backbone(config: Any, weights: dict[str, Tensor], plan: Plan, **options: Any) -> Any:
     """Our Megatron backbone with these kernels."""
-    from megatron_cases import sum_partial_gradients
-
     from nemo_vtb.backbone.megatron import convert, lora, runtime
     from nemo_vtb.backbone.megatron.model import MegatronBackbone
 
@@ -217,11 +239,19 @@ def megatron_way(
         rank=runtime.tp_rank(), ranks=ranks, tied=backbone.tied,
     )  # fmt: skip
     lora.add_lora(backbone.gpt, backbone.geometry, r=LORA['r'], alpha=LORA['lora_alpha'], targets='all-linear')
-    backbone.to(plan.device).train()
-    return measure(backbone, lambda: packed_loss(backbone, row), plan, lambda: sum_partial_gradients(backbone))
+    return backbone.to(plan.device).train()
 
 
-def hugging_face_ways(llm: Any, row: Row, plan: Plan) -> dict[str, Callable[[], dict[str, Any]]]:
+def measure_megatron(backbone: Any, rows: Sequence[Row], plan: Plan) -> dict[str, Any]:
+    """A training step of it."""
+    from megatron_cases import sum_partial_gradients
+
+    return measure(
+        backbone, lambda row: packed_loss(backbone, row), rows, plan.device, lambda: sum_partial_gradients(backbone)
+    )
+
+
+def hugging_face_ways(llm: Any, rows: Sequence[Row], plan: Plan) -> dict[str, Callable[[], dict[str, Any]]]:
     """The HF backbone on a packed row, and a padded batch."""
     from peft import LoraConfig, get_peft_model
 
@@ -231,18 +261,18 @@ def hugging_face_ways(llm: Any, row: Row, plan: Plan) -> dict[str, Callable[[], 
     register()
     tuned = get_peft_model(llm.to(plan.device), LoraConfig(**LORA)).train()
 
-    def run(attention: str, loss_of: Callable[[], Tensor]) -> dict[str, Any]:
+    def run(attention: str, loss_of: Callable[[Row], Tensor]) -> dict[str, Any]:
         llm.set_attn_implementation(attention)
         with torch.no_grad():  # back to the start, where LoRA is nothing
             for factor in (p for name, p in tuned.named_parameters() if '.lora_B.' in name):
                 factor.zero_()
-        return measure(tuned, loss_of, plan, lambda: None)
+        return measure(tuned, loss_of, rows, plan.device, lambda: None)
 
     backbone = HFBackbone(tuned, llm.model.embed_tokens)
 
     return {
-        'HF backbone': lambda: run(IMPLEMENTATION, lambda: packed_loss(backbone, row)),
-        'padded batch': lambda: run('sdpa', lambda: padded_loss(tuned, row)),
+        'HF backbone': lambda: run(IMPLEMENTATION, lambda row: packed_loss(backbone, row)),
+        'padded batch': lambda: run('sdpa', lambda row: padded_loss(tuned, row)),
     }
 
 
@@ -251,19 +281,23 @@ def measure_shape(name: str, family: str, sizes: dict[str, int], plan: Plan, rat
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.for_model(family, **sizes, max_position_embeddings=8192, tie_word_embeddings=family == 'gemma')
-    row = make_row(plan.tokens, plan.mean_length, config.vocab_size, plan.device)
+    rows = [make_row(plan.tokens, plan.mean_length, config.vocab_size, plan.device, seed) for seed in range(plan.rows)]
     torch.manual_seed(0)
     with plan.device:
         llm = AutoModelForCausalLM.from_config(config, dtype=plan.dtype)
     llm.cpu()  # so that it is not counted with the others
     weights = llm.state_dict()
-    flops, found = useful_flops(config, row) / int(os.environ.get('WORLD_SIZE', 1)), list[dict[str, Any]]()
+    timed_rows = rows[2:]
+    flops = statistics.mean(useful_flops(config, row) for row in timed_rows) / int(os.environ.get('WORLD_SIZE', 1))
+    found: list[dict[str, Any]] = []
 
     def note(way: str, run: Callable[[], dict[str, Any]]) -> None:
         try:
             figures = run()
-        except torch.OutOfMemoryError:
-            figures = {'step_s': None, 'loss': None, 'peak_gb': None}
+        except (RuntimeError, ImportError, AssertionError, TypeError, ValueError, AttributeError, KeyError) as error:
+            # out of memory, or a kernel that does not run here: the others are measured all the same
+            what = f'{type(error).__name__}: {str(error)[:300]}'
+            figures = {'step_s': None, 'cold_s': None, 'loss': None, 'peak_gb': None, 'error': what}
         gc.collect()
         if plan.device.type == 'cuda':
             torch.cuda.empty_cache()
@@ -273,8 +307,8 @@ def measure_shape(name: str, family: str, sizes: dict[str, int], plan: Plan, rat
         found.append({'shape': name, 'way': way, **figures})
 
     for way, options in megatron_ways(plan.device.type == 'cuda').items():
-        note(way, lambda o=options: megatron_way(config, weights, o, row, plan))
-    for way, run in hugging_face_ways(llm, row, plan).items():
+        note(way, lambda o=options: measure_megatron(megatron_backbone(config, weights, plan, **o), rows, plan))
+    for way, run in hugging_face_ways(llm, rows, plan).items():
         note(way, run)
     return found
 
@@ -283,13 +317,19 @@ def report(plan: Plan, rate: float, rows: Sequence[dict[str, Any]]) -> int:
     """The table, and the line of figures: of the fastest Megatron way of the last shape."""
     gpu = torch.cuda.get_device_name(plan.device) if plan.device.type == 'cuda' else None
     table = Table(title=f'{gpu or "CPU, small shapes: a test of this script"}; matrix products: {rate:.1f} TFLOP/s')
-    for column in ('shape', 'way', 's a step', 'tokens/s', 'TFLOP/s', 'share', 'GB', 'loss'):
+    for column in ('shape', 'way', 's a step', 'new lengths', 'tokens/s', 'TFLOP/s', 'share', 'GB', 'loss'):
         table.add_column(column)
     for r in rows:
         if r['step_s'] is None:
-            table.add_row(r['shape'], r['way'], 'out of memory')
+            table.add_row(r['shape'], r['way'], r['error'][:40])
             continue
-        numbers = (f'{r["step_s"]:.3f}', f'{r["tokens_per_s"]:,.0f}', f'{r["tflops"]:.2f}', f'{r["mfu"]:.0%}')
+        numbers = (
+            f'{r["step_s"]:.3f}',
+            f'{r["cold_s"]:.3f}',
+            f'{r["tokens_per_s"]:,.0f}',
+            f'{r["tflops"]:.2f}',
+            f'{r["mfu"]:.0%}',
+        )
         memory = '-' if r['peak_gb'] is None else f'{r["peak_gb"]:.1f}'
         table.add_row(r['shape'], r['way'], *numbers, memory, f'{r["loss"]:.4f}')
     Console(width=110).print(table)

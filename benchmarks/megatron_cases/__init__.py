@@ -130,7 +130,7 @@ def _tiny_model(name: str) -> Any:
     config = tiny_config(name)
     config._attn_implementation = 'eager'
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).float().eval()
+    model = AutoModelForCausalLM.from_config(config).float().eval()  # drawn on the CPU: the same everywhere
     with torch.no_grad():
         for key, value in model.named_parameters():
             value.copy_(
@@ -146,14 +146,24 @@ def _row(hidden: int, vocab: int) -> dict[str, Any]:
     total = sum(lengths)
     labels = torch.randint(0, vocab, (total,), generator=generator)
     labels[torch.rand(total, generator=generator) < 0.4] = -100
-    return {
-        'lengths': lengths,
+    on_device = {
         'embeds': torch.randn(total, hidden, generator=generator) * 0.3,
         'position_ids': torch.cat([torch.arange(n) for n in lengths]),
-        'cu_seqlens': torch.tensor([0, 7, 8, 23], dtype=torch.int32),
-        'max_seqlen': 15,
         'labels': labels,
     }
+    # the borders stay on the host, as in training
+    borders = torch.tensor([0, 7, 8, 23], dtype=torch.int32)
+    return {
+        'lengths': lengths, 'max_seqlen': 15, 'cu_seqlens': borders,
+        **{name: value.to(_device()) for name, value in on_device.items()},
+    }  # fmt: skip
+
+
+def _device() -> torch.device:
+    """Where megatron makes its weights."""
+    from nemo_vtb.backbone.megatron import runtime
+
+    return runtime.device()
 
 
 def _peft(model: Any) -> tuple[Any, dict[str, Tensor]]:
@@ -162,7 +172,7 @@ def _peft(model: Any) -> tuple[Any, dict[str, Tensor]]:
     tuned = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=_TARGETS))
     generator = torch.Generator().manual_seed(2)
     state = get_peft_model_state_dict(tuned)
-    state = {k: torch.randn(v.shape, generator=generator) * 0.1 for k, v in state.items()}
+    state = {k: (torch.randn(v.shape, generator=generator) * 0.1).to(v.device) for k, v in state.items()}
     set_peft_model_state_dict(tuned, state)
     return tuned, state
 
@@ -199,6 +209,8 @@ def check(name: str, *, sequence_parallel: bool = False) -> Parity:
         config = {'r': 4, 'lora_alpha': 8, 'target_modules': _TARGETS}
         backbone = build_backbone(Path(shared[0]), lora_config=config, sequence_parallel=sequence_parallel)
         dist.barrier()
+    backbone.to(_device())
+    model.to(_device())
     answers_equal = _answers(model) == _our_answers(backbone, model)
     tuned, state = _peft(model)
     backbone.load_lora(state)
@@ -225,7 +237,7 @@ def check(name: str, *, sequence_parallel: bool = False) -> Parity:
             [(found['gradients'][key], value) for found in ours for key, value in theirs['gradients'].items()]
         ),
         input_gradients=_largest([(found['embeds'], theirs['embeds']) for found in ours]),
-        weights_exact=all(torch.equal(value, original[key]) for key, value in backbone.base_weights()),
+        weights_exact=all(torch.equal(value.cpu(), original[key]) for key, value in backbone.base_weights()),
         lora_exact=all(
             found.keys() == state.keys() and all(torch.equal(found[key], state[key]) for key in state)
             for found in (back, back_moments)
@@ -299,20 +311,20 @@ def check_answers(folder: str | Path, questions: Sequence[str], *, max_new_token
     chats = [[{'role': 'user', 'content': question}] for question in questions]
     batch = tokenizer.apply_chat_template(
         chats, add_generation_prompt=True, padding=True, return_tensors='pt', return_dict=True
-    )
+    ).to(_device())
     width = batch['input_ids'].shape[1]
     shared: list[Any] = [None, None]  # the expected tokens, and those that end an answer
     if runtime.tp_rank() == 0:  # the reference once, and gone before ours is read
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        found = model.generate(**batch, do_sample=False, max_new_tokens=max_new_tokens)[:, width:]
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(_device()).eval()
+        found = model.generate(**batch, do_sample=False, max_new_tokens=max_new_tokens)[:, width:].cpu()
         eos = model.generation_config.eos_token_id
         shared = [found, eos if isinstance(eos, list) else [eos]]
         del model
     dist.broadcast_object_list(shared, src=0)
-    backbone = build_backbone(folder).eval()
+    backbone = build_backbone(folder).to(_device()).eval()
     embeds = backbone.embed(batch['input_ids'].flatten()).view(*batch['input_ids'].shape, -1)  # (B, T, H)
     pad_id = tokenizer.pad_token_id
-    ours = backbone.greedy(embeds, batch['attention_mask'], max_new_tokens, shared[1], pad_id)
+    ours = backbone.greedy(embeds, batch['attention_mask'], max_new_tokens, shared[1], pad_id).cpu()
     return {
         'ranks': runtime.tp_size(),
         'equal': sum(torch.equal(a, b) for a, b in zip(ours, shared[0], strict=True)),
@@ -323,7 +335,7 @@ def check_answers(folder: str | Path, questions: Sequence[str], *, max_new_token
 def _prompts(hidden: int) -> Iterator[Tensor]:
     generator = torch.Generator().manual_seed(3)
     for length in (9, 4, 12):
-        yield torch.randn(length, hidden, generator=generator) * 0.3
+        yield (torch.randn(length, hidden, generator=generator) * 0.3).to(_device())
 
 
 @torch.no_grad()
@@ -342,8 +354,8 @@ def _our_answers(backbone: Any, model: Any) -> list[list[int]]:
     width = max(map(len, prompts))
     sides = []
     for left in (True, False):
-        batch = torch.zeros(len(prompts), width, prompts[0].shape[1])
-        mask = torch.zeros(len(prompts), width, dtype=torch.bool)
+        batch = prompts[0].new_zeros(len(prompts), width, prompts[0].shape[1])
+        mask = torch.zeros(len(prompts), width, dtype=torch.bool, device=batch.device)
         for number, prompt in enumerate(prompts):
             at = slice(width - len(prompt), width) if left else slice(0, len(prompt))
             batch[number, at], mask[number, at] = prompt, True
