@@ -81,14 +81,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog='vtb doctor', description='Check this installation.')
     parser.add_argument('--json', action='store_true', help='print the findings as a JSON list')
     parser.add_argument('--fast', action='store_true', help='do not import torch and NeMo, which takes seconds')
-    parser.add_argument('--config', type=Path, help='forecast the parameters and the memory of this training instead')
+    parser.add_argument('--config', type=Path, help='forecast parameters, memory and step of this training instead')
+    parser.add_argument('--tflops', type=float, help='with --config: rate of large bfloat16 products of one GPU')
+    parser.add_argument('--share', type=float, help='with --config: share of that rate which a step reaches')
+    parser.add_argument('--measure', action='store_true', help='with --config: measure the rate on this machine')
     parser.add_argument('overrides', nargs='*', help='with --config: key=value, as for the training')
     arguments = parser.parse_args(argv)
     from rich.console import Console
 
     console = Console()
     if arguments.config is not None:
-        return _forecast(arguments.config, arguments.overrides, console)
+        return _forecast(arguments, console)
     if arguments.overrides:
         parser.error('key=value needs --config FILE')
     findings = list(examine(fast=arguments.fast))
@@ -111,16 +114,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(problems > 0)
 
 
-def _forecast(path: Path, overrides: Sequence[str], console: 'Console') -> int:
+def _forecast(arguments: argparse.Namespace, console: 'Console') -> int:
     from nemo_vtb.commands.training_config import compose_config
     from nemo_vtb.scripts import quiet_logs
 
-    cfg = compose_config(path, overrides)
+    cfg = compose_config(arguments.config, arguments.overrides)
     from nemo_vtb.training.forecast import forecast, forecast_table
+    from nemo_vtb.training.step_cost import Machine, cost_table, measured_tflops
 
     quiet_logs()
-    console.print(forecast_table(' '.join([path.stem, *overrides]), forecast(cfg)))
+    outlook = forecast(cfg)
+    console.print(forecast_table(' '.join([arguments.config.stem, *arguments.overrides]), outlook))
     console.print('Not included: activations of the encoder, and memory that the allocator reserves.', highlight=False)
+    given = {'tflops': arguments.tflops, 'share': arguments.share}
+    if arguments.measure:
+        given['tflops'] = measured_tflops()
+    machine = Machine(**{name: value for name, value in given.items() if value is not None})
+    console.print(cost_table(outlook.step, machine))
+    console.print('Counted, not measured; what is assumed: docs/step_costs.md.', highlight=False)
     return 0
 
 

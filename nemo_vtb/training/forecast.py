@@ -30,6 +30,7 @@ from torch import nn
 from nemo_vtb.config.schema import ModelConfig
 from nemo_vtb.errors import VtbConfigError, VtbModelError
 from nemo_vtb.training.known_models import ENCODERS, LLMS
+from nemo_vtb.training.step_cost import StepCost, Workload, sizes_of, step_cost
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -65,6 +66,7 @@ class Forecast:
         weights_gb: All weights of one GPU.
         training_gb: Gradients and the optimizer's moments of one GPU.
         activations_gb: What the backward pass of one packed row of text needs, and its logits.
+        step: What one optimizer step asks of one GPU.
     """
 
     parts: Mapping[str, Part]
@@ -73,6 +75,7 @@ class Forecast:
     weights_gb: float
     training_gb: float
     activations_gb: float
+    step: StepCost
 
     @property
     def total_gb(self) -> float:
@@ -102,16 +105,35 @@ def forecast(cfg: DictConfig) -> Forecast:
     parts['llm'] = Part(sum(p.numel() for p in llm.parameters() if not p.requires_grad), shares['llm'], False)
     parts['lora'] = Part(lora, shares['lora'], True)
     weight, gradient, moments = _bytes(str(cfg.trainer.get('precision', '32-true')))
-    held = sum(part.local for part in parts.values())
+    frozen = 2 if _frozen_in_half(cfg) else weight
     trained = sum(part.local for part in parts.values() if part.trained)
     return Forecast(
         parts,
         tensor,
         data,
-        held * weight / _GB,
+        sum(part.local * (frozen if name == 'llm' else weight) for name, part in parts.items()) / _GB,
         trained * (gradient + moments / (data if sharded else 1)) / _GB,
         _activations(cfg, llm.config.get_text_config(), tensor) / _GB,
+        _step(cfg, llm.config.get_text_config(), parts, tensor, data),
     )
+
+
+def _step(cfg: DictConfig, config: Any, parts: Mapping[str, Part], tensor: int, data: int) -> StepCost:
+    options, rows = _strategy_options(cfg), cfg.get('data') or OmegaConf.create({})
+    whisper = (Path(str(cfg.model.get('pretrained_asr'))) / 'config.json').is_file()
+    sizes = sizes_of(
+        config,
+        {name: part.parameters for name, part in parts.items()},
+        tensor=tensor,
+        data=data,
+        sharded=_is_fully_sharded(cfg),
+        sequence_parallel=bool(options.get('sequence_parallel')),
+        recompute=options.get('recompute') == 'full',
+        bytes_moved=2 if '16' in str(cfg.trainer.get('precision', '32-true')) else 4,
+        encoder_rate=50.0 if whisper else 12.5,
+    )
+    per_rank = max(1, int(rows.get('rows_per_batch') or data) // data)
+    return step_cost(sizes, Workload(tokens=int(rows.get('max_tokens', 4096)), rows=per_rank))
 
 
 def forecast_table(name: str, outlook: Forecast) -> 'Table':
@@ -263,6 +285,13 @@ def _gathered(llm: nn.Module, ranks: int) -> int:
 def _bytes(precision: str) -> tuple[int, int, int]:
     """Bytes of a weight, of a gradient, of Adam's two moments."""
     return (2, 2, 4) if precision.startswith(('bf16-true', 'fp16-true', '16-true')) else (4, 4, 8)
+
+
+def _frozen_in_half(cfg: DictConfig) -> bool:
+    """Whether the frozen LLM is kept in bfloat16; `auto` says so of the GPU that a forecast is about."""
+    wanted = str(cfg.model.get('frozen_dtype') or ModelConfig.frozen_dtype)
+    mixed = str(cfg.trainer.get('precision')) == 'bf16-mixed' and cfg.trainer.get('accelerator') != 'cpu'
+    return wanted == 'bfloat16' or (wanted == 'auto' and mixed)
 
 
 def _activations(cfg: DictConfig, config: Any, tensor: int) -> float:

@@ -111,3 +111,14 @@ def _install_requires() -> list[str]:
     finally:
         setuptools.setup = original
     return caught['install_requires']
+
+
+@pytest.mark.integration
+def test_a_forecast_has_memory_and_the_cost_of_a_step(capsys: pytest.CaptureFixture[str]) -> None:
+    """The same counts as docs/step_costs.md, at a rate that is given."""
+    config = str(ROOT / 'conf' / 'speechllm_joint_sft.yaml')
+    choice = ['model=gemma2b_canary1b', 'data=paper_blend', 'trainer=slurm_8x8_h100']
+    assert doctor.main(['--config', config, *choice, '--tflops', '500', '--share', '0.5']) == 0
+    output = capsys.readouterr().out
+    assert 'gradients and moments' in output and '500 TFLOP/s at 50%' in output
+    assert 'TFLOP' in output.split('products')[1] and 'sound to decode' in output
