@@ -60,12 +60,20 @@ class Backbone(ABC):
 
     @classmethod
     @abstractmethod
-    def build(cls, spec: 'BackboneSpec', *, dtype: torch.dtype = torch.float32, **options: Any) -> 'Backbone':
+    def build(
+        cls,
+        spec: 'BackboneSpec',
+        *,
+        dtype: torch.dtype = torch.float32,
+        lora_dtype: torch.dtype = torch.float32,
+        **options: Any,
+    ) -> 'Backbone':
         """Read the weights that `spec` names, put LoRA on them, and freeze the rest.
 
         Args:
             spec: The plan.
             dtype: Of the frozen weights.
+            lora_dtype: Of LoRA.
             options: What the strategy adds: a mesh, kernels ...
 
         Raises:

@@ -27,7 +27,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from nemo_vtb.backbone.attention import IMPLEMENTATION, keep_float32, register
+from nemo_vtb.backbone.attention import IMPLEMENTATION, Borders, keep_float32, register
 from nemo_vtb.backbone.base import Backbone, lora_misfit
 from nemo_vtb.backbone.kv_cache import KVCache
 from nemo_vtb.backbone.lora_fields import check_fields, check_targets
@@ -60,8 +60,18 @@ class HFBackbone(Backbone):
         self._softcap = getattr(config, 'final_logit_softcapping', None)
         self._logit_divisor = getattr(config, 'logits_scaling', None)
 
+    _published: str | None = None
+    """Where the weights are read from that are kept in another type; None: those in the model are they."""
+
     @classmethod
-    def build(cls, spec: 'BackboneSpec', *, dtype: torch.dtype = torch.float32, **options: Any) -> 'HFBackbone':
+    def build(
+        cls,
+        spec: 'BackboneSpec',
+        *,
+        dtype: torch.dtype = torch.float32,
+        lora_dtype: torch.dtype = torch.float32,
+        **options: Any,
+    ) -> 'HFBackbone':
         """Load the LLM and put LoRA on it, which starts from what `spec` drew; nothing is drawn here."""
         llm = spec.llm
         if llm is None:
@@ -72,8 +82,18 @@ class HFBackbone(Backbone):
         spec.llm = None
         causal_lm = llm.get_base_model() if hasattr(llm, 'get_base_model') else llm
         embed_tokens = causal_lm.model.embed_tokens
+        if dtype != torch.float32:
+            for name, parameter in llm.named_parameters():
+                parameter.data = parameter.data.to(lora_dtype if '.lora_' in name else dtype)
         del causal_lm.model.embed_tokens  # as SALM: it stands outside, where the splice can reach it
         backbone = cls(llm, embed_tokens)
+        if spec.checkpoints_layers:
+            causal_lm.gradient_checkpointing_enable({'use_reentrant': False})
+        if spec.compiles_layers:
+            for layer in causal_lm.model.layers:
+                layer.compile(dynamic=True)
+        if dtype != torch.float32:
+            backbone._published = spec.source
         if spec.first_lora:
             backbone.load_lora(spec.first_lora)
         return backbone
@@ -91,7 +111,7 @@ class HFBackbone(Backbone):
 
     def forward(self, embeds: Tensor, position_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
         """(T, H) of a packed row to hidden states (T, H)."""
-        return self._decode(embeds, position_ids, cu_seqlens.tolist())
+        return self._decode(embeds, position_ids, Borders.of(cu_seqlens, max_seqlen, embeds.device))
 
     def extend(self, embeds: Tensor, lengths: Sequence[int], caches: Sequence[KVCache]) -> Tensor:
         """Go on with conversations of which keys and values are kept, all in one packed pass. Without gradients.
@@ -108,12 +128,13 @@ class HFBackbone(Backbone):
             torch.arange(c.length, c.length + n, device=embeds.device) for c, n in zip(caches, lengths, strict=True)
         ]
         with torch.no_grad():
-            hidden = self._decode(embeds, torch.cat(spans), [0, *accumulate(lengths)], caches=caches)
+            borders = Borders([0, *accumulate(lengths)], max(lengths))
+            hidden = self._decode(embeds, torch.cat(spans), borders, caches=caches)
         for cache, count in zip(caches, lengths, strict=True):
             cache.commit(count)
         return hidden
 
-    def _decode(self, embeds: Tensor, position_ids: Tensor, cu_seqlens: list[int], **options: Any) -> Tensor:
+    def _decode(self, embeds: Tensor, position_ids: Tensor, borders: Borders, **options: Any) -> Tensor:
         # a ready-made 4-D mask is passed through untouched, which spares the T x T mask that nobody would read
         no_mask = embeds.new_zeros((1, 1, 1, 1), dtype=torch.bool)
         out = self.decoder(
@@ -121,7 +142,7 @@ class HFBackbone(Backbone):
             attention_mask=no_mask,
             position_ids=position_ids.unsqueeze(0),  # (1, T)
             use_cache=False,
-            cu_seqlens=cu_seqlens,
+            borders=borders,
             **options,
         )
         return out.last_hidden_state.squeeze(0)  # (T, H)
@@ -202,6 +223,8 @@ class HFBackbone(Backbone):
 
     def frozen_weights(self) -> dict[str, Tensor]:
         """The untouched LLM by its keys in the state dict; an LLM that is trained itself has none."""
+        if self._published is not None:
+            return base_weights(self._published, self.lora_state())
         # the parameters themselves, so that tied weights count as trained too
         states = {key: module.state_dict(keep_vars=True) for key, module in self.salm_modules.items()}
         named = {f'{key}.{name}': value for key, state in states.items() for name, value in state.items()}
@@ -215,7 +238,6 @@ class ShardedHFBackbone(HFBackbone):
     """
 
     deferred = True
-    _source: str
 
     @classmethod
     def check(cls, spec: 'BackboneSpec') -> None:
@@ -233,23 +255,19 @@ class ShardedHFBackbone(HFBackbone):
         spec: 'BackboneSpec',
         *,
         dtype: torch.dtype = torch.float32,
+        lora_dtype: torch.dtype = torch.float32,
         mesh: DeviceMesh | None = None,
         **options: Any,
     ) -> 'ShardedHFBackbone':
         """Load the LLM, freeze it, and spread it over `mesh`, the data-parallel ranks."""
-        backbone = super().build(spec, dtype=dtype)
+        # in its type before it is cut: Lightning would cast parts
+        backbone = super().build(spec, dtype=dtype, lora_dtype=lora_dtype)
         assert isinstance(backbone, ShardedHFBackbone)
-        backbone._source = spec.source
+        backbone._published = spec.source  # each rank holds a part of it
         for name, parameter in backbone._llm.named_parameters():
             parameter.requires_grad_('.lora_' in name)
-        if dtype != torch.float32:
-            backbone._llm.to(dtype)  # before it is cut: Lightning does so with the rest
         shard_decoder(backbone.decoder, mesh)
         return backbone
-
-    def frozen_weights(self) -> dict[str, Tensor]:
-        """The untouched LLM as its folder has it: each rank holds a part of it."""
-        return base_weights(self._source, self.lora_state())
 
     def idle_pass(self, device: torch.device) -> Tensor:
         """Run one token: the others wait for this rank's parts of the layers."""

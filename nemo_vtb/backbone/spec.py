@@ -49,6 +49,9 @@ class BackboneSpec:
         trained: Names (as in the state dict) of LLM weights that the configuration trains; none with LoRA alone.
         other_lora: Fields of `lora` that plain LoRA does not have.
         trust_remote_code: Passed on to transformers.
+        frozen_dtype: `model.frozen_dtype`.
+        checkpoints_layers: `model.activation_checkpointing`.
+        compiles_layers: `model.compile_layers`.
         vocab_size: Rows of the token embedding; 0 where nobody counted them.
         llm: The LLM itself where a plan cannot replace it: random weights, no safetensors, LoRA that is not plain.
     """
@@ -63,6 +66,9 @@ class BackboneSpec:
     trained: tuple[str, ...] = ()
     other_lora: Mapping[str, Any] = field(default_factory=dict)
     trust_remote_code: bool = False
+    frozen_dtype: str = 'auto'
+    checkpoints_layers: bool = False
+    compiles_layers: bool = False
     vocab_size: int = 0
     llm: Any = None
 
@@ -76,6 +82,7 @@ class BackboneSpec:
         keep: Iterable[str] = (),
         pretrained: bool = True,
         trust_remote_code: bool = False,
+        **options: Any,
     ) -> 'BackboneSpec':
         """Look at an LLM on the meta device; draws the first LoRA factors as PEFT would draw them now.
 
@@ -86,6 +93,7 @@ class BackboneSpec:
             keep: NeMo's `prevent_freeze_params`.
             pretrained: Whether there are weights to read, or random ones are drawn.
             trust_remote_code: Whether transformers may run code that came with the LLM.
+            options: Further fields: how the weights are kept, and the layers run.
 
         Raises:
             VtbModelError: The folder is missing or corrupt, the family is unknown, or LoRA does not fit.
@@ -120,6 +128,7 @@ class BackboneSpec:
             other_lora=other,
             trust_remote_code=trust_remote_code,
             vocab_size=table.shape[0],
+            **options,
             llm=llm,
         )
 
@@ -199,6 +208,45 @@ class BackboneSpec:
                 allowed=['all-linear', 'q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj'],
                 remedy='name projections, not single layers, or train with another strategy',
             )
+
+    def require_plain_layers(self) -> None:
+        """Raise VtbConfigError if the layers are to run as those of the Hugging Face backbone alone can."""
+        for name, wanted, remedy in (
+            ('activation_checkpointing', self.checkpoints_layers, 'trainer.strategy.recompute=full'),
+            ('compile_layers', self.compiles_layers, "trainer.strategy.fusions='auto', which compiles parts of them"),
+        ):
+            if wanted:
+                raise VtbConfigError(
+                    'This is for the Hugging Face backbone.',
+                    field=f'model.{name}',
+                    got=True,
+                    allowed=False,
+                    remedy=remedy,
+                )
+
+    def weight_dtype(self, *, precision: str, gpu: bool) -> torch.dtype:
+        """Type of the frozen weights; LoRA, adapter and encoder keep that of the precision.
+
+        Args:
+            precision: `trainer.precision`.
+            gpu: Whether the run is on one.
+
+        Raises:
+            VtbConfigError: bfloat16 is asked for, but the LLM itself is trained, or its weights are in no folder.
+        """
+        if 'bf16-true' in precision:
+            return torch.bfloat16
+        in_folder = self.llm is None and not self.trained
+        if self.frozen_dtype == 'bfloat16' and not in_folder:
+            raise VtbConfigError(
+                'Weights that are trained, or drawn and never saved, cannot be kept in bfloat16 alone.',
+                field='model.frozen_dtype',
+                got='bfloat16',
+                allowed='auto or float32: small updates of a bfloat16 weight are rounded away',
+                remedy='freeze the LLM and read it from a folder, or model.frozen_dtype=auto',
+            )
+        auto = self.frozen_dtype == 'auto' and gpu and precision == 'bf16-mixed' and in_folder
+        return torch.bfloat16 if auto or self.frozen_dtype == 'bfloat16' else torch.float32
 
     @property
     def lora_targets(self) -> list[str]:

@@ -38,7 +38,9 @@ def frozen_llm(model: 'VoiceTextBlender') -> dict[str, Tensor]:
 
 def canonical_state(model: 'VoiceTextBlender') -> dict[str, Tensor]:
     """The whole state dict as the Hugging Face backbone has it; the ranks that hold one LLM call it together."""
-    return {**frozen_llm(model), **trained_state(model)} if model.backbone.deferred else model.state_dict()
+    base = frozen_llm(model)
+    # the LLM as it was published, also where the model keeps it in another type
+    return {**base, **trained_state(model)} if model.backbone.deferred else {**model.state_dict(), **base}
 
 
 def trained_state(model: 'VoiceTextBlender') -> dict[str, Tensor]:

@@ -393,6 +393,18 @@ class ModelConfig:
     encoder_chunk_size_seconds: float | None = key(
         None, 'Longer recordings are encoded in pieces, as in SALM; null: never', unit='s', low=0.0
     )
+    frozen_dtype: str = key(
+        'auto',
+        "Type of the frozen LLM's weights; auto: bfloat16 on GPUs under bf16-mixed, else that of trainer.precision",
+        choices=('auto', 'float32', 'bfloat16'),
+    )
+    activation_checkpointing: bool = key(
+        False,
+        "Hugging Face backbone: decoder layers are computed again in the backward pass; Megatron's is `recompute`",
+    )
+    compile_layers: bool = key(
+        False, 'Hugging Face backbone: decoder layers are compiled by torch, once for rows of any length'
+    )
     freeze_params: list[str] | None = key(None, 'Parameters that are not trained', unit='regular expressions')
     prevent_freeze_params: list[str] | None = key(None, 'Parameters that are trained all the same', unit='as above')
     lr_factors: list[RateKeys] | None = key(None, 'Parameters that learn at a rate of their own')

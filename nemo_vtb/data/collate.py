@@ -29,6 +29,7 @@ from nemo_vtb.data.template import AUDIO_SLOT, ChatRenderer, Rendered
 from nemo_vtb.errors import VtbDataError
 
 Augment = Callable[[str, np.ndarray], np.ndarray]
+_ON_HOST = ('cu_seqlens', 'audio_lens', 'frame_lens')
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ class PackedRow:
         labels: (T,) int64, the token that position t must predict, `IGNORE_INDEX` elsewhere.
         label_kinds: (T,) int64, number in `KINDS` where there is a label, -1 elsewhere.
         position_ids: (T,) int64, restart with each conversation.
-        cu_seqlens: (N+1,) int32, boundaries of the conversations.
+        cu_seqlens: (N+1,) int32, boundaries of the conversations; on the host, as the two below, see `to`.
         audio_positions: (F,) int64, positions of all audio frames, in the order of the clips.
         audios: (A, S) float32, clips, zero-padded to the longest.
         audio_lens: (A,) int64, samples of each clip.
@@ -91,7 +92,7 @@ class PackedRow:
     dataset: str | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool | None = None) -> 'PackedRow':
-        """The row on a device; Lightning calls this.
+        """The row on a device; Lightning calls this. Lengths stay on the host, which slices by them and must not wait.
 
         Args:
             device: Where to.
@@ -99,7 +100,7 @@ class PackedRow:
         """
         if non_blocking is None:
             non_blocking = torch.device(device).type == 'cuda'
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking), apart=_ON_HOST)
 
     def pin_memory(self) -> 'PackedRow':
         """The row in pinned memory; torch's `DataLoader` calls this."""
@@ -118,31 +119,33 @@ class PackedRow:
         surplus = self.frame_lens - frame_lens.to(self.frame_lens)  # (A,)
         if not surplus.numel() or not bool(surplus.any()):
             return self
+        device, positions = self.input_ids.device, self.audio_positions.cpu()
         begins = self.frame_lens.cumsum(0) - self.frame_lens
-        place = torch.arange(len(self.audio_positions), device=begins.device)  # (F,) number of the frame in its clip
+        place = torch.arange(len(positions))  # (F,) number of the frame in its clip
         place = place - begins.repeat_interleave(self.frame_lens)
         dropped = place < surplus.repeat_interleave(self.frame_lens)
-        keep = torch.ones(self.num_tokens, dtype=torch.bool, device=begins.device)
-        keep[self.audio_positions[dropped]] = False
+        keep = torch.ones(self.num_tokens, dtype=torch.bool)
+        keep[positions[dropped]] = False
         number = torch.cat([keep.new_zeros(1), keep]).long().cumsum(0)  # (T+1,) kept positions before each
         borders = number[self.cu_seqlens.long()]
         lengths = borders.diff()
-        index = keep.nonzero().squeeze(-1)
+        kept = keep.nonzero().squeeze(-1)
+        index = kept.to(device)
         return replace(
             self,
             input_ids=self.input_ids[index],
             labels=self.labels[index],
             label_kinds=self.label_kinds[index],
-            position_ids=torch.arange(len(index), device=index.device) - borders[:-1].repeat_interleave(lengths),
+            position_ids=(torch.arange(len(kept)) - borders[:-1].repeat_interleave(lengths)).to(device),
             cu_seqlens=borders.to(self.cu_seqlens),
-            audio_positions=number[self.audio_positions[~dropped]],
+            audio_positions=number[positions[~dropped]].to(device),
             frame_lens=frame_lens.to(self.frame_lens),
             max_seqlen=int(lengths.max()),
-            num_tokens=len(index),
+            num_tokens=len(kept),
         )
 
-    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> 'PackedRow':
-        values = {each.name: getattr(self, each.name) for each in fields(self)}
+    def _map(self, change: Callable[[torch.Tensor], torch.Tensor], apart: Sequence[str] = ()) -> 'PackedRow':
+        values = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in apart}
         return replace(self, **{n: change(v) for n, v in values.items() if isinstance(v, torch.Tensor)})
 
 

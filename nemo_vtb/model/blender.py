@@ -121,7 +121,9 @@ class VoiceTextBlender(SALM, ModelPT):
             )
         base = restored.base_folder(self.cfg) if restored else None
         source = str(self.cfg.pretrained_llm) if pretrained else base or str(folder)
-        self.spec = self._plan(source, pretrained or base is not None).require_ids(self.tokenizer.tokenizer)
+        self.spec = self._plan(source, pretrained or base is not None, 'auto' if restored else None).require_ids(
+            self.tokenizer.tokenizer
+        )
         check_strategy(trainer)
         backbone_class(trainer).check(self.spec)
         object.__setattr__(self, 'backbone', None)
@@ -139,7 +141,7 @@ class VoiceTextBlender(SALM, ModelPT):
         self.register_load_state_dict_pre_hook(fill_frozen_llm)
         self.step_watch, self._window_rows, self._window_buffers = StepWatch(), 0, dict[str, Tensor]()
 
-    def _plan(self, source: str, pretrained: bool) -> BackboneSpec:
+    def _plan(self, source: str, pretrained: bool, frozen_dtype: str | None = None) -> BackboneSpec:
         patterns = list(self.cfg.get('prevent_freeze_params') or [])
         # NeMo 3.0 appends at every construction, so that the list grows by one with each save and load
         if self.cfg.get('lora') and _LORA_PATTERN not in patterns:
@@ -151,6 +153,10 @@ class VoiceTextBlender(SALM, ModelPT):
             keep=patterns,
             pretrained=pretrained,
             trust_remote_code=bool(self.cfg.get('trust_remote_code', False)),
+            # what a file holds is restored in its own type
+            frozen_dtype=frozen_dtype or str(self.cfg.get('frozen_dtype', ModelConfig.frozen_dtype)),
+            checkpoints_layers=bool(self.cfg.get('activation_checkpointing', ModelConfig.activation_checkpointing)),
+            compiles_layers=bool(self.cfg.get('compile_layers', ModelConfig.compile_layers)),
         )
 
     @property
@@ -261,10 +267,12 @@ class VoiceTextBlender(SALM, ModelPT):
         )  # (N,)
         sums, counts = kind_sums(nll, batch.labels, batch.label_kinds, len(KINDS))
         loss = nll.sum() if base is None else self._anchored(nll, base, hidden, batch, anchor)
-        mean = float(sums.sum() / counts.sum().clamp(min=1))
-        self.step_watch.add_row(batch, nll, float(counts.sum()), mean)
+        targets = counts.sum()
+        both = torch.stack([sums.sum() / targets.clamp(min=1), targets])
+        mean, number, *figures = torch.cat([both, sums, counts]).tolist()  # the device is waited for once
+        self.step_watch.add_row(batch, nll, number, mean)
         self.log('loss', mean, prog_bar=False, batch_size=1)
-        for kind, total, count in zip(KINDS, sums.tolist(), counts.tolist(), strict=True):
+        for kind, total, count in zip(KINDS, figures, figures[len(KINDS) :], strict=False):
             if count:
                 self.log(f'loss/{kind}', total / count, batch_size=1)
         return {

@@ -103,7 +103,7 @@ def base_hidden(backbone: Backbone, batch: PackedRow) -> Tensor:
     if not spans:
         return torch.zeros(0, backbone.hidden_size, device=ids.device)
     index = torch.cat([torch.arange(b, e, device=ids.device) for b, e in spans])  # (M,)
-    lengths = torch.tensor([0, *(e - b for b, e in spans)], device=ids.device)
+    lengths = torch.tensor([0, *(e - b for b, e in spans)])
     cu_seqlens = lengths.cumsum(0).to(batch.cu_seqlens.dtype)
     with backbone.without_lora():
         return backbone.forward(
@@ -126,8 +126,9 @@ def text_divergence(
     Returns:
         (M,) float32 in nats, in the order of the row; (0,) where there is none.
     """
-    is_text = torch.tensor([kind == 'text' for kind in batch.kinds], device=hidden.device, dtype=torch.bool)
-    student = hidden[is_text.repeat_interleave(batch.cu_seqlens.diff().long())]  # (M, H)
+    is_text = torch.tensor([kind == 'text' for kind in batch.kinds], dtype=torch.bool)
+    places = is_text.repeat_interleave(batch.cu_seqlens.diff().long()).nonzero().squeeze(-1)  # (M,)
+    student = hidden[places.to(hidden.device)]  # (M, H)
 
     def divergence(h: Tensor, t: Tensor) -> Tensor:
         with torch.no_grad():

@@ -322,14 +322,14 @@ def encode(
     Args:
         perception: As `setup_perception` builds it.
         audios: (A, S) float32 at 16 kHz, padded; A may be 0.
-        audio_lens: (A,) samples.
+        audio_lens: (A,) samples, best on the host.
         max_group_s: Bound on clips x longest, in seconds, of one forward pass (a longer clip goes alone). None: as
             few passes as possible, for strategies in which every rank must make the same number (FSDP).
         chunk_s: NeMo's `encoder_chunk_size_seconds`: longer clips are encoded in pieces. None: whole.
 
     Returns:
-        (F, H) frames of all clips in order, and (A,) int64 frames of each: as counted, or fewer where the adapter
-        `compresses`.
+        (F, H) frames of all clips in order, and on the host (A,) int64 frames of each: as counted, or fewer where the
+        adapter `compresses`.
 
     Raises:
         VtbModelError: The module makes another number of frames than `frame_counter` says.
@@ -343,7 +343,8 @@ def encode(
     groups = list(_groups(sizes, counter, max_group_s))
     for group in groups:
         signal = pad_sequence([audios[clip, begin:end] for clip, begin, end in (pieces[i] for i in group)], True)
-        signal_lens = torch.tensor([sizes[index] for index in group], device=audios.device)
+        # copied without waiting for what the device has to do before
+        signal_lens = torch.tensor([sizes[index] for index in group]).to(audios.device, non_blocking=True)
         passes.append(perception(input_signal=signal, input_signal_length=signal_lens))
     order = [index for group in groups for index in group]
     made = _checked_counts(passes, [counts[index] for index in order], perception)
@@ -353,7 +354,7 @@ def encode(
     clip_counts = [0] * len(lengths)
     for (clip, _, _), count in zip(pieces, counts, strict=True):
         clip_counts[clip] += count
-    frame_lens = torch.tensor(clip_counts, dtype=torch.int64, device=audios.device)
+    frame_lens = torch.tensor(clip_counts, dtype=torch.int64)
     if not pieces:
         return next(perception.parameters()).new_zeros(0, perception.cfg.output_dim), frame_lens
     return torch.cat([encoded[index] for index in range(len(pieces))]), frame_lens
@@ -565,16 +566,18 @@ def encode_shared(
     """
     parts = share_clips(audio_lens.tolist(), dist.get_world_size(group))
     mine = parts[dist.get_rank(group)]
-    chosen = torch.tensor(mine, dtype=torch.int64, device=audios.device)
+    chosen = torch.tensor(mine, dtype=torch.int64)
+    clips = audios[chosen.to(audios.device)]
     with _own_random(dist.get_rank(group)):
-        own, own_lens = encode(perception, audios[chosen], audio_lens[chosen], chunk_s=chunk_s)  # (F_own, H)
+        own, own_lens = encode(perception, clips, audio_lens[chosen], chunk_s=chunk_s)  # (F_own, H)
     if torch.is_grad_enabled() and not mine and any(p.requires_grad for p in perception.parameters()):
         own.requires_grad_()  # else this rank would leave out the collectives of the others' backward pass
     # under autocast a rank's type would depend on whether it had a clip
     own = own.to(next(perception.parameters()).dtype)
     if compresses(perception):  # each rank knows its own clips only
-        frame_lens = torch.zeros_like(frame_lens).index_copy(0, chosen, own_lens)
-        dist.all_reduce(frame_lens, group=group)
+        shared = torch.zeros_like(frame_lens).index_copy(0, chosen, own_lens).to(audios.device)  # NCCL wants it there
+        dist.all_reduce(shared, group=group)
+        frame_lens = shared.cpu()
     counts = frame_lens.tolist()
     sizes = [sum(counts[clip] for clip in part) for part in parts]
     gathered: Tensor = _Gather.apply(own, sizes, group)  # (F, H), rank after rank

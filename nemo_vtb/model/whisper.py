@@ -28,6 +28,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nemo_vtb.backbone.attention import attend_row, has_row_kernel, kernels_for_any_length, takes_whole_rows
 from nemo_vtb.constants import SAMPLE_RATE
 from nemo_vtb.errors import VtbModelError
 from nemo_vtb.io import read_json_object
@@ -303,8 +304,9 @@ class WhisperEncoder(NeuralModule):
         x = F.dropout(x + self.embed_positions.weight[: x.shape[1]], self.dropout, self.training)
         # an empty row still attends to its first frame: a softmax over nothing is NaN
         keys = valid | (torch.arange(x.shape[1], device=x.device) == 0)
+        borders = _clip_borders(_halved(length), x.shape[1]) if has_row_kernel(x.device) else None
         for layer in self.layers:
-            x = layer(x, keys[:, None, None, :])
+            x = layer(x, keys[:, None, None, :], borders)
         return self.layer_norm(x).masked_fill(~valid.unsqueeze(-1), 0.0)
 
 
@@ -318,8 +320,8 @@ class _EncoderLayer(nn.Module):
         self.fc2 = nn.Linear(ff, d_model)
         self.final_layer_norm = nn.LayerNorm(d_model)
 
-    def forward(self, x: Tensor, keys: Tensor) -> Tensor:
-        x = x + F.dropout(self.self_attn(self.self_attn_layer_norm(x), keys), self.dropout, self.training)
+    def forward(self, x: Tensor, keys: Tensor, borders: Tensor | None) -> Tensor:
+        x = x + F.dropout(self.self_attn(self.self_attn_layer_norm(x), keys, borders), self.dropout, self.training)
         hidden = self.fc2(F.gelu(self.fc1(self.final_layer_norm(x))))
         return x + F.dropout(hidden, self.dropout, self.training)
 
@@ -333,19 +335,30 @@ class _SelfAttention(nn.Module):
         self.q_proj = nn.Linear(d_model, d_model)
         self.out_proj = nn.Linear(d_model, d_model)
 
-    def forward(self, x: Tensor, keys: Tensor) -> Tensor:
+    def forward(self, x: Tensor, keys: Tensor, borders: Tensor | None) -> Tensor:
         query, key, value = (
-            proj(x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
-            for proj in (self.q_proj, self.k_proj, self.v_proj)
-        )  # (B, heads, T, D / heads)
+            proj(x).unflatten(-1, (self.n_heads, -1)) for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )  # (B, T, heads, D / heads)
         dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=keys, dropout_p=dropout)
+        if borders is not None and takes_whole_rows(query, dropout):
+            rows = (part.flatten(0, 1) for part in (query, key, value))  # (B T, heads, D / heads)
+            mixed = attend_row(*rows, borders, x.shape[1], causal=False)
+            return self.out_proj(mixed.flatten(1).view(x.shape))
+        query, key, value = (part.transpose(1, 2) for part in (query, key, value))  # (B, heads, T, D / heads)
+        with kernels_for_any_length(query):
+            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=keys, dropout_p=dropout)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
 
 def time_mask(length: Tensor, size: int) -> Tensor:
     """Which of `size` frames lie within each clip's length: (B,) to (B, size) of bool."""
     return torch.arange(size, device=length.device) < length.unsqueeze(1)  # (B, size)
+
+
+def _clip_borders(length: Tensor, size: int) -> Tensor:
+    """(B,) to (2 B + 1,) int32: clips of a batch as one row, each followed by a part of nothing but its padding."""
+    begins = torch.arange(len(length) + 1, device=length.device) * size
+    return torch.cat([torch.stack([begins[:-1], begins[:-1] + length], 1).flatten(), begins[-1:]]).to(torch.int32)
 
 
 def _halved(length: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
 from lightning.pytorch import Trainer
+from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy, StrategyRegistry
 from torch import Tensor, nn
@@ -398,7 +399,7 @@ class MegatronStrategy(ReducingStrategy):
 
         # those of rank 0, since without a common seed the ranks of one LLM would drop out differently
         self._seed, drawn = self.broadcast((torch.initial_seed() % 2**31, torch.get_rng_state()))
-        runtime.initialize(self._tensor_parallel_size, seed=self._seed)
+        runtime.initialize(self._tensor_parallel_size, seed=self._seed, device=self.root_device)
         torch.set_rng_state(drawn)  # the same numbers follow as on any other strategy
         follow(runtime.generator_states, runtime.set_generator_states)
 
@@ -459,11 +460,15 @@ def build_backbone(spec: BackboneSpec, trainer: Trainer | None) -> Backbone:
     """
     strategy: Any = getattr(trainer, 'strategy', None)
     cls = backbone_class(trainer)
+    precision = str(trainer.precision) if trainer is not None else '32-true'
+    gpu = trainer is not None and isinstance(trainer.accelerator, CUDAAccelerator)
+    dtype = spec.weight_dtype(precision=precision, gpu=gpu)
     if not cls.deferred:
-        return cls.build(spec)
+        # Lightning casts the whole model to bf16-true
+        return cls.build(spec, dtype=torch.float32 if 'bf16-true' in precision else dtype)
     ParallelDims.of(trainer).take_from_first(spec.first_lora.values(), strategy.root_device)
-    dtype = torch.bfloat16 if 'bf16-true' in str(trainer.precision) else torch.float32  # type: ignore[union-attr]
-    return cls.build(spec, dtype=dtype, **strategy.backbone_options)
+    lora_dtype = torch.bfloat16 if 'bf16-true' in precision else torch.float32
+    return cls.build(spec, dtype=dtype, lora_dtype=lora_dtype, **strategy.backbone_options)
 
 
 def running_statistics(module: nn.Module) -> list[Tensor]:

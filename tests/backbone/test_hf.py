@@ -287,3 +287,44 @@ def drop_template(folder: Path) -> None:
 
     with pytest.raises(VtbTemplateError, match='no chat template'):
         ChatRenderer(AutoTokenizer.from_pretrained(folder))
+
+
+def built(folder: Path, **options: Any) -> HFBackbone:
+    """As training builds it: LoRA on all linears, the rest frozen."""
+    from nemo_vtb.backbone.spec import BackboneSpec
+
+    torch.manual_seed(0)
+    lora = {'r': 4, 'lora_alpha': 8, 'target_modules': 'all-linear'}
+    backbone = HFBackbone.build(BackboneSpec.plan(str(folder), lora=lora, **options))
+    backbone.load_lora({name: torch.full_like(value, 0.02) for name, value in backbone.lora_state().items()})
+    return backbone
+
+
+def learned(backbone: HFBackbone, lengths: tuple[int, ...]) -> list[Tensor]:
+    torch.manual_seed(1)
+    ids, positions, borders = pack(lengths)
+    embeds = backbone.embed(ids).detach().requires_grad_()
+    backbone._llm.train()
+    backbone.nll(backbone.forward(embeds, positions, borders, max(lengths)), ids.roll(-1)).mean().backward()
+    return [embeds.grad, *(p.grad for p in backbone.trainable_parameters().values() if p.grad is not None)]
+
+
+def test_layers_computed_again_change_nothing(folders: Path) -> None:
+    folder, calls = folder_of(folders, 'again', 'qwen3', {}), list[int]()
+    results = []
+    for again in (False, True):
+        backbone = built(folder, checkpoints_layers=again)
+        backbone.decoder.layers[0].mlp.register_forward_pre_hook(lambda *_, n=int(again): calls.append(n))
+        results.append(learned(backbone, LENGTHS))
+    assert calls == [0, 1, 1]  # the second time in the backward pass
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.slow
+def test_compiled_layers_take_rows_of_any_length(folders: Path) -> None:
+    folder = folder_of(folders, 'compiled', 'llama', {})
+    plain, compiled = built(folder), built(folder, compiles_layers=True)
+    for lengths in (LENGTHS, (3, 5), (17, 2, 4)):
+        for one, other in zip(learned(plain, lengths), learned(compiled, lengths), strict=True):
+            torch.testing.assert_close(other, one, atol=1e-5, rtol=1e-4)

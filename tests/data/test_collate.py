@@ -95,7 +95,10 @@ def test_lightning_moves_and_converts_a_row() -> None:
     half = HalfPrecision('bf16-true').convert_input(row)
     assert (half.audios.dtype, half.input_ids.dtype) == (torch.bfloat16, torch.int64)
     assert row.audios.dtype == torch.float32
-    assert row.to('meta').cu_seqlens.is_meta
+    on_device = row.to('meta')
+    assert on_device.input_ids.is_meta and on_device.audios.is_meta and on_device.audio_positions.is_meta
+    for name in ('cu_seqlens', 'audio_lens', 'frame_lens'):  # sliced by: on a GPU each would have to be waited for
+        assert torch.equal(getattr(on_device, name), getattr(row, name))
 
 
 def conversation(id_: str, *paths: Path) -> Conversation:

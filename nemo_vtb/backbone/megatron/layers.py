@@ -40,7 +40,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor, nn
 
-from nemo_vtb.backbone.attention import attend, window_mask
+from nemo_vtb.backbone.attention import Borders, attend, attend_row, computes_in_half, takes_whole_rows, window_mask
 from nemo_vtb.backbone.megatron import runtime
 from nemo_vtb.backbone.megatron.families import Family
 from nemo_vtb.errors import VtbConfigError
@@ -91,22 +91,24 @@ class PostNormLinear(nn.Module):
 
 @dataclass
 class PackedRow(PackedSeqParams):
-    """Borders of the conversations in a row, for kernels (on the device) and for loops (`borders`, asked for once)."""
+    """Borders of the conversations in a row, as megatron names them, for Transformer Engine, and as ours."""
 
-    borders: Sequence[int] = ()
+    borders: Borders = Borders([0], 0)
 
 
-def packed_row(cu_seqlens: Tensor, max_seqlen: int) -> PackedRow:
+def packed_row(cu_seqlens: Tensor, max_seqlen: int, device: torch.device) -> PackedRow:
     """Describe a row to the layers.
 
     Args:
-        cu_seqlens: (N+1,) int32, first 0, last T.
+        cu_seqlens: (N+1,) int32, first 0, last T; best on the host, see `Borders.of`.
         max_seqlen: Length of the longest conversation.
+        device: Of the row.
     """
-    # waits for the device here, not in every layer
+    borders = Borders.of(cu_seqlens, max_seqlen, device)
+    on_device = cu_seqlens if borders.on_device is None else borders.on_device
     return PackedRow(
-        qkv_format='thd', cu_seqlens_q=cu_seqlens, cu_seqlens_kv=cu_seqlens,
-        max_seqlen_q=max_seqlen, max_seqlen_kv=max_seqlen, borders=cu_seqlens.tolist(),
+        qkv_format='thd', cu_seqlens_q=on_device, cu_seqlens_kv=on_device,
+        max_seqlen_q=max_seqlen, max_seqlen_kv=max_seqlen, borders=borders,
     )  # fmt: skip
 
 
@@ -178,7 +180,7 @@ _fused_rotate = torch.compile(_rotate, dynamic=True)
 
 
 class SDPACore(nn.Module):
-    """Attention by torch's scaled_dot_product_attention (flash and cuDNN kernels on GPUs), a call per conversation.
+    """Attention by torch: its variable-length kernel on whole rows, else scaled_dot_product_attention for each part.
 
     Args:
         config: Of the decoder, with `vtb_family`.
@@ -210,8 +212,13 @@ class SDPACore(nn.Module):
         return self._block(q, k, v, attention_mask).permute(2, 0, 1, 3).flatten(2)
 
     def _packed(self, query: Tensor, key: Tensor, value: Tensor, row: PackedRow) -> Tensor:
+        borders, dropout = row.borders, self.dropout if self.training else 0.0
+        if borders.on_device is not None and takes_whole_rows(query, dropout, self.softcap):
+            q, k, v = (x.squeeze(1) for x in (query, key, value))  # (T, heads, D)
+            out = attend_row(q, k, v, borders.on_device, borders.longest, scale=self.scale, window=self.window)
+            return out.reshape(query.shape[0], 1, -1)
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))  # (1, heads, T, D)
-        spans = pairwise(row.borders)
+        spans = pairwise(borders.edges)
         out = torch.cat([self._block(q[:, :, b:e], k[:, :, b:e], v[:, :, b:e], None) for b, e in spans], dim=2)
         return out.permute(2, 0, 1, 3).flatten(2)
 
@@ -240,7 +247,8 @@ class TECore(SDPACore):
         )  # fmt: skip
 
     def _packed(self, query: Tensor, key: Tensor, value: Tensor, row: PackedRow) -> Tensor:
-        if self.window is not None or self.softcap is not None:
+        # in float32 it has no fused kernel: it would pad the row to (N, T, T)
+        if self.window is not None or self.softcap is not None or not computes_in_half(query):
             return super()._packed(query, key, value, row)
         q, k, v = (x.squeeze(1) for x in (query, key, value))  # (T, heads, D)
         out = self.te(q, k, v, None, attn_mask_type=AttnMaskType.padding_causal, packed_seq_params=row)
@@ -284,24 +292,27 @@ class Kernels:
 
 
 def usable_kernels() -> list[str]:
-    """Names for `choose_kernels` of what can run here, the fastest first."""
-    if not torch.cuda.is_available():
+    """Names for `choose_kernels` of what can run on the device of `runtime.initialize`, the fastest first."""
+    if not runtime.on_gpu():
         return ['torch']
     liger = importlib.util.find_spec('liger_kernel') is not None
     return [*(['te'] if HAVE_TE else []), *(['liger'] if liger else []), 'torch']
 
 
-def choose_kernels(wanted: str = 'auto', fusions: str | Sequence[str] = 'auto') -> Kernels:
+def choose_kernels(
+    wanted: str = 'auto', fusions: str | Sequence[str] = 'auto', dtype: torch.dtype = torch.bfloat16
+) -> Kernels:
     """Take the fastest modules that are there: Transformer Engine, Liger's Triton kernels, or torch's own.
 
     Args:
         wanted: 'auto', or one of 'te', 'liger' and 'torch' to compare them.
         fusions: 'auto' is all of `FUSIONS` on GPUs, unless `wanted` is 'torch', the plain reference; or a list.
+        dtype: Of the weights. 'auto' leaves Transformer Engine out for float32, which it multiplies as TF32.
 
     Raises:
         VtbConfigError: What is wanted is unknown or cannot run here.
     """
-    there, gpu = usable_kernels(), torch.cuda.is_available()
+    there, gpu = usable_kernels(), runtime.on_gpu()
     if wanted not in ('auto', *there):
         raise VtbConfigError(
             'These kernels cannot be used here.',
@@ -323,7 +334,8 @@ def choose_kernels(wanted: str = 'auto', fusions: str | Sequence[str] = 'auto') 
             allowed=f"'auto', or a list of {', '.join(can)}",
             remedy='trainer.strategy.fusions=auto takes what the device has',
         )
-    chosen = _modules_of(there[0] if wanted == 'auto' else wanted)
+    fastest = next(name for name in there if name != 'te' or dtype != torch.float32)
+    chosen = _modules_of(fastest if wanted == 'auto' else wanted)
     cross_entropy = _fused_cross_entropy(chosen.name) if 'cross_entropy' in fused else chosen.cross_entropy
     return replace(
         chosen, fused_activation='activation' in fused, fused_rope='rope' in fused, cross_entropy=cross_entropy
@@ -340,9 +352,21 @@ def _modules_of(chosen: str) -> Kernels:
         from liger_kernel.megatron import LigerMegatronRMSNorm
 
         parts = "Liger: norm; megatron-core's linears; torch's attention"
-        return Kernels(chosen, ColumnParallelLinear, RowParallelLinear, LigerMegatronRMSNorm, SDPACore, parts)
+        return Kernels(chosen, ColumnParallelLinear, RowParallelLinear, _typed(LigerMegatronRMSNorm), SDPACore, parts)
     parts = "megatron-core's linears; torch's attention; our norm"
     return Kernels(chosen, ColumnParallelLinear, RowParallelLinear, RMSNorm, SDPACore, parts)
+
+
+def _typed(norm: type[nn.Module]) -> type[nn.Module]:
+    """A norm whose weight is in the type of the others: Liger's own is float32 whatever the configuration says."""
+
+    class Typed(norm):  # type: ignore[valid-type, misc]
+        def __init__(self, config: TransformerConfig, *args: Any, **options: Any) -> None:
+            super().__init__(config, *args, **options)
+            self.to(config.params_dtype)
+
+    Typed.__name__ = Typed.__qualname__ = norm.__name__
+    return Typed
 
 
 def _fused_cross_entropy(chosen: str) -> CrossEntropy:
@@ -383,7 +407,7 @@ def check_fp8(fp8: str, kernels: Kernels, widths: Sequence[int]) -> None:
         can = 'null'
         if kernels.name != 'te':
             remedy = f'FP8 needs Transformer Engine ({runtime.te_refusal or "not there, or other kernels chosen"})'
-        elif torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 9):
+        elif runtime.on_gpu() and torch.cuda.get_device_capability() < (8, 9):
             remedy = 'FP8 needs a GPU of the generation of L40 or H100'
         elif odd := sorted({width for width in widths if width % FP8_MULTIPLE}):
             remedy = f'a rank has widths {odd} that {FP8_MULTIPLE} does not divide: fewer tensor-parallel ranks'

@@ -21,8 +21,9 @@ whole gradients, except under sequence parallelism, where each rank saw a part o
 
 import math
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -91,14 +92,29 @@ class LoraColumn(_Lora):
             # the whole row: the mask that all ranks draw alike; a part of it: under sequence parallelism megatron's
             # block draws from the generator of this rank already, and a fork within would begin it anew in each row
             x = dropout(x, self.p, True)
-        h = linear(x, torch.cat([self.lora[name].A for name in names]))  # one product for all parts
+        a = torch.cat([self.lora[name].A for name in names])
+        h = linear(x, a.to(x.dtype))  # one product for all parts
         if self.sequence_parallel:
             h = mappings.gather_from_sequence_parallel_region(h, group=group)
         else:
             h = mappings.copy_to_tensor_model_parallel_region(h, group=group)
         parts = dict(zip(names, h.chunk(len(names), -1), strict=True))
-        deltas = {name: linear(parts[name], self._own_rows(name, group)) for name in names}
+        factors = {name: self._own_rows(name, group).to(h.dtype) for name in names}
+        if adds_in_place(y, h) and not y._is_view():
+            flat = [x for name in names for x in (parts[name].flatten(0, -2), factors[name])]
+            return _AddInPlace.apply(y, self.scale, [self._place(name) for name in names], *flat), bias
+        deltas = {name: linear(parts[name], factors[name]) for name in names}
         return y + self._laid_out(deltas, y) * self.scale, bias
+
+    def _place(self, name: str) -> Callable[[Tensor], Tensor]:
+        """Where the outputs of a projection stand in (T, B, outputs): a view of (T B, blocks, width)."""
+        if self.g is None:
+            blocks, number, width = 1, int(name == 'up_proj'), self.base.weight.shape[0] // 2
+        else:
+            blocks, width = self.g.kv_padded // tp_group().size(), self.g.head_dim
+            number = {'q_proj': 0, 'k_proj': self.g.group, 'v_proj': self.g.group + 1}[name]
+        end = number + (self.g.group if self.g is not None and name == 'q_proj' else 1)
+        return lambda y: y.view(y.shape[:-1].numel(), blocks, -1)[..., number * width : end * width]
 
     def _own_rows(self, name: str, group: dist.ProcessGroup) -> Tensor:
         b = self.lora[name].B
@@ -139,16 +155,65 @@ class LoraRow(_Lora):
             # the ranks hold different columns; see `LoraColumn` for sequence parallelism
             with nullcontext() if self.sequence_parallel else tensor_parallel.get_cuda_rng_tracker().fork():
                 x = dropout(x, self.p, True)
-        h = linear(x, self.lora[self.name].A)
+        h = linear(x, self.lora[self.name].A.to(x.dtype))
         if self.sequence_parallel:
             h = mappings.reduce_scatter_to_sequence_parallel_region(h, group=tp_group())
         else:
             h = mappings.reduce_from_tensor_model_parallel_region(h, group=tp_group())
-        return y + linear(h, self.lora[self.name].B) * self.scale, bias
+        b = self.lora[self.name].B.to(h.dtype)
+        if adds_in_place(y, h):
+            # not in place: on one rank megatron's reduction returns its input, which may not be overwritten
+            return torch.addmm(y.flatten(0, -2), h.flatten(0, -2), b.t(), alpha=self.scale).view(y.shape), bias
+        return y + linear(h, b) * self.scale, bias
+
+
+def adds_in_place(y: Tensor, h: Tensor) -> bool:
+    """Whether LoRA is added by products that write into the output of the frozen linear: on GPUs.
+
+    The plain sum passes over that output, half a gigabyte for gate and up of an 8B LLM, to lay the parts out, to scale
+    and to add. On CPUs it stays as it was, bit by bit.
+    """
+    return y.is_cuda and y.dtype == h.dtype and y.is_contiguous()
+
+
+class _AddInPlace(torch.autograd.Function):
+    """y += scale x h B^T at the places of some projections; autograd's own would copy gradients of the size of y."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, y: Tensor, scale: float, places: Sequence[Callable[[Tensor], Tensor]], *factors: Tensor
+    ) -> Tensor:
+        ctx.mark_dirty(y)
+        ctx.scale, ctx.places = scale, places
+        ctx.save_for_backward(*factors)
+        for place, h, b in zip(places, factors[::2], factors[1::2], strict=True):
+            block = place(y)  # (n, blocks, width)
+            if block.shape[1] == 1:
+                block.squeeze(1).addmm_(h, b.t(), alpha=scale)
+            else:
+                block.add_((h @ b.t()).view(block.shape), alpha=scale)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        grad, found = grads[0].contiguous(), list[Tensor]()
+        factors = ctx.saved_tensors
+        for place, h, b in zip(ctx.places, factors[::2], factors[1::2], strict=True):
+            part = place(grad).reshape(len(h), -1)  # (n, outputs)
+            found += [part @ b * ctx.scale, part.t() @ h * ctx.scale]
+        return (grad, None, None, *found)
 
 
 def add_lora(
-    gpt: nn.Module, g: Geometry, *, r: int, alpha: float, p: float = 0.0, targets: str | Sequence[str], seed: int = 42
+    gpt: nn.Module,
+    g: Geometry,
+    *,
+    r: int,
+    alpha: float,
+    p: float = 0.0,
+    targets: str | Sequence[str],
+    seed: int = 42,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Put LoRA on a decoder, freeze everything else; the first A is the same at any number of ranks, B is zero.
 
@@ -160,6 +225,7 @@ def add_lora(
         p: Dropout before A.
         targets: Names out of `PROJECTIONS`, or 'all-linear'.
         seed: Of A.
+        dtype: Of both factors; None is that of the weights.
 
     Raises:
         VtbModelError: A target is none of them.
@@ -190,6 +256,8 @@ def add_lora(
         for parent, attribute, name in ((attention, 'linear_proj', 'o_proj'), (mlp, 'linear_fc2', 'down_proj')):
             if name in wanted:
                 _wrap_row(parent, attribute, name, r, alpha, p, sp)
+    for module in lora_layers(gpt):
+        module.lora.to(dtype)
     for key, own in lora_parameters(gpt).items():
         own.tensor_model_parallel = _is_cut(*place_of(key), g)  # megatron's word for it
     load_lora(gpt, g, _first(gpt, g, r, seed))

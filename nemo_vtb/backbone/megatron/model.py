@@ -89,7 +89,7 @@ class MegatronBackbone(nn.Module, Backbone):
         self.geometry: Geometry = geometry_of(config, tp_size())
         self.hidden_size = self.geometry.hidden
         self.tied = bool(self.hf_config.tie_word_embeddings)
-        kernels = choose_kernels(kernels, fusions) if isinstance(kernels, str) else kernels
+        kernels = choose_kernels(kernels, fusions, dtype) if isinstance(kernels, str) else kernels
         if fp8:
             check_fp8(fp8, kernels, self.geometry.widths(tp_size()))
             overrides = {'fp8': fp8} | overrides
@@ -119,6 +119,7 @@ class MegatronBackbone(nn.Module, Backbone):
         """
         spec.require_weights('the Megatron backbone')
         spec.require_plain_lora()
+        spec.require_plain_layers()
         spec.require_frozen()
 
     @classmethod
@@ -127,6 +128,7 @@ class MegatronBackbone(nn.Module, Backbone):
         spec: BackboneSpec,
         *,
         dtype: torch.dtype = torch.float32,
+        lora_dtype: torch.dtype = torch.float32,
         clip_group: dist.ProcessGroup | None = None,
         **options: Any,
     ) -> 'MegatronBackbone':
@@ -135,11 +137,13 @@ class MegatronBackbone(nn.Module, Backbone):
         Args:
             spec: The plan.
             dtype: Of the weights.
+            lora_dtype: Of LoRA.
             clip_group: The ranks that share the clips of a row.
             options: See `build_backbone`.
         """
         lora_config = {**spec.lora, 'target_modules': spec.lora_targets} if spec.lora else None
-        backbone = build_backbone(spec.source, lora_config=lora_config, dtype=dtype, **options)
+        types = {'dtype': dtype, 'lora_dtype': lora_dtype}
+        backbone = build_backbone(spec.source, lora_config=lora_config, **types, **options)
         backbone.clip_group, backbone._spec = clip_group, spec
         if spec.first_lora:
             backbone.load_lora(spec.first_lora)
@@ -167,7 +171,7 @@ class MegatronBackbone(nn.Module, Backbone):
         if missing:  # a conversation of padding, so that the ranks get equal parts, and FP8 its multiple
             embeds, position_ids = pad(embeds, (0, 0, 0, missing)), pad(position_ids, (0, missing))
             cu_seqlens = torch.cat([cu_seqlens, cu_seqlens[-1:] + missing])
-        packed = packed_row(cu_seqlens, max(max_seqlen, missing))
+        packed = packed_row(cu_seqlens, max(max_seqlen, missing), embeds.device)
         hidden = self._decode(embeds.unsqueeze(1), position_ids.unsqueeze(1), None, packed)  # (T, 1, H)
         return hidden.squeeze(1)[:length]
 
@@ -401,13 +405,18 @@ class _Rotary(nn.Module):
 
 
 def build_backbone(
-    source: str | Path, *, lora_config: Mapping[str, Any] | None = None, **options: Any
+    source: str | Path,
+    *,
+    lora_config: Mapping[str, Any] | None = None,
+    lora_dtype: torch.dtype | None = None,
+    **options: Any,
 ) -> MegatronBackbone:
     """Build this rank's part of an LLM, after `runtime.initialize`.
 
     Args:
         source: Hugging Face folder.
         lora_config: Fields of PEFT's `LoraConfig`: r, lora_alpha, lora_dropout, target_modules; None for no LoRA.
+        lora_dtype: Of LoRA; None is that of the weights.
         options: See `MegatronBackbone`.
 
     Raises:
@@ -424,7 +433,7 @@ def build_backbone(
     if lora_config:
         lora.add_lora(
             backbone.gpt, backbone.geometry, r=int(lora_config['r']), alpha=float(lora_config['lora_alpha']),
-            p=float(lora_config.get('lora_dropout') or 0.0), targets=lora_config['target_modules'],
+            p=float(lora_config.get('lora_dropout') or 0.0), targets=lora_config['target_modules'], dtype=lora_dtype,
         )  # fmt: skip
     return backbone
 
@@ -450,7 +459,7 @@ def _build_gpt(
         'attention_dropout': 0.0,
         'softmax_scale': family.softmax_scale,
         'tensor_model_parallel_size': tp_size(),
-        'use_cpu_initialization': not torch.cuda.is_available(),
+        'use_cpu_initialization': not runtime.on_gpu(),
         'perform_initialization': False,
         'params_dtype': dtype,
         'pipeline_dtype': dtype,

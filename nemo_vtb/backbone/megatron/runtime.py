@@ -14,12 +14,13 @@
 """Megatron-core on GPUs and on CPUs: process groups, random generators, and what 0.16.1 needs to run without CUDA.
 
 Import this module before anything of `megatron`. Nothing global of torch is changed: only megatron's own modules see
-a view of torch whose current CUDA device is the CPU, and only where there is no CUDA.
+a view of torch whose current CUDA device is that of `initialize`, the CPU where a run is to stay there.
 """
 
 import contextlib
 import importlib
 import importlib.util
+import os
 import sys
 import types
 import warnings
@@ -39,7 +40,7 @@ _VIEWED = (
     'megatron.core.utils',
 )
 _RNG = 'model-parallel-rng'
-_state: dict[str, bool] = {}
+_state: dict[str, Any] = {}
 te_refusal: str | None = None
 """Why an installed Transformer Engine is not used; None where it is used or not installed."""
 
@@ -52,11 +53,11 @@ def hide_unusable_te() -> bool:
     """
     global te_refusal
     name = 'transformer_engine'
-    if name in sys.modules:
-        return sys.modules[name] is not None
-    if importlib.util.find_spec(name) is None:
+    if sys.modules.get(name, name) is None:
+        return False  # hidden before
+    if name not in sys.modules and importlib.util.find_spec(name) is None:
         return False
-    try:
+    try:  # also where it is in `sys.modules`: a failed import of another package may have left it there, half made
         if not torch.cuda.is_available():
             raise RuntimeError('there is no CUDA device')
         importlib.import_module(f'{name}.pytorch')
@@ -69,18 +70,23 @@ def hide_unusable_te() -> bool:
     return True
 
 
-def initialize(tensor_parallel: int = 1, *, seed: int = 42) -> None:
+def initialize(tensor_parallel: int = 1, *, seed: int = 42, device: torch.device | None = None) -> None:
     """Make the process groups; without a launcher, a group of this process alone. Safe to call again.
 
     Args:
         tensor_parallel: Ranks that share one LLM; the world is a multiple of it, the rest is data-parallel.
         seed: See `seed_everything`.
+        device: Of the weights; None: the GPU of this rank, or the CPU where there is no CUDA.
 
     Raises:
         VtbConfigError: The ranks cannot be dealt, or the groups exist with another size.
     """
+    local = int(os.environ.get('LOCAL_RANK', 0))
+    _state['device'] = device or torch.device(*(('cuda', local) if torch.cuda.is_available() else ('cpu',)))
+    if on_gpu():  # before NCCL, which would put all ranks of a node on the first GPU
+        torch.cuda.set_device(_state['device'])
     if not dist.is_initialized():
-        backend = 'nccl' if torch.cuda.is_available() else 'gloo'
+        backend = 'nccl' if on_gpu() else 'gloo'
         if dist.is_torchelastic_launched():
             dist.init_process_group(backend)
         else:
@@ -107,6 +113,17 @@ def initialize(tensor_parallel: int = 1, *, seed: int = 42) -> None:
         )
     _mend_megatron()
     seed_everything(seed)
+
+
+def device() -> torch.device:
+    """Where megatron makes its weights."""
+    found: torch.device = _state.get('device') or torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    return found
+
+
+def on_gpu() -> bool:
+    """Whether that is a CUDA device."""
+    return device().type == 'cuda'
 
 
 def tp_group() -> dist.ProcessGroup:
@@ -141,7 +158,7 @@ def seed_everything(seed: int) -> None:
     from megatron.core.tensor_parallel import random as megatron_random
 
     torch.manual_seed(seed)
-    if torch.cuda.is_available():
+    if on_gpu():
         megatron_random.model_parallel_cuda_manual_seed(seed)
         return
     tracker = megatron_random.get_cuda_rng_tracker()
@@ -205,10 +222,10 @@ class CpuRngTracker:
 
 
 class _CudaView:
-    """torch.cuda, whose current device is the CPU."""
+    """torch.cuda, whose current device is that of the run, also where that is the CPU."""
 
-    def current_device(self) -> torch.device:
-        return torch.device('cpu')
+    def current_device(self) -> Any:
+        return torch.cuda.current_device() if on_gpu() else torch.device('cpu')
 
     def __getattr__(self, name: str) -> Any:
         return getattr(torch.cuda, name)
@@ -226,7 +243,8 @@ class _TorchView(types.ModuleType):
 
 
 def _frozen_backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    # megatron's asks for the autocast of CUDA alone, and has two types to multiply under that of the CPU
+    # megatron's asks for the autocast of CUDA alone, and has two types to multiply under that of the CPU; two also
+    # where frozen weights are kept in bfloat16 beside float32 gradients
     (weight,) = ctx.saved_tensors
     grad_input = grad_output.matmul(weight.to(grad_output.dtype))
     if ctx.allreduce_dgrad:
@@ -235,11 +253,13 @@ def _frozen_backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor 
 
 
 def _mend_megatron() -> None:
+    from megatron.core.tensor_parallel import mappings
+    from megatron.core.tensor_parallel import random as megatron_random
+
+    _take_generators(megatron_random)
     if _state.get('mended'):
         return
     _state['mended'] = True
-    from megatron.core.tensor_parallel import mappings
-    from megatron.core.tensor_parallel import random as megatron_random
 
     def reduce(tensor: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
         # 0.16.1 drops the reduced copy where its input is not contiguous, and goes on with the partial sum
@@ -250,14 +270,24 @@ def _mend_megatron() -> None:
         return tensor
 
     mappings._reduce = reduce
-    if torch.cuda.is_available():
-        return
     view = _TorchView()
     for name in _VIEWED:
         importlib.import_module(name).torch = view  # type: ignore[attr-defined]
     importlib.import_module(_VIEWED[1]).LinearWithFrozenWeight.backward = staticmethod(_frozen_backward)
-    megatron_random._CUDA_RNG_STATE_TRACKER = CpuRngTracker()
-    megatron_random._CUDA_RNG_STATE_TRACKER_INITIALIZED = True
-    # asked by activation recompute, which restores the CPU generator by itself
-    megatron_random._get_cuda_rng_state = lambda *_, **__: torch.empty(0, dtype=torch.uint8)
-    megatron_random._set_cuda_rng_state = lambda *_, **__: None
+
+
+def _take_generators(megatron_random: Any) -> None:
+    """Megatron's generators of CUDA, or those of the CPU, whichever the run is on."""
+    kept = _state.setdefault('cuda', (megatron_random._get_cuda_rng_state, megatron_random._set_cuda_rng_state))
+    tracker = megatron_random._CUDA_RNG_STATE_TRACKER
+    if on_gpu():
+        megatron_random._get_cuda_rng_state, megatron_random._set_cuda_rng_state = kept
+        if isinstance(tracker, CpuRngTracker):
+            megatron_random._CUDA_RNG_STATE_TRACKER = None
+            megatron_random._CUDA_RNG_STATE_TRACKER_INITIALIZED = False
+    elif not isinstance(tracker, CpuRngTracker):
+        megatron_random._CUDA_RNG_STATE_TRACKER = CpuRngTracker()
+        megatron_random._CUDA_RNG_STATE_TRACKER_INITIALIZED = True
+        # asked by activation recompute, which restores the CPU generator by itself
+        megatron_random._get_cuda_rng_state = lambda *_, **__: torch.empty(0, dtype=torch.uint8)
+        megatron_random._set_cuda_rng_state = lambda *_, **__: None

@@ -273,3 +273,17 @@ def test_an_unusable_transformer_engine_is_hidden(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert 'no CUDA device' in done.stdout
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='is about machines without CUDA')
+def test_a_transformer_engine_that_a_failed_import_left_behind_is_hidden() -> None:
+    """As where another package imported it, and its library could not be loaded."""
+    code = (
+        'import sys, types; sys.modules["transformer_engine"] = types.ModuleType("transformer_engine")\n'
+        'import nemo_vtb.backbone.megatron.model\n'
+        'from nemo_vtb.backbone.megatron import runtime\n'
+        'print(runtime.te_refusal, sys.modules["transformer_engine"])'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert 'no CUDA device' in done.stdout and done.stdout.strip().endswith('None')

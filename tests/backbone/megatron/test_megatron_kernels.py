@@ -143,3 +143,77 @@ def test_an_unknown_recompute_is_refused() -> None:
     with pytest.raises(VtbConfigError, match=r'trainer\.strategy\.recompute') as caught:
         MegatronStrategy(recompute='layers')  # type: ignore[arg-type]
     assert 'layers' in str(caught.value) and "'selective' or 'full'" in str(caught.value)
+
+
+@pytest.mark.parametrize(('dtype', 'expected'), [(torch.float32, 'liger'), (torch.bfloat16, 'te')])
+def test_auto_leaves_out_what_multiplies_float32_as_tf32(
+    alone: None, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, expected: str
+) -> None:
+    from nemo_vtb.backbone.megatron import layers
+
+    plain = layers.choose_kernels('torch')
+    monkeypatch.setattr(layers, 'usable_kernels', lambda: ['te', 'liger', 'torch'])
+    monkeypatch.setattr(layers, '_modules_of', lambda name: replace(plain, name=name))
+    assert layers.choose_kernels('auto', [], dtype).name == expected
+    assert layers.choose_kernels('te', [], dtype).name == 'te'  # who asks for it gets it
+
+
+def test_a_norm_of_others_gets_the_type_of_the_weights(alone: None) -> None:
+    from nemo_vtb.backbone.megatron.layers import _typed
+
+    class Norm(torch.nn.Module):
+        """As Liger's: float32, and marked for sequence parallelism."""
+
+        def __init__(self, config: Any, hidden_size: int, eps: float = 1e-5) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(hidden_size))
+            self.weight.sequence_parallel = True
+
+    config = build(dtype=torch.bfloat16).gpt.config
+    norm = _typed(Norm)(config, 8, eps=1e-6)
+    assert norm.weight.dtype == torch.bfloat16 and norm.weight.sequence_parallel and type(norm).__name__ == 'Norm'
+
+
+def test_transformer_engine_attends_in_half_precision_alone(alone: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32 its attention would be unfused and padded to (N, T, T)."""
+    from nemo_vtb.backbone.megatron import layers
+
+    core = layers.SDPACore(build().gpt.config, 1)
+    core.__class__ = layers.TECore
+    core.te = lambda q, *args, **options: q  # type: ignore[assignment]
+    row = layers.packed_row(torch.tensor([0, 4, 6], dtype=torch.int32), 4, torch.device('cpu'))
+    q, k = torch.randn(6, 1, 4, 16), torch.randn(6, 1, 2, 16)
+    expected = layers.SDPACore._packed(core, q, k, k, row)
+    assert torch.equal(core._packed(q, k, k, row), expected)
+    half = q.bfloat16()
+    assert torch.equal(core._packed(half, k.bfloat16(), k.bfloat16(), row), half.reshape(6, 1, -1))
+
+
+@pytest.mark.parametrize('name', ['llama', 'gemma_mqa', 'gemma2'])
+@pytest.mark.parametrize('targets', ['all-linear', ['up_proj', 'k_proj', 'down_proj']], ids=['all', 'some'])
+def test_lora_added_in_place_is_the_sum(
+    alone: None, monkeypatch: pytest.MonkeyPatch, name: str, targets: str | list[str]
+) -> None:
+    """On GPUs; here by the same products, whose order of roundings is another."""
+    from megatron_cases import tiny_config
+
+    from nemo_vtb.backbone.megatron import lora
+    from nemo_vtb.backbone.megatron.model import MegatronBackbone
+
+    torch.manual_seed(0)
+    backbone = MegatronBackbone(tiny_config(name)).train()
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            parameter.normal_(std=0.1)
+    lora.add_lora(backbone.gpt, backbone.geometry, r=4, alpha=8, targets=targets)
+    backbone.load_lora({key: torch.randn_like(value) * 0.1 for key, value in backbone.lora_state().items()})
+    embeds, results = torch.randn(6, 64), []
+    for in_place in (False, True):
+        monkeypatch.setattr(lora, 'adds_in_place', lambda y, h, answer=in_place: answer)
+        leaf = embeds.clone().requires_grad_()
+        backbone.zero_grad()
+        out = run(backbone, leaf)
+        out.square().sum().backward()
+        results.append([out, leaf.grad, *(p.grad for p in backbone.trainable_parameters().values())])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(other, one, atol=1e-5, rtol=1e-4)
