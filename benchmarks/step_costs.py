@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The tables of docs/step_costs.md: FLOPs, bytes and messages of a step, counted, and what bounds it on 8 to 1,024 GPUs.
+"""The tables of docs/step_costs.md: FLOPs, bytes and messages of a step, counted, on 8 to 1,024 GPUs.
 
 python benchmarks/step_costs.py [--quick]      nothing is measured; the last line is one JSON object
 
