@@ -341,8 +341,8 @@ class _SelfAttention(nn.Module):
         )  # (B, T, heads, D / heads)
         dropout = self.dropout if self.training else 0.0
         if borders is not None and takes_whole_rows(query, dropout):
-            rows = (part.flatten(0, 1) for part in (query, key, value))  # (B T, heads, D / heads)
-            mixed = attend_row(*rows, borders, x.shape[1], causal=False)
+            q, k, v = (part.flatten(0, 1) for part in (query, key, value))  # (B T, heads, D / heads)
+            mixed = attend_row(q, k, v, borders, x.shape[1], causal=False)
             return self.out_proj(mixed.flatten(1).view(x.shape))
         query, key, value = (part.transpose(1, 2) for part in (query, key, value))  # (B, heads, T, D / heads)
         with kernels_for_any_length(query):

@@ -360,7 +360,7 @@ def _modules_of(chosen: str) -> Kernels:
 def _typed(norm: type[nn.Module]) -> type[nn.Module]:
     """A norm whose weight is in the type of the others: Liger's own is float32 whatever the configuration says."""
 
-    class Typed(norm):  # type: ignore[valid-type, misc]
+    class Typed(norm):
         def __init__(self, config: TransformerConfig, *args: Any, **options: Any) -> None:
             super().__init__(config, *args, **options)
             self.to(config.params_dtype)
