@@ -121,7 +121,7 @@ class VoiceTextBlender(SALM, ModelPT):
             )
         base = restored.base_folder(self.cfg) if restored else None
         source = str(self.cfg.pretrained_llm) if pretrained else base or str(folder)
-        self.spec = self._plan(source, pretrained or base is not None, 'auto' if restored else None).require_ids(
+        self.spec = _plan(self.cfg, source, pretrained or base is not None, restored is not None).require_ids(
             self.tokenizer.tokenizer
         )
         check_strategy(trainer)
@@ -140,24 +140,6 @@ class VoiceTextBlender(SALM, ModelPT):
         self._use_fsdp = self._use_tp = False
         self.register_load_state_dict_pre_hook(fill_frozen_llm)
         self.step_watch, self._window_rows, self._window_buffers = StepWatch(), 0, dict[str, Tensor]()
-
-    def _plan(self, source: str, pretrained: bool, frozen_dtype: str | None = None) -> BackboneSpec:
-        patterns = list(self.cfg.get('prevent_freeze_params') or [])
-        # NeMo 3.0 appends at every construction, so that the list grows by one with each save and load
-        if self.cfg.get('lora') and _LORA_PATTERN not in patterns:
-            self.cfg.prevent_freeze_params = patterns = [*patterns, _LORA_PATTERN]
-        return BackboneSpec.plan(
-            source,
-            lora=plain_dict(self.cfg.lora) if self.cfg.get('lora') else None,
-            freeze=self.cfg.get('freeze_params') or (),
-            keep=patterns,
-            pretrained=pretrained,
-            trust_remote_code=bool(self.cfg.get('trust_remote_code', False)),
-            # what a file holds is restored in its own type
-            frozen_dtype=frozen_dtype or str(self.cfg.get('frozen_dtype', ModelConfig.frozen_dtype)),
-            checkpoints_layers=bool(self.cfg.get('activation_checkpointing', ModelConfig.activation_checkpointing)),
-            compiles_layers=bool(self.cfg.get('compile_layers', ModelConfig.compile_layers)),
-        )
 
     @property
     def is_built(self) -> bool:
@@ -439,6 +421,26 @@ class VoiceTextBlender(SALM, ModelPT):
     def list_available_models(cls) -> list:
         """No models are published."""
         return []
+
+
+def _plan(cfg: DictConfig, source: str, pretrained: bool, restored: bool) -> BackboneSpec:
+    patterns = list(cfg.get('prevent_freeze_params') or [])
+    # NeMo 3.0 appends at every construction, so that the list grows by one with each save and load
+    if cfg.get('lora') and _LORA_PATTERN not in patterns:
+        cfg.prevent_freeze_params = patterns = [*patterns, _LORA_PATTERN]
+    # what a file holds is restored in its own type
+    frozen_dtype = 'auto' if restored else str(cfg.get('frozen_dtype', ModelConfig.frozen_dtype))
+    return BackboneSpec.plan(
+        source,
+        lora=plain_dict(cfg.lora) if cfg.get('lora') else None,
+        freeze=cfg.get('freeze_params') or (),
+        keep=patterns,
+        pretrained=pretrained,
+        trust_remote_code=bool(cfg.get('trust_remote_code', False)),
+        frozen_dtype=frozen_dtype,
+        checkpoints_layers=bool(cfg.get('activation_checkpointing', ModelConfig.activation_checkpointing)),
+        compiles_layers=bool(cfg.get('compile_layers', ModelConfig.compile_layers)),
+    )
 
 
 def grouped_optimizer(model: VoiceTextBlender) -> dict[str, Any]:
