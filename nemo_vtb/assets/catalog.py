@@ -70,7 +70,7 @@ class Asset:
 
     Args:
         name: Name that `ensure` takes and name of the folder.
-        kind: 'llm', 'encoder', 'recordings', 'voices' or 'corpus'.
+        kind: 'llm', 'encoder', 'adapter', 'recordings', 'voices' or 'corpus'.
         about: One line for people.
         authors: Who made what is inside.
         licence: Licence of the content.

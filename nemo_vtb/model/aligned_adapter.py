@@ -148,6 +148,10 @@ class AlignedAdapter(nn.Module):
         runs, compressed_len = self._runs(posteriors.detach(), stacked_len)  # (B, R, S)
         return (runs.to(embedded.dtype) @ embedded).transpose(1, 2), compressed_len
 
+    def is_blank(self, frame: Tensor) -> bool:
+        """Whether a frame (H,) is nearer to the blank than to any piece."""
+        return int((self._vectors(frame.dtype) - frame).norm(dim=-1).argmin()) == BLANK
+
     def _runs(self, posteriors: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
         """What each frame after compression is the mean of: (B, R, S) weights and (B,) their number."""
         valid = time_mask(length, posteriors.shape[1])  # (B, S)
@@ -284,6 +288,27 @@ class AlignedAdapterFile:
                 got=str(self.path),
                 remedy='copy it again, or make it again',
             ) from error
+
+    def start(self, adapter: AlignedAdapter, embeddings: Callable[[Tensor], Tensor], encoder: str) -> None:
+        """Start another alignment from this one, also for more pieces than it knows.
+
+        Args:
+            adapter: Of the same sizes; its pieces contain those of this file.
+            embeddings: Token ids (n,) -> embeddings (n, H) of the LLM.
+            encoder: Digest of the encoder's weights.
+
+        Raises:
+            VtbCheckpointError: The adapter was aligned with another LLM or encoder.
+        """
+        table = _rows_or_none(embeddings, self.state['pieces'])
+        self._require('llm', 'no such tokens' if table is None else embeddings_digest(table))
+        self._require('encoder', encoder)
+        known = {name: value for name, value in self.state.items() if name not in ('pieces', 'bias')}
+        adapter.load_state_dict(known, strict=False)
+        places = torch.searchsorted(adapter.pieces, self.state['pieces'].to(adapter.pieces.device))
+        with torch.no_grad():
+            adapter.bias[BLANK] = self.state['bias'][BLANK]
+            adapter.bias[places + 1] = self.state['bias'][1:]
 
     def _require(self, part: str, digest: str) -> None:
         made_with = self.manifest.get(part) or {}

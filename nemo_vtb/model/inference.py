@@ -13,6 +13,8 @@
 # limitations under the License.
 """Answers to prompts of text and speech, as SALM takes them, batched (letters: B batch, T prompt length, H width)."""
 
+import math
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
@@ -32,6 +34,10 @@ if TYPE_CHECKING:
     from nemo_vtb.model.blender import VoiceTextBlender
 
 _TENSOR = 'tensor:'
+_TOKENS_A_POSITION, _SPARE_TOKENS = 1.25, 5
+_ABOUT_RECORDINGS = ('asr_ast', 'speech_qa')
+NOTHING_HEARD = '[nothing heard]'
+"""The answer where an adapter that hears words heard none: an LLM would invent some."""
 
 
 @torch.no_grad()
@@ -96,7 +102,8 @@ def answer(
         generation_kwargs: Passed on to transformers' `generate`.
 
     Returns:
-        One text for each conversation, without special tokens.
+        One text for each conversation, without special tokens. With an adapter that compresses (docs/hearing.md) a
+        transcript is no longer than its recordings allow, and `NOTHING_HEARD` if there was no word in them.
     """
     rows = [model.renderer.render_prompt(c).ids for c in conversations]
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
@@ -106,7 +113,8 @@ def answer(
         for begin in range(0, len(order), batch_size):
             chosen = order[begin : begin + batch_size]
             clips = [load_clip(model, a) for i in chosen for a in conversations[i].audios]
-            ids = _generate(model, [rows[i] for i in chosen], clips, None, **options)
+            kinds = [conversations[i].kind for i in chosen]
+            ids = _generate(model, [rows[i] for i in chosen], clips, None, kinds, **options)
             texts = model.tokenizer.tokenizer.batch_decode(ids, skip_special_tokens=True)
             for i, text in zip(chosen, texts, strict=True):
                 answers[i] = text.strip()
@@ -126,13 +134,55 @@ def next_token_logits(model: 'VoiceTextBlender', conversation: Conversation) -> 
 
 
 def _generate(
-    model: 'VoiceTextBlender', rows: list[list[int]], clips: list[Tensor], config: GenerationConfig | None, **kw: Any
+    model: 'VoiceTextBlender',
+    rows: list[list[int]],
+    clips: list[Tensor],
+    config: GenerationConfig | None,
+    kinds: Sequence[str] = (),
+    **kw: Any,
 ) -> Tensor:
+    """(B, new tokens); with `kinds` of the conversations, recordings bound what is said to be in them."""
     with evaluating(model):
-        embeds, mask = _left_pad(embed_prompts(model, rows, clips))  # (B, T, H), (B, T)
+        prompts = embed_prompts(model, rows, clips)
+        adapter = model.perception.modality_adapter
+        compressed = bool(kinds) and getattr(adapter, 'compresses', False)
+        limits = _limits(rows, prompts, kinds) if compressed else []
+        if limits and 'max_new_tokens' in kw:
+            kw['max_new_tokens'] = min(kw['max_new_tokens'], max(limits))
+        embeds, mask = _left_pad(prompts)  # (B, T, H), (B, T)
         # transformers 5 wants one of the two: a config, or single options
         options = {'generation_config': config} if config else generation_defaults(model)
-        return model.backbone.generate(embeds, mask, **options, **kw)
+        ids = model.backbone.generate(embeds, mask, **options, **kw)
+        for number, limit in enumerate(limits):
+            ids[number, limit:] = model.text_pad_id
+            if kinds[number] in _ABOUT_RECORDINGS and _nothing_heard(adapter, rows[number], prompts[number]):
+                answer = model.tokenizer.tokenizer.encode(NOTHING_HEARD, add_special_tokens=False)
+                ids = _replaced(ids, number, answer, model.text_pad_id)
+    return ids
+
+
+def _limits(rows: list[list[int]], prompts: list[Tensor], kinds: Sequence[str]) -> list[int]:
+    """Most tokens of each answer: a transcript has about one token for each position that is left of its recording.
+
+    One that is much longer goes round in circles. Answers of other kinds are not bounded.
+    """
+    positions = [len(p) - sum(i != AUDIO_SLOT for i in row) for row, p in zip(rows, prompts, strict=True)]
+    bounds = [_SPARE_TOKENS + math.ceil(_TOKENS_A_POSITION * number) for number in positions]
+    return [bound if kind == 'asr_ast' else sys.maxsize for bound, kind in zip(bounds, kinds, strict=True)]
+
+
+def _nothing_heard(adapter: Any, row: list[int], prompt: Tensor) -> bool:
+    """Whether each recording of a prompt became one frame, and that one is a blank."""
+    slots = [place for place, number in enumerate(row) if number == AUDIO_SLOT]
+    return bool(slots) and len(prompt) == len(row) and all(adapter.is_blank(prompt[place]) for place in slots)
+
+
+def _replaced(ids: Tensor, row: int, answer: list[int], pad: int) -> Tensor:
+    """Generated tokens (B, N) with another answer in one row."""
+    ids = torch.nn.functional.pad(ids, (0, max(0, len(answer) - ids.shape[1])), value=pad)
+    ids[row] = pad
+    ids[row, : len(answer)] = torch.tensor(answer, device=ids.device)
+    return ids
 
 
 def embed_prompts(

@@ -32,13 +32,14 @@ from typing import Any
 import jiwer
 import torch
 from nemo.collections.common.tokenizers import AutoTokenizer
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nemo_vtb.backbone.spec import BackboneSpec
+from nemo_vtb.checkpoint.manifest import weights_digest
 from nemo_vtb.config.schema import AlignKeys, DataSettings
 from nemo_vtb.data.index import Meter, open_source
 from nemo_vtb.data.normalizers import get_normalizer, normalizer_for
@@ -82,11 +83,12 @@ class Alignment:
 
     def __init__(self, cfg: DictConfig, folder: str | Path, console: Console | None = None) -> None:
         self.folder, self.console = Path(folder), console or Console(quiet=True)
-        self.keys = AlignKeys(**cfg.align)
+        self.keys = AlignKeys(**OmegaConf.to_container(cfg.align, resolve=True))
         self.seed, self.names = int(cfg.seed), {'llm': cfg.model.pretrained_llm, 'encoder': cfg.model.pretrained_asr}
         self.tokenizer = AutoTokenizer(str(cfg.model.pretrained_llm), use_fast=True).tokenizer
         self.encoder = build_encoder(cfg.model)
         self.encoder_digest = encoder_digest(self.encoder)
+        self.before = AlignedAdapterFile.read(self.keys.init_adapter) if self.keys.init_adapter else None
         self.spec = BackboneSpec.plan(str(cfg.model.pretrained_llm))
         settings = DataSettings.from_config(cfg.data)
         self.train, self.aside = self._read(settings, train_specs(settings))
@@ -126,6 +128,7 @@ class Alignment:
         unknown = self.tokenizer.unk_token_id
         texts = {clip.text for clip in self.train} | {form for c in _LETTERS for form in (c, f'x{c}')}
         found = {piece for text in texts for piece in self._ids(text)}
+        found |= set(self.before.state['pieces'].tolist()) if self.before else set()
         return sorted(found - {unknown, *self.tokenizer.all_special_ids})
 
     def _learnable(self) -> tuple[list[int], list[list[int]]]:
@@ -157,12 +160,17 @@ class Alignment:
     def _section(self, num_pieces: int) -> dict[str, Any]:
         widths = {'feat_in': int(self.encoder.cfg.output_dim), 'output_dim': self.spec.hidden_size}
         options = {name: getattr(self.keys, name) for name in ADAPTER_OPTIONS}
+        if self.before:  # its sizes, not those of the configuration
+            options |= {name: value for name, value in self.before.manifest['adapter'].items() if name in options}
         return widths | {'num_pieces': num_pieces} | options
 
     def _first_adapter(self) -> AlignedAdapter:
         torch.manual_seed(self.seed)
         adapter = AlignedAdapter(**self._section(len(self.pieces)))
         adapter.set_pieces(self.pieces, self.spec.embeddings(torch.tensor(self.pieces)))
+        if self.before:
+            self.before.start(adapter, self.spec.embeddings, self.encoder_digest)
+            return adapter
         some = random.Random(self.seed).sample(self.clips, min(_STATISTICS, len(self.clips)))
         frames = torch.cat([self.features[index] for index in some])  # (T, D)
         adapter.mean.copy_(frames.mean(0))
@@ -201,7 +209,8 @@ class Alignment:
     def _batches(self, number: int) -> list[list[int]]:
         """Positions in `self.clips`, in batches of similar length, for one pass; the same whenever it is asked."""
         rng = random.Random(f'{self.seed} {number}')
-        order = list(range(len(self.clips)))
+        repeats = self.keys.repeats or {}
+        order = [p for p, index in enumerate(self.clips) for _ in range(repeats.get(self.train[index].source, 1))]
         rng.shuffle(order)
         batches: list[list[int]] = []
         for begin in range(0, len(order), _NEIGHBOURS):
@@ -222,7 +231,8 @@ class Alignment:
         torch.manual_seed(self.seed * 1_000_003 + self.step)
         self.adapter.train()
         frames = [self._augmented(self.features[self.clips[position]]) for position in batch]
-        logits, lengths = self.adapter.logits(*_padded(frames))
+        with torch.autocast('cpu', torch.bfloat16, enabled=self.keys.precision == 'bf16-mixed'):
+            logits, lengths = self.adapter.logits(*_padded(frames))
         targets = [torch.tensor(self.targets[position]) for position in batch]
         target_lens = torch.tensor([len(target) for target in targets])
         scores = logits.float().log_softmax(-1).transpose(0, 1)  # (S, B, P + 1)
@@ -279,6 +289,8 @@ class Alignment:
 
     def write(self, path: str | Path, wer: Mapping[str, float]) -> Path:
         """Write the adapter's file; returns its path."""
+        # its name alone: the file goes to others
+        before = Path(self.keys.init_adapter).name if self.keys.init_adapter else None
         by_source = Counter(self.train[index].source for index in self.clips)
         manifest = {
             'adapter': self._section(len(self.pieces)),
@@ -286,7 +298,8 @@ class Alignment:
             'encoder': {'name': Path(self.names['encoder']).name, 'digest': self.encoder_digest},
             'data': {'clips': len(self.clips), 'hours': round(self.hours, 2), 'sources': dict(by_source)},
             'left_aside': {reason: n for reason, n in self.aside.items() if n},
-            'training': asdict(self.keys) | {'seed': self.seed, 'steps': self.step},
+            'training': asdict(self.keys) | {'seed': self.seed, 'steps': self.step, 'init_adapter': before},
+            'continues': {k: self.before.manifest[k] for k in ('data', 'training', 'wer')} if self.before else None,
             'wer': {name: round(value, 2) for name, value in wer.items()},
         }
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -298,6 +311,7 @@ class Alignment:
         """Named by all that decides the run: with other data or settings a run begins anew."""
         digest = hashlib.sha256(repr((asdict(self.keys), self.seed, self.pieces, self.targets)).encode())
         digest.update(self.encoder_digest.encode() + embeddings_digest(self.adapter.table).encode())
+        digest.update(weights_digest(self.before.state).encode() if self.before else b'')
         return self.folder / f'align-{digest.hexdigest()[:20]}.pt'
 
     def _save(self, optimizer: torch.optim.Optimizer) -> None:

@@ -84,7 +84,7 @@ def test_a_clip_depends_on_seed_and_number_alone(tones: None, tmp_path: Path) ->
 
 def test_every_sentence_is_spoken_before_one_comes_again() -> None:
     sentences = [f'sentence {number}' for number in range(100)]
-    groups = open_speech._groups(sentences, 3)
+    groups = open_speech.groups_of(sentences, 3)
     first: list[str] = []
     for group in groups:
         if len(first) == 100:

@@ -17,13 +17,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn
 from nemo_vtb.errors import VtbCheckpointError, VtbConfigError
+from nemo_vtb.model import inference
 from nemo_vtb.model.aligned_adapter import (
     ADAPTER_OPTIONS,
     ALIGNED_TARGET,
@@ -35,6 +38,7 @@ from nemo_vtb.model.aligned_adapter import (
     greedy_pieces,
 )
 from nemo_vtb.model.blender import VoiceTextBlender
+from nemo_vtb.model.inference import encode_clips, load_clip
 from nemo_vtb.model.perception import build_encoder
 from nemo_vtb.testing import TinyCorpus, tiny_model_cfg
 
@@ -160,6 +164,63 @@ def test_saved_and_restored_it_needs_neither_file_nor_llm(cfg: dict[str, Any], f
         file.write_bytes(text)
     for name, value in model.perception.state_dict().items():
         torch.testing.assert_close(restored.perception.state_dict()[name], value, rtol=0, atol=0)
+
+
+def test_a_transcript_is_no_longer_than_its_recording(cfg: dict[str, Any], file: Path, corpus: TinyCorpus) -> None:
+    model = VoiceTextBlender(aligned_cfg(cfg, file)).eval()
+    model.perception.modality_adapter.blank_threshold = 0.5
+    line = json.loads(corpus.path('asr_ast').read_text().splitlines()[0])
+    clip = next(entry for entry in line['conversations'] if entry['type'] == 'audio')
+    turns = (Turn('user', (Text('Transcribe:'), Audio(str(corpus.folder / clip['value'])))),)
+    asked = [Conversation(kind, turns, kind) for kind in ('asr_ast', 'speech_qa')]
+    rows = [model.renderer.render_prompt(each).ids for each in asked]
+    clips = [load_clip(model, each.audios[0]) for each in asked]
+    [frames, _] = encode_clips(model, clips)
+    longest = 60
+    ids = inference._generate(
+        model,
+        rows,
+        clips,
+        None,
+        ['asr_ast', 'speech_qa'],
+        max_new_tokens=longest,
+        min_new_tokens=longest,
+        do_sample=False,
+    )
+    limit = 5 + -(-5 * len(frames) // 4)
+    assert 0 < limit < longest
+    assert torch.equal(ids[0, :limit], ids[1, :limit])
+    assert (ids[0, limit:] == model.text_pad_id).all() and (ids[1, limit:] != model.text_pad_id).any()
+
+
+def test_silence_is_answered_as_silence(cfg: dict[str, Any], file: Path, tmp_path: Path) -> None:
+    model = VoiceTextBlender(aligned_cfg(cfg, file)).eval()
+    soundfile.write(tmp_path / 'a.wav', np.zeros(8000, np.float32), 16000)
+    turns = (Turn('user', (Text('Transcribe:'), Audio(str(tmp_path / 'a.wav')))),)
+    asked = [Conversation(kind, turns, kind) for kind in ('asr_ast', 'speech_qa', 'mixed_modal')]
+    with torch.no_grad():
+        bias = model.perception.modality_adapter.bias
+        bias.zero_()[BLANK] = 100.0
+        spoken, question, mixed = model.answer(asked, max_new_tokens=2)
+        tokenizer = model.tokenizer.tokenizer
+        expected = tokenizer.decode(tokenizer.encode(inference.NOTHING_HEARD, add_special_tokens=False)).strip()
+        assert spoken == question == expected and mixed != expected
+        bias[BLANK] = -100.0
+        assert expected not in model.answer(asked, max_new_tokens=2)
+
+
+def test_another_alignment_starts_from_the_file(cfg: dict[str, Any], file: Path) -> None:
+    llm = VoiceTextBlender(cfg)
+    made = AlignedAdapter(32, llm.backbone.embed(torch.tensor([0])).shape[1], 5, hidden=12)
+    made.set_pieces([5, 7, 9, 11, 12], llm.backbone.embed(torch.tensor([5, 7, 9, 11, 12])).detach())
+    read = AlignedAdapterFile.read(file)
+    read.state['bias'].copy_(torch.tensor([0.5, 1.0, 2.0, 3.0]))
+    read.start(made, llm.backbone.embed, read.manifest['encoder']['digest'])
+    assert made.bias.tolist() == [0.5, 1.0, 0.0, 2.0, 3.0, 0.0]
+    assert made.pieces.tolist() == [5, 7, 9, 11, 12]
+    assert torch.equal(made.stack.weight, read.state['stack.weight'])
+    with pytest.raises(VtbCheckpointError, match='encoder'):
+        read.start(made, llm.backbone.embed, '0' * 64)
 
 
 @pytest.mark.parametrize('part', ['llm', 'encoder'])

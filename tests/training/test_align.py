@@ -14,6 +14,7 @@
 """Alignment of an adapter: what is learned from, that it learns, and that a killed run makes the same adapter."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,31 @@ def test_a_killed_run_makes_the_same_adapter(cfg: DictConfig, tmp_path: Path, mo
     assert resumed.losses == whole.losses and len(whole.losses) > 6
     for name, value in whole.adapter.state_dict().items():
         assert torch.equal(resumed.adapter.state_dict()[name], value), name
+
+
+def test_it_goes_on_from_an_adapter(cfg: DictConfig, tmp_path: Path) -> None:
+    first = Alignment(OmegaConf.merge(cfg, {'align': {'passes': 20, 'lr': 3e-3, 'check_every': 1000}}), tmp_path)
+    path = first.write(tmp_path / 'first.safetensors', first.run())
+    keys = {'init_adapter': str(path), 'hidden': 999, 'passes': 1, 'precision': 'bf16-mixed'}
+    more = Alignment(OmegaConf.merge(cfg, {'align': keys}), tmp_path / 'more')
+    for name, value in first.adapter.state_dict().items():
+        torch.testing.assert_close(more.adapter.state_dict()[name], value, atol=2e-3, rtol=2e-3)
+    wer = more.run()
+    # from nothing, the first step is at a loss of several nats a token
+    assert more.losses[0] < 0.7 * first.losses[0]
+    manifest = AlignedAdapterFile.read(more.write(tmp_path / 'more.safetensors', wer)).manifest
+    assert manifest['adapter']['hidden'] == 24
+    assert manifest['continues']['training']['steps'] == len(first.losses)
+
+
+def test_recordings_of_a_source_come_more_often(cfg: DictConfig, tmp_path: Path) -> None:
+    once = Alignment(cfg, tmp_path)
+    source = once.train[once.clips[0]].source
+    thrice = Alignment(OmegaConf.merge(cfg, {'align': {'repeats': {source: 3}}}), tmp_path)
+    for run, times in ((once, 1), (thrice, 3)):
+        heard = Counter(position for batch in run._batches(0) for position in batch)
+        for position, index in enumerate(run.clips):
+            assert heard[position] == (times if run.train[index].source == source else 1)
 
 
 def test_nothing_to_learn_from_says_why(cfg: DictConfig, corpus: TinyCorpus, tmp_path: Path) -> None:

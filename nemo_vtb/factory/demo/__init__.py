@@ -30,4 +30,13 @@ def _build_open_speech(job: Job) -> None:
     build_open_speech(job)
 
 
-register_file(Path(__file__).with_name('corpora.yaml'), {'demo': _build, 'open_speech': _build_open_speech})
+def _build_open_dialogues(job: Job) -> None:
+    from nemo_vtb.factory.demo.open_dialogues import build_open_dialogues
+
+    build_open_dialogues(job)
+
+
+register_file(
+    Path(__file__).with_name('corpora.yaml'),
+    {'demo': _build, 'open_speech': _build_open_speech, 'open_dialogues': _build_open_dialogues},
+)

@@ -44,7 +44,7 @@ _PICO = ('en-US', 'en-GB')
 _VOICES = {'en-US': 22, 'en-GB': 22, 'slt': 17, 'rms': 17, 'awb': 17, 'kal16': 5}
 _JOINED = (0.7, 0.15, 0.1, 0.05)
 """Shares of clips of one to four sentences: a model that has heard short clips alone loops on long ones."""
-_LONGEST_S = 18.0
+LONGEST_S = 18.0
 _HELD_OUT = 200
 _CHUNK = 200
 
@@ -61,11 +61,13 @@ def build_open_speech(job: Job) -> None:
     (job.into / 'flac').mkdir()
     held_out, rest = sentences[:_HELD_OUT], sentences[_HELD_OUT:]
     made: dict[str, list[dict]] = {'validation': [], 'train': []}
-    plans = {'validation': ([[text] for text in held_out], 1e9), 'train': (_groups(rest, seed), hours)}
+    plans = {'validation': ([[text] for text in held_out], 1e9), 'train': (groups_of(rest, seed), hours)}
     for split, (groups, limit) in plans.items():
         seconds = 0.0
         chunks = [groups[begin : begin + _CHUNK] for begin in range(0, len(groups), _CHUNK)]
-        with ProcessPoolExecutor(os.cpu_count(), initializer=_start, initargs=(job.assets['flite-voices'],)) as pool:
+        with ProcessPoolExecutor(
+            os.cpu_count(), initializer=start_engine, initargs=(job.assets['flite-voices'],)
+        ) as pool:
             ahead = [pool.submit(_make, chunk, f'{split}-{n:04d}', job.into, seed) for n, chunk in enumerate(chunks)]
             for future in ahead:
                 lines = future.result()
@@ -137,7 +139,7 @@ def _speakable(text: str) -> str | None:
     return None if odd or re.search(r"(^|\s)['-]|['-](\s|$)", text) else text
 
 
-def _groups(sentences: list[str], seed: int) -> list[list[str]]:
+def groups_of(sentences: list[str], seed: int) -> list[list[str]]:
     """Sentences of each clip: all of them once, then again in another order and other groups."""
     rng, groups = Random(f'{seed}:groups'), []
     for _ in range(4):
@@ -154,7 +156,8 @@ def _groups(sentences: list[str], seed: int) -> list[list[str]]:
 _engine: list[Flite] = []
 
 
-def _start(flite: Path) -> None:
+def start_engine(flite: Path) -> None:
+    """Start the Flite engine of this process, once; `flite` is the asset `flite-voices`."""
     _engine[:] = [Flite(flite)]
 
 
@@ -165,9 +168,9 @@ def _make(groups: list[list[str]], name: str, into: Path, seed: int) -> list[dic
     lines = []
     for number, sentences in enumerate(groups):
         rng = Random(f'{seed}:{name}:{number}')
-        clip, voice = _speak(sentences, rng)
+        clip, voice = speak_clip(sentences, rng)
         seconds = len(clip) / SAMPLE_RATE
-        if not 0.3 <= seconds <= _LONGEST_S:
+        if not 0.3 <= seconds <= LONGEST_S:
             continue
         path = folder / f'{name}-{number:03d}.flac'
         soundfile.write(path, clip, SAMPLE_RATE, subtype='PCM_16')
@@ -176,8 +179,8 @@ def _make(groups: list[list[str]], name: str, into: Path, seed: int) -> list[dic
     return lines
 
 
-def _speak(sentences: list[str], rng: Random) -> tuple[np.ndarray, str]:
-    """One speaker says the sentences somewhere: (S,) float32 at 16 kHz, and the voice."""
+def speak_clip(sentences: list[str], rng: Random) -> tuple[np.ndarray, str]:
+    """One speaker says the sentences somewhere: (S,) float32 at 16 kHz, and the voice; after `start_engine`."""
     voice = rng.choices(list(_VOICES), list(_VOICES.values()))[0]
     speed, pitch = rng.uniform(0.85, 1.25), rng.uniform(0.75, 1.3)
     pieces: list[np.ndarray] = []
