@@ -83,7 +83,8 @@ class Alignment:
 
     def __init__(self, cfg: DictConfig, folder: str | Path, console: Console | None = None) -> None:
         self.folder, self.console = Path(folder), console or Console(quiet=True)
-        self.keys = AlignKeys(**OmegaConf.to_container(cfg.align, resolve=True))
+        keys: Any = OmegaConf.to_container(cfg.align, resolve=True)
+        self.keys = AlignKeys(**keys)
         self.seed, self.names = int(cfg.seed), {'llm': cfg.model.pretrained_llm, 'encoder': cfg.model.pretrained_asr}
         self.tokenizer = AutoTokenizer(str(cfg.model.pretrained_llm), use_fast=True).tokenizer
         self.encoder = build_encoder(cfg.model)

@@ -21,7 +21,7 @@ import gzip
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from random import Random
@@ -139,7 +139,7 @@ def _speakable(text: str) -> str | None:
     return None if odd or re.search(r"(^|\s)['-]|['-](\s|$)", text) else text
 
 
-def groups_of(sentences: list[str], seed: int) -> list[list[str]]:
+def groups_of(sentences: Sequence[str], seed: int) -> list[list[str]]:
     """Sentences of each clip: all of them once, then again in another order and other groups."""
     rng, groups = Random(f'{seed}:groups'), []
     for _ in range(4):
