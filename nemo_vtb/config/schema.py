@@ -483,7 +483,7 @@ class AlignKeys:
     expansion: int = key(3, 'Inner width of a feed-forward layer over `hidden`', unit='ratio', low=1)
     dropout: float = key(0.1, 'Dropout in the adapter', unit='share', low=0.0, high=0.9)
     blank_threshold: float = key(
-        0.97, 'Frames whose blank is at least as probable are dropped; 1: all are kept', unit='share', low=0.5, high=1
+        0.5, 'Frames whose blank is at least as probable are dropped; 1: all are kept', unit='share', low=0.5, high=1
     )
     init_adapter: str | None = key(
         None, 'Go on from this aligned adapter, with its sizes, on the recordings of this run; null: from nothing',

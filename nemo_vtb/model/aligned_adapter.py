@@ -13,8 +13,8 @@
 # limitations under the License.
 """A modality adapter that speaks in the LLM's own embeddings, since it learned CTC through them.
 
-Its frames are scored against the embeddings of the LLM's pieces and a learned blank; the posteriors times these
-embeddings are what the LLM gets, so that speech begins in the LLM's input space. Blank frames are dropped and
+Its frames are scored against the embeddings of the LLM's pieces and a learned blank; the posteriors of the pieces times
+their embeddings are what the LLM gets, so that speech begins in the LLM's input space. Blank frames are dropped and
 repetitions merged: a clip takes about as many positions as its transcript.
 
 Sources: Graves et al. 2006 (CTC); Ma et al. 2025, LegoSLM (posteriors times embeddings); Zhou et al. 2025, CJST
@@ -76,7 +76,7 @@ class AlignedAdapter(nn.Module):
         kernel_size: int = 7,
         expansion: int = 3,
         dropout: float = 0.1,
-        blank_threshold: float = 0.97,
+        blank_threshold: float = 0.5,
     ) -> None:
         super().__init__()
         self.subsampling_factor, self.blank_threshold = subsampling_factor, blank_threshold
@@ -142,31 +142,35 @@ class AlignedAdapter(nn.Module):
         """Maps (B, D, T) with (B,) valid frames to (B, H, R) and (B,) int64 frames, at least one for each clip."""
         logits, stacked_len = self.logits(audio_signal, length)
         posteriors = logits.float().softmax(-1)  # (B, S, P + 1)
-        embedded = posteriors.to(logits.dtype) @ self._vectors(logits.dtype)  # (B, S, H)
         if not self.compresses:
-            return embedded.transpose(1, 2), stacked_len
-        runs, compressed_len = self._runs(posteriors.detach(), stacked_len)  # (B, R, S)
-        return (runs.to(embedded.dtype) @ embedded).transpose(1, 2), compressed_len
+            return (posteriors.to(logits.dtype) @ self._vectors(logits.dtype)).transpose(1, 2), stacked_len
+        members, has_word, compressed_len = self._runs(posteriors.detach(), stacked_len)  # (B, R, S), (B,), (B,)
+        # without the share of the blank, which is no embedding of the LLM; only a clip without a word is all blank
+        weights = torch.cat([posteriors[..., :1] * ~has_word[:, None, None], posteriors[..., 1:]], dim=-1)
+        share = members @ weights.sum(-1, keepdim=True)  # (B, R, 1)
+        embedded = weights.to(logits.dtype) @ self._vectors(logits.dtype)  # (B, S, H)
+        frames = members.to(embedded.dtype) @ embedded / share.clamp(min=1e-6).to(embedded.dtype)
+        return frames.transpose(1, 2), compressed_len
 
     def is_blank(self, frame: Tensor) -> bool:
         """Whether a frame (H,) is nearer to the blank than to any piece."""
         return int((self._vectors(frame.dtype) - frame).norm(dim=-1).argmin()) == BLANK
 
-    def _runs(self, posteriors: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
-        """What each frame after compression is the mean of: (B, R, S) weights and (B,) their number."""
+    def _runs(self, posteriors: Tensor, length: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What each frame after compression is made of, (B, R, S) of 0 and 1; whether there is a word (B,); R of each."""
         valid = time_mask(length, posteriors.shape[1])  # (B, S)
         best = posteriors.argmax(-1)
         keep = valid & (posteriors[..., BLANK] < self.blank_threshold)
         # a clip without a word is heard as one frame, mostly blank: an empty clip could not be answered at all
-        keep = torch.where(keep.any(-1, keepdim=True), keep, valid)
+        has_word = keep.any(-1)
+        keep = torch.where(has_word[:, None], keep, valid)
         goes_on = keep[:, 1:] & keep[:, :-1] & (best[:, 1:] == best[:, :-1])
         goes_on |= (keep & (posteriors[..., BLANK] >= self.blank_threshold))[:, 1:]
         starts = keep & ~F.pad(goes_on, (1, 0))
         number = starts.cumsum(-1) - 1  # (B, S)
         count = starts.sum(-1)
         member = number.unsqueeze(1) == torch.arange(int(count.max().clamp(min=1)), device=number.device)[:, None]
-        member = (member & keep.unsqueeze(1)).float()  # (B, R, S)
-        return member / member.sum(-1, keepdim=True).clamp(min=1), count
+        return (member & keep.unsqueeze(1)).float(), has_word, count
 
     def _vectors(self, dtype: torch.dtype) -> Tensor:
         return torch.cat([self.blank[None], self.table]).to(dtype)  # (P + 1, H)

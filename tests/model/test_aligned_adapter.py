@@ -78,14 +78,14 @@ def test_a_clip_without_a_word_is_one_blank_frame(monkeypatch: pytest.MonkeyPatc
     torch.testing.assert_close(frames, made.blank.detach()[None])
 
 
-def test_a_merged_frame_is_the_mean_of_its_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_merged_frame_is_what_is_heard_in_its_run(monkeypatch: pytest.MonkeyPatch) -> None:
     made = adapter()
     logits = torch.tensor([[[0.0, 3.0, 1.0, 0.0], [0.0, 5.0, 0.0, 2.0]]])
     monkeypatch.setattr(made, 'logits', lambda signal, length: (logits, torch.tensor([2])))
     frames, lens = made(torch.zeros(1, 16, 4), torch.tensor([4]))
-    vectors = torch.cat([made.blank[None], made.table])
+    heard = logits[0].softmax(-1).sum(0)[1:]  # the blank has no share in it
     assert lens.tolist() == [1]
-    torch.testing.assert_close(frames[0, :, 0], (logits[0].softmax(-1) @ vectors).mean(0))
+    torch.testing.assert_close(frames[0, :, 0], heard / heard.sum() @ made.table)
 
 
 def test_a_clip_is_heard_alone_as_beside_longer_ones() -> None:
