@@ -13,9 +13,9 @@
 # limitations under the License.
 """A modality adapter that speaks in the LLM's own embeddings, since it learned CTC through them.
 
-Its frames are scored against the embeddings of the LLM's pieces and a learned blank; the posteriors of the pieces times
-their embeddings are what the LLM gets, so that speech begins in the LLM's input space. Blank frames are dropped and
-repetitions merged: a clip takes about as many positions as its transcript.
+Its frames are scored against the embeddings of the LLM's pieces and a learned blank; the posteriors of the pieces
+times their embeddings are what the LLM gets, so that speech begins in the LLM's input space. Blank frames are dropped
+and repetitions merged: a clip takes about as many positions as its transcript.
 
 Sources: Graves et al. 2006 (CTC); Ma et al. 2025, LegoSLM (posteriors times embeddings); Zhou et al. 2025, CJST
 (compression by CTC). Letters: B clips, D encoder width, T encoder frames, S = ceil(T / factor) frames after stacking,
@@ -157,7 +157,7 @@ class AlignedAdapter(nn.Module):
         return int((self._vectors(frame.dtype) - frame).norm(dim=-1).argmin()) == BLANK
 
     def _runs(self, posteriors: Tensor, length: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What each frame after compression is made of, (B, R, S) of 0 and 1; whether there is a word (B,); R of each."""
+        """What each frame after compression is made of, (B, R, S) of 0 and 1; whether a word is heard (B,); R (B,)."""
         valid = time_mask(length, posteriors.shape[1])  # (B, S)
         best = posteriors.argmax(-1)
         keep = valid & (posteriors[..., BLANK] < self.blank_threshold)
