@@ -86,6 +86,7 @@ def full_disk(trial: Trial) -> None:
 
 def fill(filler: Path, room: int) -> None:
     """Write until no more than `room` bytes are left on the file system."""
+    filler.parent.mkdir(exist_ok=True)
     with filler.open('wb') as stream:
         while True:
             state = os.statvfs(filler.parent)

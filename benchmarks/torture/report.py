@@ -59,8 +59,10 @@ def dirty(commit: str) -> bool:
 
 
 def latest(records: Records) -> list[Mapping[str, Any]]:
-    """The newest line of each trial."""
-    return list({(record['key'], record['trial']): record for record in records}.values())
+    """The newest line of each trial, of the newest commit that an experiment was tried with."""
+    commits = {record['key']: record['commit'] for record in records}
+    own = [record for record in records if record['commit'] == commits[record['key']]]
+    return list({(record['key'], record['trial']): record for record in own}.values())
 
 
 def figures(found: Sequence[Experiment], records: Records, *, quick: bool) -> dict[str, Any]:

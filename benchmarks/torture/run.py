@@ -18,8 +18,8 @@ python benchmarks/torture/run.py                          # all, 1 to 2 hours; g
 python benchmarks/torture/run.py --rows R1,P2 --trials 0.5
 python benchmarks/torture/run.py --report                 # the page alone, from the trials that there are
 
-Each trial is a line of runs/torture/results.jsonl, with the commit: only those of the same commit count, and what of
-them is there is not done again. The last line is one JSON object.
+Each trial is a line of runs/torture/results.jsonl, with the commit; those of the same commit are not done again. The
+page shows each experiment with the newest commit that it was tried with. The last line is one JSON object.
 """
 
 import argparse
@@ -45,7 +45,7 @@ sys.path[0] = str(ROOT / 'benchmarks')  # `run` is too common a name to be found
 
 from nemo_vtb.io import read_json_lines
 from torture import report
-from torture.trials import Experiment, adopt_orphans, end_descendants, in_order, perform, prepare
+from torture.trials import Experiment, adopt_orphans, end_descendants, in_order, perform, prepare, unmount_below
 
 OUT = ROOT / 'runs' / 'torture'
 PAGE = ROOT / 'docs' / 'reliability.md'
@@ -95,7 +95,7 @@ def run(found: Sequence[Experiment], args: argparse.Namespace, commit: str) -> N
     all_of_it = sum(e.cost_s for e, _ in left)
     options = {'soak_minutes': args.soak_minutes, 'soak_log': str(OUT / 'soak.log')}
     prepared = set()
-    with tempfile.TemporaryDirectory(prefix='vtb-torture-') as work, ended_below():
+    with tempfile.TemporaryDirectory(prefix='vtb-torture-') as work, cleared(Path(work)):
         shared = Path(work) / 'shared'
         shared.mkdir()
         for place, (experiment, number) in enumerate(left, 1):
@@ -115,12 +115,13 @@ def run(found: Sequence[Experiment], args: argparse.Namespace, commit: str) -> N
 
 
 @contextmanager
-def ended_below() -> Iterator[None]:
-    """Nothing that was started goes on when this command is ended."""
+def cleared(work: Path) -> Iterator[None]:
+    """Nothing that was started or mounted stays when this command is ended."""
     try:
         yield
     finally:
         end_descendants()
+        unmount_below(work)
 
 
 def keep(folder: Path, record: dict[str, Any]) -> None:
@@ -166,11 +167,12 @@ def main() -> int:
         logging.disable(logging.NOTSET)
         warm_up()
         run(found, args, commit)
-    whole = not (args.quick or args.rows)
-    records = [r for r in read_json_lines(OUT / 'results.jsonl') if r['commit'] == commit]
-    page = PAGE if whole else OUT / 'reliability.md'
-    page.write_text(report.page(experiments(), records, OUT / 'soak.log'), encoding='utf-8')
-    figures = report.figures(found, records, quick=args.quick)
+    records = read_json_lines(OUT / 'results.jsonl')
+    committed = [record for record in records if not report.dirty(record['commit'])]
+    page = OUT / 'reliability.md' if args.quick or args.rows else PAGE
+    shown = committed if page == PAGE else records
+    page.write_text(report.page(experiments(), shown, OUT / 'soak.log'), encoding='utf-8')
+    figures = report.figures(found, [r for r in records if r['commit'] == commit], quick=args.quick)
     print(json.dumps({'benchmark': 'torture', **figures, 'commit': commit, 'page': str(page.relative_to(ROOT)),
                       'seconds': round(time.monotonic() - begin, 1)}))  # fmt: skip
     return 0 if figures['ok'] else 1

@@ -175,7 +175,8 @@ def soak(trial: Trial) -> None:
             one = Soak(trial, log, rounds)
             try:
                 stack.enter_context(mounted(one.training.folder, 64))
-                one.filler = one.training.folder / 'filler'
+                # a folder: NeMo moves the files of a run away at each resume
+                one.filler = one.training.folder / 'full' / 'filler'
             except Skipped as reason:
                 one.training.folder.mkdir(parents=True, exist_ok=True)
                 one.say(f'without full disks: {reason}')
@@ -194,14 +195,15 @@ def soak_data(shared: Path) -> None:
     one_rank(shared)
     if not (shared / 'soak.yaml').exists():
         cfg = OmegaConf.load(shared / 'tiny.yaml')
+        shutil.copytree(shared / 'corpus', shared / 'broken')
         for entry in cfg.data.train_ds.input_cfg:
-            path = Path(entry.manifest_filepath)
+            # of the same name: the order inside a source is drawn from it
+            path = shared / 'broken' / Path(entry.manifest_filepath).relative_to(shared / 'corpus')
             lines = path.read_bytes().splitlines()
             for place, line in enumerate(BROKEN):
                 lines.insert(2 * place + 1, line)
-            beside = path.with_name(f'broken-{path.name}')
-            beside.write_bytes(b'\n'.join(lines) + b'\n')
-            entry.manifest_filepath = str(beside)
+            path.write_bytes(b'\n'.join(lines) + b'\n')
+            entry.manifest_filepath = str(path)
         cfg.data.max_skip_ratio = 1.0
         OmegaConf.save(cfg, shared / 'soak.yaml')
     make_reference(shared, 'soak', steps=STEPS, overrides=[*SAVES['steps'], 'trainer.val_check_interval=60'])

@@ -175,3 +175,7 @@ def test_the_page_says_what_was_done_and_what_was_not(tmp_path: Path) -> None:
     assert '| | what R1 does | 100 | 0 | 3.0% | 2026-01-02, abc | `make torture` R1 |' in text
     assert '| 4 | 1 | 25% failed |' in text and 'open: no mount' in text
     assert '| what P3 does | | | | | open: not yet run |' in text
+    newer = [record('R1', 0, n=5, commit='def')]
+    assert '| | what R1 does | 5 | 0 | 60% | 2026-01-02, def | `make torture` R1, 1 of 2 trials |' in report.page(
+        found, [*records, *newer], tmp_path / 'no.log'
+    )
