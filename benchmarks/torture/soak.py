@@ -36,8 +36,8 @@ from torture.resume import PLACES, verified
 from torture.trainings import SAVES, Training, has_ended, kill_groups, make_reference, one_rank, parts_of
 from torture.trials import Experiment, Skipped, Trial
 
-STEPS = 600
-"""Of one round; about a minute and a half undisturbed."""
+STEPS = 300
+"""Of one round; a minute undisturbed."""
 SAME = ('parameters', 'optimizer', 'scheduler', 'counters', 'random')
 """What must be equal; the plan and the ledger know that there were broken lines."""
 BROKEN = (
