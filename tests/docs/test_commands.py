@@ -62,8 +62,7 @@ def checkout(tmp_path: Path) -> Path:
             assert text.count(f'\n{before}') + text.count(f'\n  {before}') == 1, f'{file}: {before}'
             text = text.replace(before, after)
         (tmp_path / file).write_text(text, encoding='utf-8')
-    (tmp_path / '.venv').mkdir()
-    (tmp_path / '.venv' / 'bin').symlink_to(Path(sys.executable).parent)
+    (tmp_path / '.venv').symlink_to(sys.prefix)
     return tmp_path
 
 
