@@ -259,7 +259,8 @@ def hugging_face_ways(llm: Any, rows: Sequence[Row], plan: Plan) -> dict[str, Ca
     from nemo_vtb.backbone.hf import HFBackbone
 
     register()
-    tuned = get_peft_model(llm.to(plan.device), LoraConfig(**LORA)).train()
+    # LoRA in the type of the weights, as Megatron's here
+    tuned = get_peft_model(llm.to(plan.device), LoraConfig(**LORA), autocast_adapter_dtype=False).train()
 
     def run(attention: str, loss_of: Callable[[Row], Tensor]) -> dict[str, Any]:
         llm.set_attn_implementation(attention)

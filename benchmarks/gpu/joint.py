@@ -240,6 +240,7 @@ def configuration(case: str) -> tuple[Any, list[Any]]:
         'strategy': strategy, 'max_steps': steps, 'gradient_clip_val': 1.0, 'logger': False,
         'enable_checkpointing': False, 'enable_progress_bar': False, 'enable_model_summary': False,
         'use_distributed_sampler': False, 'limit_val_batches': 0, 'num_sanity_val_steps': 0,
+        'default_root_dir': str(WORK / 'run'),
     }  # fmt: skip
     data = {
         'train_ds': {'sample_rate': 16000, 'seed': 1, 'input_cfg': inputs},

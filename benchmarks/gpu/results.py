@@ -24,7 +24,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,8 @@ def free() -> None:
     """Give memory back before the next figure."""
     gc.collect()
     if GPU:
-        torch.cuda.empty_cache()
+        with suppress(RuntimeError):  # a kernel that failed leaves nothing usable behind: each figure then says so
+            torch.cuda.empty_cache()
 
 
 def synchronize() -> None:

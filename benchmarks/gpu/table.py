@@ -77,7 +77,7 @@ class Shape:
 
         register()
         llm = self.random_llm()
-        tuned = get_peft_model(llm, LoraConfig(**bench.LORA)).train()
+        tuned = get_peft_model(llm, LoraConfig(**bench.LORA), autocast_adapter_dtype=False).train()
         llm.set_attn_implementation('sdpa' if padded else IMPLEMENTATION)
         backbone = HFBackbone(tuned, llm.model.embed_tokens)
 

@@ -16,6 +16,7 @@
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,8 +84,7 @@ class HFBackbone(Backbone):
         causal_lm = llm.get_base_model() if hasattr(llm, 'get_base_model') else llm
         embed_tokens = causal_lm.model.embed_tokens
         if dtype != torch.float32:
-            for name, parameter in llm.named_parameters():
-                parameter.data = parameter.data.to(lora_dtype if '.lora_' in name else dtype)
+            _keep_in(llm, dtype, lora_dtype)
         del causal_lm.model.embed_tokens  # as SALM: it stands outside, where the splice can reach it
         backbone = cls(llm, embed_tokens)
         if spec.checkpoints_layers:
@@ -292,6 +292,19 @@ class ShardedHFBackbone(HFBackbone):
             yield
         finally:
             keep(False)
+
+
+def _keep_in(llm: nn.Module, dtype: torch.dtype, lora_dtype: torch.dtype) -> None:
+    """Cast the frozen weights; and under autocast, which would take it back, PEFT does not cast LoRA's input."""
+    for name, parameter in llm.named_parameters():
+        parameter.data = parameter.data.to(lora_dtype if '.lora_' in name else dtype)
+    for module in llm.modules():
+        if (cast := getattr(module, '_cast_input_dtype', None)) is not None:
+            module._cast_input_dtype = partial(_unless_autocast, cast)
+
+
+def _unless_autocast(cast: Callable[..., Any], x: Tensor | None, dtype: torch.dtype) -> Any:
+    return x if x is not None and torch.is_autocast_enabled(x.device.type) else cast(x, dtype)
 
 
 def shard_decoder(decoder: nn.Module, mesh: DeviceMesh | None) -> None:

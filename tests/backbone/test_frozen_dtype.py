@@ -78,6 +78,31 @@ def test_it_learns_the_same_within_the_rounding(
         assert (ours - theirs).norm() < 0.1 * theirs.norm(), part
 
 
+def test_no_activation_is_cast_for_lora_under_autocast(
+    models: tuple[VoiceTextBlender, VoiceTextBlender], corpus: TinyCorpus
+) -> None:
+    """PEFT would make the input of each linear float32, and autocast bfloat16 again."""
+    seen: list[torch.dtype] = []
+    half = models[1]
+    hooks = [
+        module.register_forward_pre_hook(lambda _, args: seen.append(args[0].dtype))
+        for name, module in half.llm.named_modules()
+        if name.endswith('lora_A.default')
+    ]
+    try:
+        learn(half, corpus)
+        assert hooks and set(seen) == {torch.float32}
+        seen.clear()
+        with torch.autocast('cpu', torch.bfloat16):
+            loss, gradients = learn(half, corpus)
+        assert set(seen) == {torch.bfloat16}
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert loss == pytest.approx(learn(half, corpus)[0], rel=1e-2)
+    assert all(gradient.isfinite().all() for gradient in gradients.values())
+
+
 def test_what_is_saved_is_the_llm_as_it_was_published(
     models: tuple[VoiceTextBlender, VoiceTextBlender], tmp_path: Path
 ) -> None:

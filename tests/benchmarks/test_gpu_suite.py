@@ -162,6 +162,8 @@ def test_every_step_gives_figures(tmp_path: Path) -> None:
     joint = [line for line in lines if line['step'] == 'joint']
     assert len(joint) > 15 and all(0 < loss < 20 for line in joint for loss in line['loss'])
     assert {line['answers'] for line in joint} == {2}
+    left = subprocess.run(['git', 'status', '--short'], cwd=FOLDER, capture_output=True, text=True).stdout
+    assert 'ledger' not in left  # a run writes into its own folder
     assert 'parity:' in output
     unpacked = needed() - {_plain(name) for name in (*pack.read_packages(), *machine())}
     assert not unpacked, 'name them in packages.txt'
