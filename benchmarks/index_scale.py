@@ -129,7 +129,8 @@ def build(manifest: str, durations: str, queue: Any) -> None:
     from transformers import AutoTokenizer
 
     from nemo_vtb.assets import ensure
-    from nemo_vtb.data.index import Meter, open_index
+    from nemo_vtb.data.counting import Meter
+    from nemo_vtb.data.index import open_index
     from nemo_vtb.data.sources import parse_input_cfg
     from nemo_vtb.data.template import ChatRenderer
 

@@ -32,7 +32,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from nemo_vtb.data.index import _COLUMNS, SourceIndex
+from nemo_vtb.data.index import SourceIndex
+from nemo_vtb.data.index_build import COLUMNS
 from nemo_vtb.data.sampler import TokenBudgetPlan
 from nemo_vtb.data.sources import SourceSpec
 
@@ -121,7 +122,7 @@ def make_index(folder: Path, kind: str, size: int) -> SourceIndex:
     np.save(target / 'length.npy', lengths)
     np.save(target / 'supervised.npy', (lengths // 3 + 1).astype(np.int32))
     np.save(target / 'seconds.npy', (lengths * 0.05).astype(np.float32))
-    for name, (_, dtype) in _COLUMNS.items():
+    for name, (_, dtype) in COLUMNS.items():
         if not (path := target / f'{name}.npy').exists():  # mapped with the others, and never read
             np.lib.format.open_memmap(path, mode='w+', dtype=dtype, shape=(size,))
     meta = {'entries': size, 'digest': kind, 'lines': size, 'quarantined': {}}

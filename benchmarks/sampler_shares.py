@@ -36,7 +36,8 @@ from rich.console import Console
 from rich.table import Table
 
 from nemo_vtb.constants import KINDS
-from nemo_vtb.data.index import Meter, SourceIndex, open_index
+from nemo_vtb.data.counting import Meter
+from nemo_vtb.data.index import SourceIndex, open_index
 from nemo_vtb.data.sampler import TokenBudgetPlan
 from nemo_vtb.data.sources import parse_input_cfg
 from nemo_vtb.data.template import ChatRenderer

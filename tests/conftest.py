@@ -157,7 +157,7 @@ def renderer(tiny_llm_dir: Path) -> Any:
 @pytest.fixture(scope='session')
 def meter(renderer: Any) -> Any:
     """Counts with 80 ms frames."""
-    from nemo_vtb.data.index import Meter
+    from nemo_vtb.data.counting import Meter
 
     return Meter(renderer, count_frames)
 

@@ -28,13 +28,14 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from nemo_vtb.config.schema import DataSettings
-    from nemo_vtb.data.index import Meter, SourceIndex
+    from nemo_vtb.data.counting import Meter
+    from nemo_vtb.data.index import SourceIndex
     from nemo_vtb.data.sources import SourceSpec
 
 _DEFAULT_CONFIG = 'conf/speechllm_joint_sft.yaml'
 _EXAMPLES = """\
 examples:
-  vtb data index CONFIG.yaml [FILE.jsonl ...] [KEY=VALUE ...] [--workers N]
+  vtb data index CONFIG.yaml [FILE.jsonl ...] [KEY=VALUE ...] [--workers N] [--shard I/N]
   vtb data preview CONFIG.yaml [KEY=VALUE ...] [-n ROWS] [--png FILE]
   vtb data ledger RUN [--json] [--png FILE]
   vtb data make KIND OUT [INPUT ...] [KEY=VALUE ...] [--config FILE] [--workers N] [--shard I/N]
@@ -58,6 +59,8 @@ def _index(arguments: argparse.Namespace, console: 'Console') -> int:
     config, files, overrides = _targets(arguments.targets)
     settings, meter = _settings(config, overrides)
     specs = _file_specs(files) if files else _all_specs(settings)
+    if arguments.shard is not None:
+        return _count_shard(specs, settings, meter, arguments, console)
     done: list[tuple[SourceIndex, float]] = []
     for spec in specs:
         from nemo_vtb.data.index import open_index
@@ -74,6 +77,30 @@ def _index(arguments: argparse.Namespace, console: 'Console') -> int:
             console.print(f'{index.name}: skipped lines: {path}', highlight=False, soft_wrap=True)
     for index, _ in done:
         index.check(settings.max_skip_ratio)  # after the table, so that it is complete
+    return 0
+
+
+def _count_shard(
+    specs: Sequence['SourceSpec'],
+    settings: 'DataSettings',
+    meter: 'Meter',
+    arguments: argparse.Namespace,
+    console: 'Console',
+) -> int:
+    from nemo_vtb.data.index import index_path
+    from nemo_vtb.data.index_build import count_shard
+    from nemo_vtb.factory.pipeline import parse_shard
+
+    shard = parse_shard(arguments.shard)
+    workers = arguments.workers if arguments.workers is not None else settings.index_workers
+    for spec in specs:
+        path, _ = index_path(spec, meter, settings.index_folder)
+        if path.exists():
+            console.print(f'{spec.name}: the index is there', highlight=False)
+            continue
+        mine, of = count_shard(spec, meter, path, shard, workers, quiet=False)
+        console.print(f'{spec.name}: counted {mine} of {of} stretches', highlight=False)
+    console.print(f'Next, when all {shard[1]} shards are counted: the same command without --shard', highlight=False)
     return 0
 
 
@@ -186,7 +213,7 @@ def _settings(config: Path, overrides: Sequence[str]) -> tuple['DataSettings', '
     from nemo_vtb.assets.resolve import resolve_assets
     from nemo_vtb.commands.training_config import compose_config, frame_counter_of, read_renderer
     from nemo_vtb.config.schema import DataSettings
-    from nemo_vtb.data.index import Meter
+    from nemo_vtb.data.counting import Meter
     from nemo_vtb.scripts import start_script
 
     start_script()
@@ -237,6 +264,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f'a training YAML (default: {_DEFAULT_CONFIG}), or data files to be counted with its settings; overrides',
     )
     index.add_argument('--workers', type=int, help='processes (default: one for each core when files are large)')
+    index.add_argument('--shard', metavar='I/N', help='count the I-th of N parts alone (Slurm arrays)')
     index.set_defaults(action=_index)
     ledger = commands.add_parser('ledger', help='the data that a run was trained on: requested and delivered shares')
     ledger.add_argument('run', metavar='RUN', help='the folder of a run, or its ledger.json')

@@ -17,7 +17,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,9 @@ from typing import Any
 from nemo_vtb.constants import KINDS
 from nemo_vtb.data.faults import Reason, data_fault, is_unicode
 from nemo_vtb.errors import VtbDataError
+
+BOM = b'\xef\xbb\xbf'
+"Some editors put it in front of a file."
 
 ROLES = ('system', 'user', 'assistant')
 _ROLE_NAMES = {
@@ -125,6 +128,17 @@ class Conversation:
         return self.turns[-1].text if self.turns and self.turns[-1].role == 'assistant' else ''
 
 
+def at_speed(conversation: Conversation, speed: float) -> Conversation:
+    """The conversation with its recordings heard faster or slower."""
+    if speed == 1:
+        return conversation
+    turns = (
+        replace(turn, parts=tuple(replace(p, speed=speed) if isinstance(p, Audio) else p for p in turn.parts))
+        for turn in conversation.turns
+    )
+    return replace(conversation, turns=tuple(turns))
+
+
 def read_jsonl(
     path: str | Path, on_fault: Callable[[int, VtbDataError], object] | None = None
 ) -> Iterator[tuple[int, int, dict]]:
@@ -145,7 +159,7 @@ def read_jsonl(
     offset = 0
     with path.open('rb') as stream:
         for number, raw in enumerate(stream, start=1):
-            if stripped := raw.removeprefix(b'\xef\xbb\xbf').strip():
+            if stripped := raw.removeprefix(BOM).strip():
                 try:
                     line = parse_line(stripped, f'{path}:{number}')
                 except VtbDataError as error:

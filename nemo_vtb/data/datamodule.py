@@ -31,8 +31,9 @@ import torch
 from nemo_vtb.config.schema import DataSettings
 from nemo_vtb.data.augment import Augmenter
 from nemo_vtb.data.collate import Collator, PackedRow, PackItem, pack_row
+from nemo_vtb.data.counting import Meter
 from nemo_vtb.data.faults import Reason, data_fault, skip_table
-from nemo_vtb.data.index import FittedSource, Meter, SourceIndex, open_source
+from nemo_vtb.data.index import FittedSource, SourceIndex, open_source
 from nemo_vtb.data.ledger import Ledger
 from nemo_vtb.data.manifest_files import manifest_cache
 from nemo_vtb.data.packing import pack_all

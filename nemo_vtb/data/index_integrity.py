@@ -29,7 +29,8 @@ META = 'meta.json'
 
 def write_meta(folder: Path, meta: Mapping[str, Any]) -> None:
     """Write `meta.json` with the digests of all other files of an index, and of itself."""
-    sealed = dict(meta) | {'sha256': {path.name: file_digest(path) for path in sorted(folder.iterdir())}}
+    files = sorted(path for path in folder.iterdir() if path.is_file())  # archives of parts check themselves
+    sealed = dict(meta) | {'sha256': {path.name: file_digest(path) for path in files}}
     sealed['own_sha256'] = _own_digest(sealed)
     (folder / META).write_text(json.dumps(sealed, indent=1), encoding='utf-8')
 

@@ -27,6 +27,7 @@ from nemo_vtb.constants import KINDS, LANGUAGES
 from nemo_vtb.data.audio import probe
 from nemo_vtb.data.augment import SPEEDS, Augmenter, augmentations_of
 from nemo_vtb.data.conversation import (
+    BOM,
     Audio,
     Conversation,
     Text,
@@ -378,7 +379,7 @@ def _infer_kind(type_: str, files: Sequence[str], options: Mapping[str, Any], wh
         with open(path, 'rb') as stream:
             while raw := read_line(stream, _PROBE_BYTES)[0]:
                 try:
-                    found = probe.read(parse_line(raw.strip().removeprefix(b'\xef\xbb\xbf'), path), number, path)
+                    found = probe.read(parse_line(raw.strip().removeprefix(BOM), path), number, path)
                 except VtbDataError:
                     continue  # broken lines are counted when the index is built
                 if found is not None:

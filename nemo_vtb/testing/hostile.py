@@ -340,7 +340,8 @@ def _run(case: HostileCase) -> None:
 
 def _data(case: HostileCase) -> None:
     from nemo_vtb.data.collate import Collator
-    from nemo_vtb.data.index import Meter, open_index
+    from nemo_vtb.data.counting import Meter
+    from nemo_vtb.data.index import open_index
     from nemo_vtb.data.sources import parse_input_cfg
     from nemo_vtb.errors import VtbDataError
 

@@ -41,7 +41,8 @@ from torch.nn import functional as F
 from nemo_vtb.backbone.spec import BackboneSpec
 from nemo_vtb.checkpoint.manifest import weights_digest
 from nemo_vtb.config.schema import AlignKeys, DataSettings
-from nemo_vtb.data.index import Meter, open_source
+from nemo_vtb.data.counting import Meter
+from nemo_vtb.data.index import open_source
 from nemo_vtb.data.normalizers import get_normalizer, normalizer_for
 from nemo_vtb.data.sources import SourceSpec, eval_specs, train_specs
 from nemo_vtb.data.template import ChatRenderer

@@ -25,11 +25,12 @@ from data_helpers import count_frames, count_frames_slowly, data_cfg, spoken, te
 from transformers import AutoTokenizer
 
 from nemo_vtb.data import index as module
-from nemo_vtb.data import sources
+from nemo_vtb.data import index_build, sources
 from nemo_vtb.data.collate import Collator
+from nemo_vtb.data.counting import Meter
 from nemo_vtb.data.datamodule import VtbDataModule
 from nemo_vtb.data.faults import Reason
-from nemo_vtb.data.index import FittedSource, Meter, SourceIndex, keep_exchanges, open_index
+from nemo_vtb.data.index import FittedSource, SourceIndex, keep_exchanges, open_index
 from nemo_vtb.data.sources import parse_input_cfg
 from nemo_vtb.data.template import ChatRenderer
 from nemo_vtb.errors import VtbDataError
@@ -81,7 +82,7 @@ def test_an_index_is_reused_until_something_changes(
     first = build(lines)
     stamp = os.stat(tmp_path / 'm.jsonl')
     with monkeypatch.context() as patch:
-        patch.setattr(module, '_build', lambda *_: pytest.fail('built again'))
+        patch.setattr(module, 'build_index', lambda *_: pytest.fail('built again'))
         os.utime(tmp_path / 'm.jsonl', ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
         spec = first.spec
         assert open_index(spec, meter, tmp_path / 'index').digest == first.digest
@@ -124,7 +125,7 @@ def _parts(build: Build) -> tuple[Any, Any]:
 
 
 def test_several_processes_make_the_same_index(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, '_CHUNK_BYTES', 700)
+    monkeypatch.setattr(index_build, '_CHUNK_BYTES', 700)
     lines = [chat(n) if n % 7 else '{broken' for n in range(60)]
     alone = build(lines, source='alone', workers=1)
     both = build(lines, source='both', workers=2)

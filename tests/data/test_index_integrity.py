@@ -28,8 +28,9 @@ import pytest
 from data_helpers import consume, count_frames, data_cfg, input_cfg, make_corpus
 
 from nemo_vtb.data import index as index_module
+from nemo_vtb.data.counting import Meter
 from nemo_vtb.data.datamodule import VtbDataModule
-from nemo_vtb.data.index import FittedSource, Meter, open_index
+from nemo_vtb.data.index import FittedSource, open_index
 from nemo_vtb.data.sources import parse_input_cfg
 from nemo_vtb.data.template import ChatRenderer
 from nemo_vtb.errors import VtbCheckpointError, VtbDataError, VtbIndexError

@@ -32,8 +32,9 @@ from nemo_vtb.config.schema import DataSettings
 from nemo_vtb.data.audio import probe, read_audio
 from nemo_vtb.data.collate import Collator
 from nemo_vtb.data.conversation import Audio
+from nemo_vtb.data.counting import Meter
 from nemo_vtb.data.faults import Reason
-from nemo_vtb.data.index import Meter, SourceIndex, open_index
+from nemo_vtb.data.index import SourceIndex, open_index
 from nemo_vtb.data.limits import LIMITS, Limits, read_line
 from nemo_vtb.data.manifest_files import unpack_gzip
 from nemo_vtb.data.sources import parse_input_cfg

@@ -25,9 +25,10 @@ import torch
 from data_helpers import consume, count_frames, data_cfg, make_corpus
 
 from nemo_vtb.data import collate
+from nemo_vtb.data.counting import Meter
 from nemo_vtb.data.datamodule import VtbDataModule
 from nemo_vtb.data.faults import Reason, audio_fault
-from nemo_vtb.data.index import Meter, open_index
+from nemo_vtb.data.index import open_index
 from nemo_vtb.data.sources import parse_input_cfg
 from nemo_vtb.data.template import ChatRenderer
 from nemo_vtb.errors import VtbDataError

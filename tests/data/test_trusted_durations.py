@@ -21,11 +21,12 @@ import numpy as np
 import pytest
 from data_helpers import count_frames, data_cfg, spoken, text, write_jsonl, write_wav
 
-from nemo_vtb.data import index as index_module
+from nemo_vtb.data import counting
 from nemo_vtb.data.collate import Collator
+from nemo_vtb.data.counting import Meter
 from nemo_vtb.data.datamodule import RowDataset, VtbDataModule
 from nemo_vtb.data.faults import Reason
-from nemo_vtb.data.index import FittedSource, Meter, SourceIndex, open_index
+from nemo_vtb.data.index import FittedSource, SourceIndex, open_index
 from nemo_vtb.data.sampler import RowPlan
 from nemo_vtb.data.sources import parse_input_cfg
 from nemo_vtb.data.template import ChatRenderer
@@ -38,7 +39,7 @@ def chat(name: str, **span: Any) -> dict[str, Any]:
 @pytest.fixture
 def never_opened(monkeypatch: pytest.MonkeyPatch) -> None:
     """Building an index may not open a recording."""
-    monkeypatch.setattr(index_module, 'probe', lambda path: pytest.fail(f'opened {path}'))
+    monkeypatch.setattr(counting, 'probe', lambda path: pytest.fail(f'opened {path}'))
 
 
 def trusting(folder: Path, lines: list[Any], meter: Meter, **keys: Any) -> SourceIndex:
