@@ -137,7 +137,7 @@ def test_several_processes_make_the_same_index(build: Build, monkeypatch: pytest
 
 
 def test_a_killed_build_leaves_nothing(build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, 'file_digest', lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(index_build, 'file_digest', lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         build([chat()])
     assert not any((tmp_path / 'index').iterdir())

@@ -90,7 +90,7 @@ def test_each_bound_skips_what_is_beyond_it_and_nothing_else(tmp_path: Path, met
 def test_a_line_longer_than_the_stretches_of_a_file_is_read_once(
     tmp_path: Path, meter: Meter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr('nemo_vtb.data.index._CHUNK_BYTES', 500)
+    monkeypatch.setattr('nemo_vtb.data.index_build._CHUNK_BYTES', 500)
     lines = [chat('first'), chat('wide', text('User', 'x' * 9000)), chat('last')]
     index = index_of(write_jsonl(tmp_path / 'm.jsonl', lines), replace(meter, limits=SMALL))
     assert [index.read(n).id for n in range(len(index))] == ['first', 'last']
