@@ -16,6 +16,7 @@
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -453,6 +454,9 @@ def test_blocks_are_stretches_of_files(
     assert index.blocks().tolist() == [0, 3, 5, 8]
     assert index.blocks(np.array([0, 1, 7, 8, 9])).tolist() == [0, 2]
     assert FittedSource(index, meter, 4096).blocks().tolist() == [0, 3, 5, 8]
+    several = replace(spec, options={**spec.options, 'augment': {'perturb_speed': True}})
+    index = open_index(several, meter, tmp_path / 'index', quiet=True)
+    assert index.blocks().tolist() == [0, 3, 5, 8, 10, 13, 15, 18, 20, 23, 25, 28]
 
 
 def test_a_data_module_draws_in_blocks(small: Path, renderer: ChatRenderer) -> None:
