@@ -26,7 +26,7 @@ from pathlib import Path
 
 from resume_matrix import Run, write_config
 
-from nemo_vtb.testing.oracle import differing, read_rows
+from nemo_vtb.testing.oracle import differing, digest, read_rows
 from torture.trials import Trial
 
 STEPS = 16
@@ -126,8 +126,16 @@ class Training:
         found = parts_of(self.run, self.ranks)
         if self.trial.check(all(found), f'it has not come to its end:\n{self.run.log_tail()[-1200:]}'):
             for rank, (expected, parts) in enumerate(zip(self.reference['parts'], found, strict=True)):
-                wrong = differing(expected, parts)
+                wrong = self.differing(expected, parts)
                 self.trial.check(not wrong, f'rank {rank} differs at the end: {", ".join(wrong)}')
+
+    def differing(self, expected: dict[str, str], parts: dict[str, str]) -> list[str]:
+        """Names of the parts of the state at the end of the newest attempt that are not the expected ones."""
+        wrong = differing(expected, parts)
+        if wrong == ['counters'] and not any('row' in row for row in self.run.rows()):
+            # with nothing left to train Lightning has not begun an epoch, nor writes a checkpoint any more
+            return [] if parts['counters'] == digest([self.steps, 0]) else wrong
+        return wrong
 
     def newest_step(self) -> int:
         """Optimizer step of the newest checkpoint; 0 without any."""
