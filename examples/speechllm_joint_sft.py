@@ -27,9 +27,9 @@ from omegaconf import DictConfig
 
 @hydra_runner(config_path='../conf', config_name='speechllm_joint_sft')
 @vtb.report_errors
-def main(cfg: DictConfig) -> None:
-    """Check, build, train, sum up."""
-    vtb.run_training(cfg)
+def main(cfg: DictConfig) -> float | None:
+    """Check, build, train, sum up; what is returned is for Hydra's sweepers."""
+    return vtb.run_training(cfg)
 
 
 if __name__ == '__main__':

@@ -16,8 +16,10 @@
 import copyreg
 import errno
 import functools
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec('P')
@@ -138,6 +140,16 @@ def disk_fault(error: BaseException | None) -> tuple[str, str] | None:
     return None
 
 
+def disk_error(error: OSError) -> VtbError | None:
+    """What is wrong with a file as an error of ours; None if the disk is not the cause, or no file is named."""
+    if (fault := disk_fault(error)) is None or error.filename is None:
+        return None
+    what, remedy = fault
+    if Path(os.fsdecode(error.filename)).is_relative_to(Path.home()):
+        remedy += '; NEMO_VTB_CACHE=FOLDER moves what is kept under the home folder'
+    return VtbError(f'{what[0].upper()}{what[1:]}.', field='file', got=str(error), remedy=remedy)
+
+
 def report_errors(function: Callable[P, R]) -> Callable[P, R]:
     """Let a script end with the message of a `VtbError`, or what is wrong with a disk, and exit code 2."""
 
@@ -149,10 +161,8 @@ def report_errors(function: Callable[P, R]) -> Callable[P, R]:
             sys.stderr.write(f'\n{type(error).__name__}: {error}\n')
             sys.exit(2)
         except OSError as error:
-            if (fault := disk_fault(error)) is None or error.filename is None:
+            if (named := disk_error(error)) is None:
                 raise
-            what, remedy = fault
-            named = VtbError(f'{what[0].upper()}{what[1:]}.', field='file', got=str(error), remedy=remedy)
             sys.stderr.write(f'\n{type(named).__name__}: {named}\n')
             sys.exit(2)
 

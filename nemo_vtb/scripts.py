@@ -30,8 +30,8 @@ import nemo_vtb as vtb
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-# a dotted key and its value; a number in the key is a place in a list, which ++ cannot reach
-_OVERRIDE = re.compile(r'[a-z]\w*(\.[A-Za-z_]\w*)+=')
+# a key that SALM's YAML may lack, and its value; a number in the key is a place in a list, which ++ cannot reach
+_OVERRIDE = re.compile(r'([a-z]\w*(\.[A-Za-z_]\w*)+|init_from_nemo|name|seed)=')
 
 _CHATTY = (
     'lightning.fabric',
@@ -61,6 +61,8 @@ def start_script(config: type | None = None) -> None:
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
     # Hydra refuses a key that no file has without naming the nearest one; with ++ it reaches our own check, which does
     sys.argv[1:] = [f'++{word}' if _OVERRIDE.match(word) else word for word in sys.argv[1:]]
+    if {'-m', '--multirun'} & set(sys.argv[1:]):
+        sys.argv.append('hydra.job.chdir=false')  # NeMo's exp_manager refuses the folder that Hydra would go to
     if not sys.stdout.isatty():
         os.environ.setdefault('COLUMNS', '120')  # tables in a file need not be as narrow as rich's 80
     quiet_imports()
@@ -120,14 +122,17 @@ def run_alignment(cfg: 'DictConfig') -> None:
     console.print(f'Next: {_vtb()} train {words}', highlight=False, markup=False, soft_wrap=True)
 
 
-def run_training(cfg: 'DictConfig') -> None:
+def run_training(cfg: 'DictConfig') -> float | None:
     """Check, build, train, sum up: the whole of `conf/speechllm_joint_sft.yaml`.
+
+    Returns:
+        The best value of the metric that checkpoints are chosen by, as Hydra's sweepers want it; None without one.
 
     Raises:
         VtbError: Of the configuration, the data, the model or the checkpoint to go on from.
     """
     vtb.check_config(vtb.complete_config(cfg))
-    cfg = vtb.resolve_assets(cfg)
+    cfg = vtb.resolve_assets(_apart(cfg))
     from nemo_vtb.training.run import train
     from nemo_vtb.training.run_folder import last_checkpoint, nemo_file
     from nemo_vtb.training.run_state import run_folder
@@ -140,6 +145,20 @@ def run_training(cfg: 'DictConfig') -> None:
         if (last := last_checkpoint(trainer)) and not model:  # save_nemo_on_train_end is off
             commands = [f'{_vtb()} import {last} {last.with_name(f"{cfg.name}.nemo")}']
         vtb.print_summary(run_folder(trainer), next_commands=commands)
+    best = getattr(trainer.checkpoint_callback, 'best_model_score', None)
+    return None if best is None else float(best)
+
+
+def _apart(cfg: 'DictConfig') -> 'DictConfig':
+    """Each job of `--multirun` has a folder of its own, by its number: else it would go on from the one before."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        manager, number = cfg.exp_manager, str(HydraConfig.get().job.num)
+        key = 'explicit_log_dir' if manager.get('explicit_log_dir') else 'version'
+        manager[key] = str(Path(manager.get(key) or '') / number)
+    return cfg
 
 
 def run_evaluation(cfg: 'DictConfig') -> None:

@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
         ('model.lora.r=8', '++model.lora.r=8'),
         ('++trainer.max_steps=3', '++trainer.max_steps=3'),
         ('model=smollm2_whisper_tiny_en', 'model=smollm2_whisper_tiny_en'),
-        ('name=two', 'name=two'),
+        ('name=two', '++name=two'),  # SALM's YAML has none
         ('data.train_ds.input_cfg.0.weight=2', 'data.train_ds.input_cfg.0.weight=2'),
         ('~model.lora', '~model.lora'),
         ('--help', '--help'),

@@ -205,10 +205,14 @@ def _check_asr_sections(config: Mapping[Any, Any], path: str, num_bytes: int) ->
         check_sizes(where, section, num_bytes, what='ASR model')
 
 
+_BUILT_LAST = re.compile(r'model\.(optimizer|lr_scheduler)\._target_')
+
+
 def check_own_targets(config: Any, path: str) -> None:
     """Refuse a YAML of one's own that names a function, or a strategy, callback or logger that is none.
 
-    NeMo's allow-list comes first: what it does not admit is not imported, and NeMo says so where it is built.
+    NeMo's allow-list comes first: what it does not admit is not imported, and NeMo says so where it is built; of
+    optimizer and schedule, which are built last, it is said here.
 
     Args:
         config: A section, as plain values or OmegaConf's.
@@ -222,6 +226,8 @@ def check_own_targets(config: Any, path: str) -> None:
 
     for where, named in _targets(config, path):
         if not isinstance(named, str) or not _is_target_allowed(named):
+            if _BUILT_LAST.fullmatch(where):
+                raise _not_built(where, named, "what NeMo's allow-list admits, as torch.optim.AdamW")
             continue
         try:
             found = hydra.utils.get_object(named)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemo_vtb.config.command_line import conf_folder, overrides_of, usage
-from nemo_vtb.errors import VtbError
+from nemo_vtb.errors import VtbError, disk_error
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -73,13 +73,18 @@ def _run_hydra(path: Path, function: str, overrides: Sequence[str]) -> None:
     scripts.start_script()
     from nemo.core.config import hydra_runner
 
-    def task(cfg: 'DictConfig') -> None:
+    def task(cfg: 'DictConfig') -> float | None:
         # Lightning starts the other ranks with the words that this process was started with
         sys.argv = typed
         try:
-            getattr(scripts, function)(cfg)
+            return getattr(scripts, function)(cfg)
         except VtbError as error:  # Hydra would print its traceback
             failed.append(error)
+        except OSError as error:
+            if (named := disk_error(error)) is None:
+                raise
+            failed.append(named)
+        return None
 
     try:
         hydra_runner(config_path=str(path.parent), config_name=path.stem)(task)()

@@ -57,13 +57,21 @@ def complete_config(cfg: DictConfig) -> DictConfig:
         for key in ('logger', 'enable_checkpointing'):
             if 'trainer' in cfg and cfg.trainer.get(key) is None:
                 cfg.trainer[key] = False  # exp_manager makes them
-    said = _epochs(cfg)
+    said = [*_precision(cfg), *_epochs(cfg)]
     data = cfg.get('data')
     if isinstance(data, DictConfig) and not any(key in data for key in _OWN):
         said += [*_row_length(cfg, train), *_intervals(cfg)]
     if said:
         logger.warning('Converted:\n%s', '\n'.join(f'  {line}' for line in said))
     return cfg
+
+
+def _precision(cfg: DictConfig) -> list[str]:
+    """NeMo's own name, of SALMAutomodel, for parameters in half precision that a package of its own optimizes."""
+    if _select(cfg, 'trainer.precision') != 'bf16-automodel':
+        return []
+    cfg.trainer.precision = 'bf16-true'
+    return ['trainer.precision=bf16-automodel -> bf16-true']
 
 
 def _epochs(cfg: DictConfig) -> list[str]:

@@ -33,6 +33,7 @@ from nemo_vtb.parallel.dims import ParallelDims
 from nemo_vtb.parallel.strategies import register_strategies
 from nemo_vtb.training.changed_settings import ChangedSettings
 from nemo_vtb.training.interrupted import CompleteRun, clean_interrupted
+from nemo_vtb.training.launch import launch_trainer
 from nemo_vtb.training.progress_bar import ProgressLine
 from nemo_vtb.training.retention_monitor import retention_monitor_of
 from nemo_vtb.training.run_folder import checkpoint_folder, folder_of, open_run
@@ -48,16 +49,11 @@ def build_trainer(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> Traine
     `trainer.val_check_interval` counts optimizer steps here, so that validation and checkpoints fall between them.
 
     Raises:
-        VtbConfigError: The rows of a batch cannot be shared equally among the ranks, the strategy would train each
-            rank by itself, or another job works in the run folder.
+        VtbConfigError: The rows of a batch cannot be shared equally among the ranks, strategy or launcher would train
+            each rank by itself, the devices are not there, or another job works in the run folder.
         VtbCheckpointError: The run is to be resumed, and each of its checkpoints is damaged.
     """
     check_own_targets(cfg, '')
-    manager = cfg.get('exp_manager') or {}
-    if (folder := folder_of(manager)) is not None and not cfg.trainer.get('fast_dev_run'):
-        hold_run_folder(folder)
-        if (checkpoints := checkpoint_folder(manager)) is not None:
-            clean_interrupted(checkpoints)
     options: dict[str, Any] = dict(resolve_trainer_cfg(cfg.trainer))
     interval = options.get('val_check_interval')
     limit_s = options.pop('watchdog_s', TrainerKeys.watchdog_s)
@@ -82,8 +78,9 @@ def build_trainer(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> Traine
         options.setdefault('check_val_every_n_epoch', None)
     register_strategies()
     options['strategy'] = accepted_strategy(options.get('strategy', 'auto'))
-    trainer = Trainer(**options)
+    trainer = launch_trainer(options)
     check_strategy(trainer)
+    _take_folder(cfg)
     batch = BatchPlan.of(trainer, cfg.data.get('rows_per_batch'), ParallelDims.of(trainer).data_size)
     if trainer.fast_dev_run:
         trainer.limit_train_batches = trainer.fast_dev_run * batch.rows_per_rank  # whole steps
@@ -94,6 +91,15 @@ def build_trainer(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> Traine
     if isinstance(interval, int):
         trainer.val_check_interval = interval * batch.rows_per_rank
     return trainer
+
+
+def _take_folder(cfg: DictConfig) -> None:
+    """Hold the folder of the run, behind the checks: a rank that nobody expects would wait for the first one."""
+    manager = cfg.get('exp_manager') or {}
+    if (folder := folder_of(manager)) is not None and not cfg.trainer.get('fast_dev_run'):
+        hold_run_folder(folder)
+        if (checkpoints := checkpoint_folder(manager)) is not None:
+            clean_interrupted(checkpoints)
 
 
 def build_model(cfg: DictConfig, trainer: Trainer | None = None) -> VoiceTextBlender:

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from salm_yaml import tiny_asr
 
 from nemo_vtb.errors import VtbDataError
@@ -119,7 +120,7 @@ def test_a_checkpoint_becomes_a_nemo_file(made: Any, tmp_path: Path) -> None:
     check_equal(restore(tmp_path / 'out.nemo', 'cpu').state_dict(), model.state_dict())
 
 
-def test_the_encoder_is_exported_into_the_asr_model_that_it_came_from(made: Any, tmp_path: Path) -> None:
+def test_the_encoder_is_exported_into_the_asr_model_that_it_came_from(made: Any, corpus: Any, tmp_path: Path) -> None:
     from nemo.collections.asr.models import ASRModel
 
     from nemo_vtb.export.asr import write_asr
@@ -129,6 +130,64 @@ def test_the_encoder_is_exported_into_the_asr_model_that_it_came_from(made: Any,
     asr = ASRModel.restore_from(str(tmp_path / 'out.nemo'), map_location='cpu')
     assert list(asr.cfg.labels) == [' ', 'a', 'b']  # the decoder is the source's
     check_equal(asr.encoder.state_dict(), model.perception.encoder.state_dict())
+    said = asr.eval().transcribe([str(next((corpus.folder / 'wav').glob('*.wav')))], batch_size=1, verbose=False)
+    assert len(said) == 1 and set(said[0].text) <= {' ', 'a', 'b'}  # as transcribe_speech.py asks
+
+
+def test_to_hf_writes_what_stock_salm_opens(made: Any, tmp_path: Path) -> None:
+    """The calls of NeMo's to_hf.py: our class by its path, the state dict of a `.ckpt`, half precision."""
+    from nemo.collections.speechlm2 import SALM
+    from nemo.utils.model_utils import import_class_by_path
+
+    model, folder, cfg = made
+    ours = import_class_by_path('nemo_vtb.VoiceTextBlender')(cfg | {'init_configure_model': True})
+    ours.load_state_dict(torch.load(folder / 'run.ckpt', map_location='cpu', weights_only=True)['state_dict'])
+    ours = ours.to(torch.bfloat16)
+    config = ours.cfg if isinstance(ours.cfg, dict) else OmegaConf.to_container(ours.cfg)
+    ours.save_pretrained(tmp_path / 'hf', config=config | {'dtype': 'bfloat16', 'torch_dtype': 'bfloat16'})
+    ours.llm.config.save_pretrained(tmp_path / 'hf' / 'llm_backbone')
+    ours.tokenizer.tokenizer.save_pretrained(tmp_path / 'hf')
+    theirs = SALM.from_pretrained(str(tmp_path / 'hf')).state_dict()
+    own = {n: v.to(torch.bfloat16) if v.is_floating_point() else v for n, v in model.state_dict().items()}
+    assert [n for n, v in theirs.items() if n in own and not torch.equal(v.to(own[n]), own[n])] == []
+    assert theirs.keys() == own.keys()
+
+
+@pytest.mark.slow
+def test_every_option_of_an_export(made: Any, corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataclasses import fields
+
+    from nemo_vtb import cli
+    from nemo_vtb.config.schema import ExportConfig
+
+    model, folder, cfg = made
+    monkeypatch.setenv('NEMO_LOG_LEVEL', 'ERROR')
+    (tmp_path / 'm.nemo').write_bytes((folder / 'run.nemo').read_bytes())
+    questions = str(corpus.folder / 'speech_qa.validation.jsonl')
+    small = [
+        '--to',
+        'nemo',
+        '--without-llm',
+        '--base-llm',
+        cfg['pretrained_llm'],
+        '--output',
+        str(tmp_path / 's.nemo'),
+    ]
+    proof = ['--prompts', questions, '--num-prompts', '1', '--max-new-tokens', '3']
+    commands = [
+        *(['--to', to, '--no-check'] for to in ('nemo', 'salm', 'vllm', 'hf-merged', 'peft')),
+        ['--to', 'asr', '--asr', str(folder / 'asr.nemo'), '--no-check'],
+        [*small, *proof],
+        [*small, '--overwrite', '--no-check'],
+    ]
+    for command in commands:
+        assert cli.main(['export', str(tmp_path / 'm.nemo'), *command]) == 0, command
+    assert cli.main(['export', str(tmp_path / 'm.nemo'), *small, '--no-check']) == 2  # it stands there
+    made_files = {path.name for path in tmp_path.iterdir()}
+    assert made_files >= {'m-export.nemo', 'm-salm', 'm-vllm', 'm-hf', 'm-peft', 'm-asr.nemo', 's.nemo'}
+    assert (tmp_path / 's.nemo').stat().st_size < 0.7 * (tmp_path / 'm-export.nemo').stat().st_size
+    used = {word.removeprefix('--no-').removeprefix('--').replace('-', '_') for c in commands for word in c}
+    assert {field.name for field in fields(ExportConfig)} - used - {'model'} == set()
 
 
 @pytest.mark.parametrize('hook', ['training_step', 'validation_step'])

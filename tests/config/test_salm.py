@@ -98,3 +98,9 @@ def test_epochs_without_a_length_are_refused(limit: Any) -> None:
             trainer__accumulate_grad_batches=2,
         )  # fmt: skip
     assert caught.value.field == 'trainer.max_epochs' and 'trainer.max_steps' in str(caught.value.remedy)
+
+
+def test_batches_of_a_validation_are_said_to_be_rows(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        cfg = completed(trainer__limit_val_batches=3)
+    assert cfg.trainer.limit_val_batches == 3 and 'limit_val_batches=3: packed rows' in caplog.text
