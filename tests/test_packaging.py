@@ -227,7 +227,7 @@ def test_shell_scripts_parse(path: Path) -> None:
 def test_bootstrap_names_the_remedy_for_a_wrong_python(tmp_path: Path) -> None:
     done = bootstrap(tmp_path, 'test "$1" != --version && exit 1; echo Python 3.9.1')
     assert done.returncode == 1
-    assert 'Python 3.11 or 3.12 is needed, found: Python 3.9.1' in done.stderr and 'remedy:' in done.stderr
+    assert 'Python 3.11 to 3.13 is needed, found: Python 3.9.1' in done.stderr and 'remedy:' in done.stderr
 
 
 def test_bootstrap_names_the_remedy_for_a_missing_venv_module(tmp_path: Path) -> None:
@@ -279,7 +279,7 @@ def bootstrap(tmp_path: Path, python: str) -> subprocess.CompletedProcess[str]:
         if not (repo / name).exists():
             shutil.copy(ROOT / name, repo / name)
     bin_folder = tmp_path / 'bin'
-    for name in ('python3', 'python3.11', 'python3.12'):
+    for name in ('python3', 'python3.11', 'python3.12', 'python3.13'):
         fake(bin_folder, name, python)
     environment = os.environ | {'PATH': f'{bin_folder}:{os.environ["PATH"]}'}
     environment.pop('PYTHON', None)

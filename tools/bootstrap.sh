@@ -18,7 +18,7 @@
 #        tools/bootstrap.sh assets NAME...  the packages, then these assets (`vtb assets NAME...`)
 #        tools/bootstrap.sh browser         Chromium, for the test of the report's page, where this user may install it
 # Safe to run twice: a stamp file named after the pins tells what is already done.
-# Settings: PYTHON=...           the Python to use (3.11 or 3.12)
+# Settings: PYTHON=...           the Python to use (3.11 to 3.13)
 #           TORCH_INDEX_URL=...  another index for torch alone, for example PyTorch's own index of CPU builds
 set -eu
 
@@ -37,9 +37,9 @@ fail() { # what is wrong, then one line per remedy
 }
 
 find_python() {
-    for candidate in ${PYTHON:+"$PYTHON"} python3.11 python3.12 python3; do
+    for candidate in ${PYTHON:+"$PYTHON"} python3.11 python3.12 python3.13 python3; do
         command -v "$candidate" >/dev/null 2>&1 || continue
-        if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' >/dev/null 2>&1; then
+        if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' >/dev/null 2>&1; then
             printf '%s' "$candidate"
             return
         fi
@@ -50,7 +50,7 @@ check_python() {
     python=$(find_python)
     if [ -z "$python" ]; then
         found=$("${PYTHON:-python3}" --version 2>/dev/null || echo 'no Python 3')
-        fail "Python 3.11 or 3.12 is needed, found: $found" \
+        fail "Python 3.11 to 3.13 is needed, found: $found" \
             "Debian 12, Ubuntu 24.04: sudo apt-get install python3 python3-venv" \
             "elsewhere: install Python 3.12 and run PYTHON=/path/to/python3.12 make ..."
     fi
@@ -67,7 +67,7 @@ check_disk() {
     fi
 }
 
-constraints_file() { # the pins of this Python where they were made for it, else those of 3.11, which hold for 3.12
+constraints_file() { # the pins of this Python where they were made for it, else those of 3.11, which hold for later ones
     version=$("$1" -c 'import sys; print("%d%d" % sys.version_info[:2])')
     if [ -f "constraints/py$version-cpu.txt" ]; then
         echo "constraints/py$version-cpu.txt"

@@ -159,9 +159,9 @@ def examine(*, fast: bool = False) -> Iterator[Finding]:
 
 def _python() -> Finding:
     version = platform.python_version()
-    if (3, 11) <= sys.version_info[:2] < (3, 13):
+    if (3, 11) <= sys.version_info[:2] < (3, 14):
         return Finding('Python', 'ok', f'{version}, {platform.system()} {platform.machine()}')
-    return Finding('Python', 'problem', version, 'install Python 3.11 or 3.12, then: make clean quickstart')
+    return Finding('Python', 'problem', version, 'install Python 3.11, 3.12 or 3.13, then: make clean quickstart')
 
 
 def _package(name: str, required: str, tested: str) -> Finding:
