@@ -52,7 +52,7 @@ bench: ## run every benchmark with --quick; the last line of each is one JSON ob
 
 docs: ## build the site of the documentation into build/site; a broken link is an error
 	@sh tools/bootstrap.sh venv
-	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 	@echo "open build/site/index.html, or with search: $(PY) -m http.server --directory build/site"
 
 lint: ## check with ruff, formatter, mypy, style rules and shellcheck
