@@ -36,18 +36,19 @@ def loud(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('NEMO_LOG_LEVEL', 'ERROR')
 
 
+@pytest.mark.slow
 def test_a_sweep_over_composed_files_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SALM's YAML in several files; each job has a folder of its own, and gives the sweeper its best metric."""
     changes = {'trainer.num_sanity_val_steps': 0} | {
         f'{CHECKPOINTS}.monitor': 'val_loss',
         f'{CHECKPOINTS}.mode': 'min',
     }
-    cfg = salm_config(parts(tmp_path / 'parts'), Path('runs'), changes)
+    cfg: Any = OmegaConf.to_container(salm_config(parts(tmp_path / 'parts'), Path('runs'), changes))
     conf = tmp_path / 'mine'
     for group in ('data', 'trainer'):
         (conf / group).mkdir(parents=True)
-        OmegaConf.save(cfg.pop(group), conf / group / 'tiny.yaml')
-    OmegaConf.save(cfg, conf / 'base.yaml')
+        OmegaConf.save(OmegaConf.create(cfg.pop(group)), conf / group / 'tiny.yaml')
+    OmegaConf.save(OmegaConf.create(cfg), conf / 'base.yaml')
     (conf / 'salm.yaml').write_text('defaults:\n- base\n- data: tiny\n- trainer: tiny\n- _self_\n')
     values: list[float | None] = []
     run = scripts.run_training

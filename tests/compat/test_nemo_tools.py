@@ -153,6 +153,65 @@ def test_to_hf_writes_what_stock_salm_opens(made: Any, tmp_path: Path) -> None:
     assert theirs.keys() == own.keys()
 
 
+def test_salm_eval_and_salm_generate_answer_alike(made: Any, corpus: Any, tmp_path: Path) -> None:
+    """The calls of NeMo's two scripts on an exported folder: prompts as messages, and as ids of its own dataset."""
+    from functools import partial
+
+    from lhotse import CutSet, SupervisionSegment
+    from nemo.collections.common.data.lhotse.cutset import cut_to_conversation
+    from nemo.collections.common.data.lhotse.dataloader import tokenize_with_prompt
+    from nemo.collections.common.data.lhotse.text_adapters import TextTurn
+    from nemo.collections.speechlm2 import SALM, SALMDataset
+    from transformers import GenerationConfig
+
+    from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn
+    from nemo_vtb.data.cut_sampler import cut_of
+    from nemo_vtb.export.salm import write_salm
+
+    model, _, _ = made
+    write_salm(model, tmp_path)
+    salm = SALM.from_pretrained(str(tmp_path)).eval()
+    wavs = sorted((corpus.folder / 'wav').glob('train-asr_ast-*.wav'))[:2]
+    cuts = CutSet([cut_of(Audio(str(wav)), wav.stem) for wav in wavs])
+    for cut in cuts:
+        cut.supervisions = [SupervisionSegment(cut.id, cut.id, 0, cut.duration, text='?')]
+    limits = GenerationConfig(
+        max_new_tokens=4, bos_token_id=salm.text_bos_id, eos_token_id=[salm.text_eos_id], pad_token_id=salm.text_pad_id
+    )
+    audios, lens = map(torch.as_tensor, cuts.load_audio(collate=True))
+    tag = salm.audio_locator_tag
+    prompt = [{'role': 'user', 'content': f'Say it: {tag}'}]
+    evaluated = salm.generate(
+        prompts=[prompt] * 2,
+        audios=torch.as_tensor(audios),
+        audio_lens=torch.as_tensor(lens),
+        generation_config=limits,
+    )
+    made_of = partial(
+        cut_to_conversation, audio_locator_tag=tag, token_equivalent_duration=salm.token_equivalent_duration
+    )
+    asked = []
+    for conversation in map(made_of, cuts):
+        conversation.turns = [each for each in conversation.turns if each.role == 'user']
+        conversation.turns.insert(0, TextTurn(role='user', value='Say it:'))
+        asked.append(
+            tokenize_with_prompt(conversation, tokenizer=salm.tokenizer, prompt_format=salm.cfg['prompt_format'])
+        )
+    batch = SALMDataset(salm.tokenizer)[CutSet(asked)]
+    generated = salm.generate(
+        prompts=batch['input_ids'], audios=batch['audios'], audio_lens=batch['audio_lens'], generation_config=limits
+    )
+    ours = [Conversation('c', (Turn('user', (Text('Say it:'), Audio(str(wav)))),), 'speech_qa') for wav in wavs]
+    answers = model.eval().answer(ours, max_new_tokens=4)
+    for ids in (evaluated, generated):
+        texts = [salm.tokenizer.ids_to_text(parse(each, salm.text_eos_id)).strip() for each in ids.cpu()]
+        assert texts == [answer.strip() for answer in answers]
+
+
+def parse(ids: torch.Tensor, end: int) -> torch.Tensor:
+    return ids[: int(found[0])] if len(found := (ids == end).nonzero()) else ids
+
+
 @pytest.mark.slow
 def test_every_option_of_an_export(made: Any, corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from dataclasses import fields
