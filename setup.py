@@ -66,6 +66,10 @@ EXTRAS_REQUIRE = {
         'python-multipart>=0.0.18',
         'uvicorn>=0.30',
     ],
+    # its page is made for one major version, whose components and events change with the next
+    'web': ['gradio>=6.31,<7'],
+    # `/record` of `vtb chat`; it needs the library PortAudio as well (libportaudio2)
+    'microphone': ['sounddevice>=0.5'],
     # httpx, tenacity and xxhash come with NeMo and transformers already
     'eval': ['lm-eval==0.4.13', 'httpx>=0.27', 'tenacity>=8.2'],
     'factory': ['httpx>=0.27', 'tenacity>=8.2', 'xxhash>=3.4'],
@@ -73,11 +77,13 @@ EXTRAS_REQUIRE = {
     'dev': [
         'build>=1.2',
         'fastapi>=0.115',
+        'gradio>=6.31,<7',
         'lm-eval==0.4.13',
         'megatron-core==0.16.1',
         'mkdocs-material>=9.8,<10',
         'mypy>=1.15',
         'openai>=3',
+        'playwright>=1.60',
         'prometheus_client>=0.20',
         'prompt_toolkit>=3.0.40',
         'pytest>=8.3',
@@ -117,6 +123,7 @@ setup(
             'factory/*.yaml',
             'factory/banks/*.yaml',
             'factory/demo/*.yaml',
+            'serving/*.css',
             'training/*.jsonl',
         ],
     },
@@ -124,7 +131,11 @@ setup(
     python_requires='>=3.11,<3.14',
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
-    entry_points={'console_scripts': ['vtb=nemo_vtb.cli:main']},
+    entry_points={
+        'console_scripts': ['vtb=nemo_vtb.cli:main'],
+        # vLLM builds encoders of ours in processes of its own, where nobody imports this package
+        'vllm.general_plugins': ['nemo_vtb=nemo_vtb.registry:register'],
+    },
     zip_safe=False,
     keywords='speech llm nemo salm voicetextblender asr speech-translation lora',
     classifiers=[

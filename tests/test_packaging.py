@@ -69,7 +69,13 @@ def test_version_of_setup_is_that_of_the_package() -> None:
 
 
 def test_console_script_and_typed_marker() -> None:
-    assert 'vtb=nemo_vtb.cli:main' in ast.unparse(setup_argument('entry_points'))
+    from importlib import import_module
+
+    entry_points = ast.literal_eval(setup_argument('entry_points'))
+    assert entry_points['console_scripts'] == ['vtb=nemo_vtb.cli:main']
+    [plugin] = entry_points['vllm.general_plugins']
+    module, function = plugin.partition('=')[2].split(':')
+    assert getattr(import_module(module), function)() is None  # as vLLM calls it, any number of times
     assert 'py.typed' in ast.unparse(setup_argument('package_data'))
     assert (ROOT / 'nemo_vtb' / 'py.typed').is_file()
 
@@ -82,21 +88,26 @@ def test_every_data_file_of_the_package_is_shipped() -> None:
     assert data and data - shipped == set()
 
 
-def test_wheel_and_sdist_hold_what_a_user_needs(tmp_path: Path) -> None:
-    """Built from a copy of what git has, as `python -m build` does for a release."""
-    import tarfile
-    import zipfile
-
+def build_copy(folder: Path) -> Path:
+    """Build wheel and sdist from a copy of what git has, as `python -m build` does for a release; returns `dist`."""
     pytest.importorskip('build')
     copied = ('nemo_vtb', 'conf', 'examples', 'constraints', 'setup.py', 'pyproject.toml', 'MANIFEST.in', 'README.md')
     for name in (*copied, 'LICENSE', 'NOTICE', 'CHANGELOG.md'):
         source = ROOT / name
         ignore = shutil.ignore_patterns('__pycache__')
-        shutil.copytree(source, tmp_path / name, ignore=ignore) if source.is_dir() else shutil.copy(source, tmp_path)
-    command = [sys.executable, '-m', 'build', '--no-isolation', '--outdir', str(tmp_path / 'dist'), str(tmp_path)]
+        shutil.copytree(source, folder / name, ignore=ignore) if source.is_dir() else shutil.copy(source, folder)
+    command = [sys.executable, '-m', 'build', '--no-isolation', '--outdir', str(folder / 'dist'), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    [wheel], [sdist] = (tmp_path / 'dist').glob('*.whl'), (tmp_path / 'dist').glob('*.tar.gz')
+    return folder / 'dist'
+
+
+def test_wheel_and_sdist_hold_what_a_user_needs(tmp_path: Path) -> None:
+    import tarfile
+    import zipfile
+
+    dist = build_copy(tmp_path)
+    [wheel], [sdist] = dist.glob('*.whl'), dist.glob('*.tar.gz')
     conf = {path.relative_to(ROOT).as_posix() for path in (ROOT / 'conf').rglob('*.yaml')}
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
@@ -111,6 +122,38 @@ def test_wheel_and_sdist_hold_what_a_user_needs(tmp_path: Path) -> None:
         members = {name.partition('/')[2] for name in archive.getnames()}
     scripts = {path.relative_to(ROOT).as_posix() for path in (ROOT / 'examples').glob('*.py')}
     assert conf | scripts | {'constraints/py311-cpu.txt', 'NOTICE', 'README.md'} <= members
+
+
+@pytest.mark.slow
+@pytest.mark.integration
+@pytest.mark.real_weights
+def test_an_installed_wheel_trains_and_answers(tmp_path: Path) -> None:
+    """In an empty folder, from a fresh environment that has our wheel, and the dependencies of this one."""
+    import venv
+
+    import torch
+
+    (tmp_path / 'source').mkdir()
+    (tmp_path / 'empty').mkdir()
+    [wheel] = build_copy(tmp_path / 'source').glob('*.whl')
+    venv.create(tmp_path / 'env', with_pip=True)
+    python = tmp_path / 'env' / 'bin' / 'python'
+    environment = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
+    options = {'cwd': tmp_path / 'empty', 'env': environment, 'capture_output': True, 'text': True, 'timeout': 800}
+
+    def run(*words: str, typed: str = '') -> str:
+        done = subprocess.run([str(python.with_name(words[0])), *words[1:]], input=typed, **options)  # type: ignore[call-overload]
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        return str(done.stdout)
+
+    run('python', '-m', 'pip', 'install', '--no-deps', '--no-index', str(wheel))
+    own = Path(run('python', '-c', 'import sysconfig; print(sysconfig.get_path("purelib"))').strip())
+    (own / 'shared.pth').write_text(str(Path(torch.__file__).parents[1]))
+    assert run('python', '-c', 'import nemo_vtb; print(nemo_vtb.__file__)').startswith(str(own))
+    run('vtb', 'train', 'trainer.max_steps=5')
+    assert [path.name for path in (tmp_path / 'empty').iterdir()] == ['runs']
+    [answer] = run('vtb', 'chat', 'runs/quickstart', '--max-new-tokens', '8', typed='Say hello.\n').splitlines()
+    assert answer.strip()
 
 
 def test_pins_are_exact_complete_and_inside_the_bounds() -> None:

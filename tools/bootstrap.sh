@@ -16,7 +16,7 @@
 # Makes .venv ready on a machine that has only Python and make: pinned packages, then the embedded assets.
 # Usage: tools/bootstrap.sh venv            the packages only
 #        tools/bootstrap.sh assets NAME...  the packages, then these assets (`vtb assets NAME...`)
-#        tools/bootstrap.sh browser         Chromium, for the test of the report's page, where this user may install it
+#        tools/bootstrap.sh browser         Chromium, for the tests of pages, where this user may install it
 # Safe to run twice: a stamp file named after the pins tells what is already done.
 # Settings: PYTHON=...           the Python to use (3.11 to 3.13)
 #           TORCH_INDEX_URL=...  another index for torch alone, for example PyTorch's own index of CPU builds
@@ -24,7 +24,7 @@ set -eu
 
 cd "$(dirname "$0")/.."
 VENV=.venv
-# 2.5 GB of packages, the same again while pip unpacks, and the assets
+# 2.8 GB of packages, the same again while pip unpacks, and the assets
 NEEDED_MB=6000
 
 say() { printf '==> %s\n' "$*"; }
@@ -99,7 +99,7 @@ pip_install() {
 
 install_packages() {
     check_disk
-    say "Installing the pinned packages into $VENV ($python, $constraints): about 175 packages, 2.5 GB."
+    say "Installing the pinned packages into $VENV ($python, $constraints): about 190 packages, 2.8 GB."
     say "On 2 cores and 100 Mbit/s this takes 3 to 6 minutes; once only."
     if [ ! -x "$VENV/bin/python" ] || ! "$VENV/bin/python" -m pip --version >/dev/null 2>&1; then
         "$python" -m venv --clear "$VENV"
@@ -143,18 +143,18 @@ prepare_assets() {
 prepare_browser() {
     for candidate in chromium chromium-browser google-chrome chrome; do
         if command -v "$candidate" >/dev/null 2>&1; then
-            say "The browser for the test of the report's page: $candidate."
+            say "The browser for the tests of pages: $candidate."
             return
         fi
     done
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
-        say "Installing Chromium for the test of the report's page: 300 MB, about a minute; once only."
+        say "Installing Chromium for the tests of pages: 300 MB, about a minute; once only."
         if apt-get -qq update >/dev/null && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y \
             --no-install-recommends chromium >/dev/null; then
             return
         fi
     fi
-    say "No Chromium here: the test of the report's page is left out (sudo apt-get install chromium)."
+    say "No Chromium here: the tests of pages are left out (sudo apt-get install chromium)."
 }
 
 case "${1:-}" in
