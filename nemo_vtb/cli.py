@@ -36,6 +36,7 @@ commands:
   generate  ask a model about recordings
   chat      talk with a model, in text and recordings
   serve     answer OpenAI's requests over HTTP
+  web       talk with a model in the browser: microphone, recordings, the base LLM beside
   assets    fetch the embedded models, recordings and the demonstration corpus
   inspect   show rendered conversations: roles, recordings, supervised tokens
   eval      evaluate a model and its base LLM on held-out data
@@ -125,6 +126,7 @@ _COMMANDS: dict[str, str] = {
     'report': 'nemo_vtb.commands.report',
     'serve': 'nemo_vtb.commands.serve',
     'train': 'nemo_vtb.commands.train',
+    'web': 'nemo_vtb.commands.web',
 }
 
 

@@ -13,13 +13,10 @@
 # limitations under the License.
 """`vtb serve`: an OpenAI-compatible server of one model."""
 
-import sys
 from collections.abc import Sequence
-from typing import Any
 
-from nemo_vtb.config.command_line import overrides_of, usage
+from nemo_vtb.commands.host import read_command, run_host
 from nemo_vtb.config.schema import ServeConfig
-from nemo_vtb.errors import VtbConfigError
 
 _DESCRIPTION = """\
 Answer OpenAI's requests: /v1/chat/completions (recordings as input_audio), /v1/audio/transcriptions, /v1/models,
@@ -28,47 +25,4 @@ Answer OpenAI's requests: /v1/chat/completions (recordings as input_audio), /v1/
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `vtb serve`; returns the exit status."""
-    words = list(sys.argv[2:] if argv is None else argv)
-    if '--help' in words or '-h' in words:
-        sys.stdout.write(usage('serve', ServeConfig, _DESCRIPTION))
-        sys.exit(0)
-    settings = read_options(words)
-    from nemo_vtb.scripts import quiet_logs, start_script
-
-    start_script()
-    quiet_logs()
-    try:
-        from nemo_vtb.serving.server import serve
-    except ImportError as error:
-        raise VtbConfigError(
-            'A package of the server is missing.',
-            field='vtb serve',
-            got=str(error),
-            remedy="pip install 'nemo_vtb[serve]'",
-        ) from error
-    from nemo_vtb.model.pretrained import restore
-    from nemo_vtb.serving.engine import Engine
-
-    model = restore(settings.model, settings.device, base_llm=settings.base_llm)
-    sys.stderr.write(f'listening at http://{settings.host}:{settings.port}/v1\n')
-    serve(Engine(model), settings)
-    return 0
-
-
-def read_options(words: Sequence[str]) -> ServeConfig:
-    """The settings of a command line.
-
-    Raises:
-        VtbConfigError: An unknown option, or a value that is not allowed.
-    """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    from nemo_vtb.config.check import read_settings
-
-    try:
-        parsed = OverridesParser.create().parse_overrides(overrides_of(words, ServeConfig))
-        given: dict[str, Any] = {override.key_or_group: override.value() for override in parsed}
-    except HydraException as error:
-        raise VtbConfigError('An option cannot be read.', field='vtb serve', got=str(error)) from error
-    return read_settings(ServeConfig, {k: str(v) if hasattr(v, 'text') else v for k, v in given.items()})
+    return run_host('serve', read_command('serve', argv, ServeConfig, _DESCRIPTION), 'nemo_vtb.serving.server')

@@ -632,25 +632,45 @@ class ExportConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeConfig:
-    """`vtb serve`; everything that a request may ask for has an upper end."""
+class HostConfig:
+    """What `vtb serve` and `vtb web` share; everything that a client may ask for has an upper end."""
 
     model: str = key(_MODEL, 'The model: a .nemo file, the folder of a run, or a SALM folder', unit='path')
-    name: str | None = key(None, 'Name of the model in requests; null: that of the file')
+    name: str | None = key(None, 'Name of the model for clients; null: that of the file')
     host: str = key('127.0.0.1', 'Address to listen at; 0.0.0.0: reachable from other machines')
     port: int = key(8000, 'Port to listen at; 0: any free one', low=0, high=65535)
     device: str = key('auto', 'Where it runs: cpu, cuda, cuda:1 ...; auto: the GPU if there is one')
     base_llm: str | None = key(None, 'Folder of the LLM, where the model does not contain it', unit='path')
-    api_key_env: str = key('VTB_API_KEY', 'Environment variable with the key that clients must send; unset: none')
-    max_batch: int = key(8, 'Answers in the making at once', unit='requests', low=1)
-    max_queue: int = key(64, 'Requests that may wait; further ones get status 429', unit='requests', low=0)
+    max_queue: int = key(64, 'Requests that may wait; further ones are refused', unit='requests', low=0)
     max_body_mb: float = key(32.0, 'Largest request', unit='MB', low=0.001)
     max_recordings: int = key(8, 'Recordings of a request', unit='recordings', low=0)
     max_audio_s: float = key(120.0, 'Recordings of a request together', unit='s', low=0.0)
     max_prompt_tokens: int = key(4096, 'Prompt, audio frames included', unit='tokens', low=1)
     max_new_tokens: int = key(512, 'Longest answer that may be asked for', unit='tokens', low=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig(HostConfig):
+    """`vtb serve`"""
+
+    api_key_env: str = key('VTB_API_KEY', 'Environment variable with the key that clients must send; unset: none')
+    max_batch: int = key(8, 'Answers in the making at once', unit='requests', low=1)
     timeout_s: float = key(120.0, 'From the request to the end of its answer', unit='s', low=0.1)
     drain_s: float = key(60.0, 'Time for running answers after SIGTERM', unit='s', low=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WebConfig(HostConfig):
+    """`vtb web`"""
+
+    port: int = key(7860, 'Port to listen at; 0: any free one', low=0, high=65535)
+    auth: str | None = key(None, 'USER:PASSWORD that the page asks for; null: $VTB_WEB_AUTH, or none')
+    share: bool = key(False, "A public address through Gradio's servers; needs `auth`", unit='flag')
+    examples: str | None = key(
+        None, 'Manifest of questions to try; null: held-out ones of the demonstration corpus, if it is there',
+        unit='path',
+    )  # fmt: skip
+    max_pages: int = key(16, 'Open pages whose conversation is kept in memory', unit='pages', low=1)
 
 
 CONFIGS = {

@@ -16,8 +16,8 @@
 import json
 import os
 import time
-from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -69,12 +69,20 @@ class ChatSession:
         sampling: How answers are chosen.
         system: System turn in front of everything.
         keep_cache: False reads the whole conversation again for each answer, recordings too.
+        max_prompt_tokens: Longest conversation in tokens, audio frames included; None: what the LLM can read.
     """
 
     def __init__(
-        self, engine: Engine, *, sampling: Sampling | None = None, system: str | None = None, keep_cache: bool = True
+        self,
+        engine: Engine,
+        *,
+        sampling: Sampling | None = None,
+        system: str | None = None,
+        keep_cache: bool = True,
+        max_prompt_tokens: int | None = None,
     ) -> None:
         self.engine, self.sampling, self.use_lora = engine, sampling or Sampling(), True
+        self._max_prompt_tokens = min(max_prompt_tokens or engine.context, engine.context - 1)
         self.last: Answered | None = None
         self.turns: list[Turn] = []
         self.system = system
@@ -135,13 +143,29 @@ class ChatSession:
             raise VtbDataError(f'There is nothing to {what}.', field=what, got='an empty conversation')
         return self.turns[:-1] if self.turns[-1].role == 'assistant' else list(self.turns)
 
+    def base_answer(self) -> Generator[str, None, Answered]:
+        """What the base LLM, LoRA switched off, says to the last question; the conversation stays as it is.
+
+        Raises:
+            VtbDataError: There is none.
+        """
+        return self._generate(self._without_last_answer('compare'), use_lora=False)
+
     def _answer(self, turns: list[Turn]) -> Iterator[str]:
+        answered = yield from self._generate(turns, self.use_lora)
+        self.turns = [*turns, Turn('assistant', (Text(answered.text),))]
+        self.last = answered
+
+    def _generate(self, turns: list[Turn], use_lora: bool) -> Generator[str, None, Answered]:
         began = time.perf_counter()
         prompt = self._prompt(self._conversation(turns))
-        kept = self._kept.pop(self.use_lora, None) or _Kept(KVCache())
+        kept = self._kept.pop(use_lora, None) or _Kept(KVCache())
         # at least one position is left, which says what comes next
         kept.cache.truncate(min(shared_length(kept.keys, prompt.keys), len(prompt) - 1) if self._keep_cache else 0)
-        generation = self.engine.begin(prompt, self.sampling, cache=kept.cache, use_lora=self.use_lora)
+        sampling = replace(
+            self.sampling, max_new_tokens=min(self.sampling.max_new_tokens, self.engine.context - len(prompt))
+        )
+        generation = self.engine.begin(prompt, sampling, cache=kept.cache, use_lora=use_lora)
         first_token_s = 0.0
         while generation.finish_reason is None:
             self.engine.step([generation])
@@ -150,11 +174,14 @@ class ChatSession:
                 yield piece
         # the last token has been chosen, not read
         keys = (*prompt.keys, *generation.tokens)
-        self._kept[self.use_lora] = _Kept(kept.cache, keys[: kept.cache.length])
-        answer = generation.text
-        self.turns = [*turns, Turn('assistant', (Text(answer),))]
-        self.last = Answered(
-            answer, generation.finish_reason, len(prompt), generation.reused, len(generation.tokens), first_token_s
+        self._kept[use_lora] = _Kept(kept.cache, keys[: kept.cache.length])
+        return Answered(
+            generation.text,
+            generation.finish_reason,
+            len(prompt),
+            generation.reused,
+            len(generation.tokens),
+            first_token_s,
         )
 
     def _conversation(self, turns: Sequence[Turn]) -> Conversation:
@@ -164,6 +191,16 @@ class ChatSession:
 
     def _prompt(self, conversation: Conversation) -> Prompt:
         rendered = self.engine.model.renderer.render_prompt(conversation)
+        # before any frame is computed
+        count = len(rendered.ids) + sum(self._length(audio)[1] - 1 for audio in conversation.audios)
+        if count > self._max_prompt_tokens:
+            raise VtbDataError(
+                'The conversation is too long.',
+                field='max_prompt_tokens',
+                got=f'{count} tokens, audio included',
+                allowed=f'at most {self._max_prompt_tokens}',
+                remedy='shorter recordings, or a new conversation',
+            )
         if not self._keep_cache:
             self._frames = {}
         names = [self._name(audio) for audio in conversation.audios]
@@ -172,6 +209,11 @@ class ChatSession:
                 [self._frames[name]] = self.engine.frames([load_clip(self.engine.model, audio)])
         self._frames = {name: self._frames[name] for name in names}
         return self.engine.prompt(rendered.ids, names, [self._frames[name] for name in names])
+
+    def _length(self, audio: Audio) -> tuple[float, int]:
+        """Seconds and tokens of a recording, from its header."""
+        samples = clip_span(audio, probe(audio.path), self.engine.model.sampling_rate).num_samples
+        return samples / self.engine.model.sampling_rate, self.engine.model.frames(samples)
 
     def _name(self, audio: Audio) -> Hashable:
         """What tells a recording apart; a file that was written anew is another one."""
@@ -198,9 +240,9 @@ class ChatSession:
                 tokens += len(segment.ids)
                 continue
             audio = conversation.audios[segment.audio]
-            span = clip_span(audio, probe(audio.path), self.engine.model.sampling_rate)
-            count = self.engine.model.frames(span.num_samples)
-            seconds = span.num_samples / self.engine.model.sampling_rate
+            seconds, bound = self._length(audio)
+            heard = self._frames.get(self._name(audio))
+            count = bound if heard is None else len(heard)  # an adapter that compresses gives fewer
             pieces.append(f'<audio {Path(audio.path).name}: {seconds:.2f} s, {count} tokens>')
             tokens += count
         return f'{"".join(pieces)}\n[{tokens} tokens]'

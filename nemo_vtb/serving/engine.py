@@ -16,6 +16,7 @@
 Letters: T prompt length in tokens (text tokens and audio frames), H width, V vocabulary.
 """
 
+import sys
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -159,7 +160,7 @@ class Engine:
     """A model that answers many prompts of unlike length at once.
 
     Args:
-        model: A restored model, whose LLM is one of transformers.
+        model: A restored model, whose LLM is one of transformers. `context` is how many tokens it can read.
 
     Raises:
         VtbModelError: The LLM is of another backbone.
@@ -180,6 +181,8 @@ class Engine:
         self._stop_ids = frozenset(generation_defaults(model)['eos_token_id'])
         penalty = getattr(getattr(model.llm, 'generation_config', None), 'repetition_penalty', None)
         self._repetition_penalty = float(penalty or 1.0)
+        positions = getattr(model.llm.config.get_text_config(), 'max_position_embeddings', None)
+        self.context = int(positions or sys.maxsize)
 
     def frames(self, clips: Sequence[Tensor]) -> list[Tensor]:
         """Frames of clips, (S,) float32 each at the rate of the encoder, as the LLM reads them: (F_i, H) each.

@@ -17,7 +17,6 @@ import asyncio
 import hmac
 import json
 import os
-import signal
 import sys
 import time
 import uuid
@@ -26,7 +25,6 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 from fastapi import FastAPI, Form, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
@@ -35,9 +33,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nemo_vtb.config.schema import ServeConfig
 from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn
-from nemo_vtb.errors import VtbConfigError, VtbError
+from nemo_vtb.errors import VtbError
 from nemo_vtb.serving.batcher import Batcher, Job, Piece, Refusal
 from nemo_vtb.serving.engine import Engine, Sampling
+from nemo_vtb.serving.listen import bind, run
 from nemo_vtb.serving.metrics import Metrics
 from nemo_vtb.serving.requests import (
     ChatRequest,
@@ -70,8 +69,6 @@ class Service:
         self.batcher = Batcher(engine, self.metrics, **options)
         # read once: a key that comes or goes while the server runs would surprise both sides
         self.api_key = os.environ.get(settings.api_key_env) or None
-        config = engine.model.llm.config.get_text_config()
-        self._context = int(getattr(config, 'max_position_embeddings', None) or settings.max_prompt_tokens)
 
     def check_model(self, name: str) -> None:
         """Raises Refusal (404) for the name of another model."""
@@ -89,7 +86,7 @@ class Service:
         except VtbError as error:
             raise Refusal(400, 'messages', str(error).splitlines()[0]) from error
         count = len(ids) + sum(self.engine.model.frames(len(clip)) - 1 for clip in heard.clips)
-        allowed = min(self.settings.max_prompt_tokens, self._context - sampling.max_new_tokens)
+        allowed = min(self.settings.max_prompt_tokens, self.engine.context - sampling.max_new_tokens)
         if count > allowed:
             raise Refusal(
                 400, 'max_prompt_tokens', f'The prompt has {count} tokens, audio included; allowed are {allowed}.'
@@ -409,23 +406,6 @@ def serve(engine: Engine, settings: ServeConfig) -> None:
     Raises:
         VtbConfigError: The address cannot be listened at.
     """
-    config = uvicorn.Config(
-        make_app(engine, settings),
-        host=settings.host,
-        port=settings.port,
-        log_level='warning',
-        timeout_graceful_shutdown=int(settings.drain_s),
-        server_header=False,
-    )
-    try:
-        listener = config.bind_socket()
-    except (OSError, SystemExit) as error:
-        raise VtbConfigError(
-            'The server cannot listen at this address.',
-            field='port',
-            got=f'{settings.host}:{settings.port}',
-            remedy='choose another --port; 0 takes a free one',
-        ) from error
-    # uvicorn raises the signal again when all is answered: that is the end that was asked for, no failure
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    uvicorn.Server(config).run(sockets=[listener])
+    server, listener = bind(make_app(engine, settings), settings, settings.drain_s)
+    sys.stderr.write(f'listening at http://{settings.host}:{listener.getsockname()[1]}/v1\n')
+    run(server, listener)

@@ -243,7 +243,7 @@ def record(seconds: float | None) -> Path:
             'The microphone cannot be recorded.',
             field='/record',
             got=f'{type(error).__name__}: {error}',
-            remedy='pip install sounddevice (and PortAudio), or record a file and say /audio FILE',
+            remedy="pip install 'nemo_vtb[microphone]' and the library PortAudio; or /audio FILE",
         ) from error
     if not heard:
         raise VtbDataError('The microphone gave nothing.', field='/record', got='0 samples')

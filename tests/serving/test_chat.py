@@ -101,6 +101,41 @@ def test_the_base_llm_answers_with_a_cache_of_its_own(session: ChatSession, wavs
     assert session.last is not None and session.last.reused == session.last.prompt_tokens - 1
 
 
+def test_the_base_llm_beside_changes_nothing(engine: Engine, session: ChatSession, wavs: list[str]) -> None:
+    """It reads the conversation with our answers in it, and answers the last question alone."""
+    ask(session, 'Open the door', wavs[0])
+    ask(session, 'And now?')
+    turns, last = list(session.turns), session.last
+    base = ''.join(session.base_answer())
+    assert session.turns == turns and session.last is last
+    other = ChatSession(engine, sampling=session.sampling, system=session.system)
+    other.turns, other.use_lora = list(turns), False
+    assert base == ''.join(other.retry()) != turns[-1].text
+    other.turns, other.use_lora = list(turns), True
+    assert ask(session, wavs[1]) == ask(other, wavs[1])
+    with pytest.raises(VtbDataError):
+        list(ChatSession(engine).base_answer())
+
+
+def test_a_conversation_that_is_too_long(engine: Engine, wavs: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused before a recording is encoded; an answer ends where the LLM can read no further."""
+    monkeypatch.setattr(engine, '_stop_ids', frozenset())
+    session = ChatSession(engine, sampling=Sampling(max_new_tokens=500))
+    ask(session, 'Open')
+    assert session.last is not None and session.last.new_tokens == 500
+    length = session.last.prompt_tokens
+    monkeypatch.setattr(engine, 'context', length + 7)
+    session = ChatSession(engine, sampling=session.sampling)
+    ask(session, 'Open')
+    assert session.last is not None and (session.last.new_tokens, session.last.finish_reason) == (7, 'length')
+    monkeypatch.setattr(engine, 'frames', None)
+    for limited in (session, ChatSession(engine, max_prompt_tokens=length)):
+        before = list(limited.turns)
+        with pytest.raises(VtbDataError) as caught:
+            ask(limited, wavs[4], 'Open')
+        assert caught.value.field == 'max_prompt_tokens' and limited.turns == before
+
+
 @pytest.mark.parametrize(
     ('content', 'reason'),
     [(None, 'audio_missing'), (b'', 'audio_empty_file'), (b'no sound at all', 'audio_unreadable')],
@@ -189,6 +224,17 @@ def test_an_empty_conversation_is_not_saved(session: ChatSession, tmp_path: Path
     with pytest.raises(VtbConfigError) as caught:
         session.save(tmp_path)
     assert caught.value.field == 'save' and list(tmp_path.iterdir()) == []
+
+
+def test_show_counts_the_frames_that_were_heard(
+    engine: Engine, wavs: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = engine.frames
+    monkeypatch.setattr(engine, 'frames', lambda clips: [heard[::2] for heard in frames(clips)])  # as compressed
+    session = ChatSession(engine, sampling=Sampling(max_new_tokens=4))
+    ask(session, wavs[0], 'What?')
+    [heard] = session._frames.values()
+    assert f', {len(heard)} tokens>' in session.show()
 
 
 def test_show_names_recordings_with_seconds_and_tokens(session: ChatSession, wavs: list[str]) -> None:

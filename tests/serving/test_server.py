@@ -32,7 +32,7 @@ import openai
 import pytest
 import uvicorn
 
-from nemo_vtb.commands.serve import read_options
+from nemo_vtb.commands.host import read_options
 from nemo_vtb.config.schema import ServeConfig
 from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn
 from nemo_vtb.errors import VtbConfigError
@@ -389,11 +389,13 @@ def test_a_pass_that_fails_ends_its_requests_alone(
 
 
 def test_options_become_settings() -> None:
-    made = read_options(['my.nemo', '--port', '0', '--max-audio-s', '7.5', 'max_batch=3', '--name', 'a, b'])
+    made = read_options(
+        ['my.nemo', '--port', '0', '--max-audio-s', '7.5', 'max_batch=3', '--name', 'a, b'], 'serve', ServeConfig
+    )
     assert (made.model, made.port, made.max_audio_s, made.max_batch, made.name) == ('my.nemo', 0, 7.5, 3, 'a, b')
     for words, field in ((['--prt', '1'], '--prt'), (['--port', '99999'], 'port'), (['max_batch=x'], 'max_batch')):
         with pytest.raises(VtbConfigError) as caught:
-            read_options(['my.nemo', *words])
+            read_options(['my.nemo', *words], 'serve', ServeConfig)
         assert caught.value.field == field
 
 

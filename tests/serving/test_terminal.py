@@ -13,6 +13,7 @@
 # limitations under the License.
 """What is typed: recordings in a line, commands, errors after which it goes on; a real pipe, a real terminal."""
 
+import contextlib
 import io
 import json
 import os
@@ -21,10 +22,13 @@ import select
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 
 from nemo_vtb.data.conversation import Audio, Text
 from nemo_vtb.errors import VtbConfigError
@@ -113,6 +117,58 @@ def test_no_microphone_is_said() -> None:
     with pytest.raises(VtbConfigError) as caught:
         record(0.1)
     assert caught.value.field == '/record' and 'sounddevice' in str(caught.value)
+
+
+class Device:
+    """What `sounddevice` is to us: blocks of (n, 1) samples while a stream is open."""
+
+    def __init__(self, blocks: list[np.ndarray], error: Exception | None = None) -> None:
+        self.blocks, self.error, self.options, self.slept = blocks, error, {}, []  # type: ignore[var-annotated]
+
+    def InputStream(self, callback: Any, **options: Any) -> Any:
+        if self.error is not None:
+            raise self.error
+        self.options = options
+        for block in self.blocks:
+            callback(block, len(block), None, None)
+            block[:] = 0  # the device uses its memory again
+        return contextlib.nullcontext()
+
+    def sleep(self, milliseconds: int) -> None:
+        self.slept.append(milliseconds)
+
+
+def test_a_microphone_is_recorded(terminal: Terminal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
+    tone = (0.3 * np.sin(np.arange(16000) / 5)).astype(np.float32)[:, None]
+    device = Device([tone[:9000].copy(), tone[9000:].copy()])
+    monkeypatch.setitem(sys.modules, 'sounddevice', device)
+    assert terminal.run(iter(['/record 1', 'What do you hear?'])) == 0, texts(terminal)
+    assert device.options == {'samplerate': 16000, 'channels': 1, 'dtype': 'float32'} and device.slept == [1000]
+    [heard] = tmp_path.glob('recorded-*.wav')
+    samples, rate = soundfile.read(heard, dtype='float32')
+    assert rate == 16000 and np.abs(samples - tone[:, 0]).max() < 1e-3
+    assert [type(part) for part in terminal.session.turns[0].parts] == [Audio, Text]
+    typed: list[str] = []
+    monkeypatch.setattr(sys.stdin, 'isatty', lambda: True, raising=False)
+    monkeypatch.setattr('builtins.input', lambda text: typed.append(text) or '')
+    monkeypatch.setitem(sys.modules, 'sounddevice', Device([tone]))
+    assert record(None).is_file() and 'Enter' in typed[0]
+
+
+def test_a_microphone_that_fails_is_said(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, (device, said) in enumerate(
+        (
+            (Device([], OSError('PortAudio library not found')), 'PortAudio library not found'),
+            (Device([]), 'gave nothing'),
+            (None, 'sounddevice'),
+        ),
+        start=1,
+    ):
+        monkeypatch.setitem(sys.modules, 'sounddevice', device)
+        assert terminal.run(iter(['/record 0.1'])) == number
+        assert said in texts(terminal)[1] and terminal.pending == []
+    assert 'nemo_vtb[microphone]' in texts(terminal)[1]
 
 
 @pytest.fixture(scope='module')

@@ -16,7 +16,6 @@
 import asyncio
 import json
 import math
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,17 +24,12 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from browsers import BROWSER, FLAGS, needs_browser
 
 from nemo_vtb.evaluation.report.collect import Subject, make_report, write_report
 from nemo_vtb.evaluation.result import Evaluation, Row, Sample
 
-BROWSER = next((b for b in map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome')) if b), None)
-pytestmark = pytest.mark.skipif(BROWSER is None, reason='no Chromium on this machine: tools/bootstrap.sh browser')
-_FLAGS = (
-    '--headless=new', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-sync',
-    '--disable-background-networking', '--disable-component-update', '--remote-debugging-port=0',
-    '--autoplay-policy=no-user-gesture-required',
-)  # fmt: skip
+pytestmark = needs_browser
 
 
 @pytest.fixture(scope='module')
@@ -79,7 +73,16 @@ class Browser:
 
     def __init__(self, profile: Path) -> None:
         self.process = subprocess.Popen(
-            [BROWSER, *_FLAGS, f'--user-data-dir={profile}', 'about:blank'], stderr=subprocess.PIPE, text=True
+            [
+                BROWSER,
+                '--headless=new',
+                '--remote-debugging-port=0',
+                *FLAGS,
+                f'--user-data-dir={profile}',
+                'about:blank',
+            ],
+            stderr=subprocess.PIPE,
+            text=True,
         )
         self.port = next(
             int(line.split(':')[-1].split('/')[0])
