@@ -140,7 +140,7 @@ ROWS = (
     Row('R14', 'killed as a user starts it: the script, its imports and NeMo\'s exp_manager'),
     Row(
         'D',
-        'broken input harms itself alone: the 39 kinds of the matrix, and as many again',
+        'broken input harms itself alone: the 39 kinds of the matrix and 113 more',
         ('tests/data/test_torture.py::test_one_of_each_kind_harms_itself_alone',),
     ),
     Row(

@@ -101,7 +101,16 @@ def page(experiments: Sequence[Experiment], records: Records, soak_log: Path) ->
             parts += _kinds(by_key.get('D', []))
         if letters == 'soak':
             parts += _soak(by_key.get('soak', []), soak_log)
+    problems = [
+        f'| {r["key"]} {r["trial"]} | {_cell(problem)} |' for r in latest(records) for problem in r['problems']
+    ]
+    if problems:
+        parts.append('## Failures\n\n' + '\n'.join(['| trial | what was found |', '| --- | --- |', *problems]) + '\n')
     return '\n'.join(parts)
+
+
+def _cell(text: str) -> str:
+    return ' '.join(text.replace('|', '/').split())[:300]
 
 
 def _lines(row: Row, experiments: Sequence[Experiment], by_key: Mapping[str, Records]) -> Iterator[str]:
