@@ -39,7 +39,7 @@ RUN grep -v -i -E '^(torch|cuda-bindings|cuda-pathfinder|numpy|networkx|sympy)==
     && rm /tmp/rest.txt
 COPY . .
 RUN PIP_CONSTRAINT= pip install --no-cache-dir --no-deps --editable . \
-    && PIP_CONSTRAINT= pip install --no-cache-dir --no-deps megatron-core==0.16.1 \
+    && PIP_CONSTRAINT= pip install --no-cache-dir --no-deps megatron-core==0.16.1 liger-kernel==0.8.5 \
     && useradd --create-home --non-unique --uid 1000 vtb \
     && mkdir -p /cache /runs && chown vtb:vtb /cache /runs
 USER vtb

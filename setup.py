@@ -58,7 +58,9 @@ INSTALL_REQUIRES = [
 ]
 
 EXTRAS_REQUIRE = {
-    'megatron': ['megatron-core==0.16.1'],
+    # on CUDA machines; an NGC container brings Transformer Engine, elsewhere its PyTorch part is built against CUDA
+    'megatron': ['megatron-core==0.16.1', 'transformer-engine[pytorch]>=2.9,<3', 'liger-kernel>=0.8.5,<0.9'],
+    'megatron-cpu': ['megatron-core==0.16.1'],
     'serve': [
         'fastapi>=0.115',
         'prometheus_client>=0.20',
@@ -95,7 +97,8 @@ EXTRAS_REQUIRE = {
         'uvicorn>=0.30',
     ],
 }
-EXTRAS_REQUIRE['all'] = sorted({item for items in EXTRAS_REQUIRE.values() for item in items})
+# what installs on every machine
+EXTRAS_REQUIRE['all'] = sorted({item for name, of in EXTRAS_REQUIRE.items() if name != 'megatron' for item in of})
 
 # the YAML files stand at the top of a checkout, and inside the installed package
 CONF = [

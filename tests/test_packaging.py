@@ -171,6 +171,16 @@ def test_pins_are_exact_complete_and_inside_the_bounds() -> None:
     assert not lightning.specifier.contains('2.6.2') and not lightning.specifier.contains('2.6.3')
 
 
+def test_the_fused_kernels_are_an_extra_that_cpus_can_do_without() -> None:
+    extras = setup_table('EXTRAS_REQUIRE')
+    assert isinstance(extras, dict)
+    kernels = ('transformer-engine', 'liger-kernel')
+    assert all(any(text.startswith(name) for text in extras['megatron']) for name in kernels)
+    for name in ('megatron-cpu', 'dev'):
+        assert any(text.startswith('megatron-core') for text in extras[name])
+        assert not any(text.startswith(kernels) for text in extras[name])
+
+
 def test_nemos_own_stacks_can_install_us() -> None:
     """`nemo_toolkit[cu12]` and `[cu13]` name one torch each: the requirement of ours must admit it."""
     from importlib.metadata import requires

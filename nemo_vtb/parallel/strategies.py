@@ -364,7 +364,7 @@ class MegatronStrategy(ReducingStrategy):
                 'The Megatron backbone needs megatron-core.',
                 field='trainer.strategy',
                 got='not installed',
-                remedy="pip install -e '.[megatron]'",
+                remedy="pip install -e '.[megatron]' on a CUDA machine, '.[megatron-cpu]' elsewhere",
             )
         from nemo_vtb.backbone.megatron.model import MegatronBackbone
 
