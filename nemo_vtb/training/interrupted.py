@@ -52,10 +52,10 @@ _MARKER = '-unfinished'
 def clean_interrupted(folder: str | Path) -> Path | None:
     """Prepare a folder of checkpoints for `resume_if_exists`; returns the checkpoint that NeMo will resume from.
 
-    That is the newest one, by the step that it holds, whose files are as they were written. Nothing older is removed
-    before it was verified. A damaged one is renamed to `NAME.damaged`; then also the one before and the best ones
-    count. Our checkpoints are renamed into place when they are whole, so a marker of NeMo's says nothing (NeMo would
-    delete the file beside it), and a hidden file was never finished. All ranks may call it at once.
+    That is the newest one, by the step that it holds, whose files are as they were written; the best ones count, too.
+    Nothing older is removed before it was verified; a damaged one is renamed to `NAME.damaged`. Our checkpoints are
+    renamed into place when they are whole, so a marker of NeMo's says nothing (NeMo would delete the file beside it),
+    and a hidden file was never finished. All ranks may call it at once.
 
     Raises:
         VtbCheckpointError: There were checkpoints, and each of them is damaged.
@@ -106,10 +106,8 @@ def _remove_unfinished(folder: Path) -> None:
 def _newest_verified(folder: Path) -> Path | None:
     """The newest checkpoint that is whole, under the name of a last one; None where none was ever written."""
     broken = [f'{path.name} (set aside before)' for path in sorted(folder.glob(f'*{LAST}{DAMAGED}'))]
-    lasts = {*folder.glob(f'*{LAST}')}
-    candidates = lasts | {*folder.glob(f'*{LAST}{FORMER}')}
-    if broken and not lasts:  # an attempt before this one was interrupted between setting aside and choosing
-        candidates |= _others(folder)
+    # the best ones count, too: a kill may fall between a best one and the last one of the same step
+    candidates = {*folder.glob(f'*{LAST}'), *folder.glob(f'*{LAST}{FORMER}'), *_others(folder)}
     while candidates:
         path = max(candidates, key=lambda path: (checkpoint_step(path), path.name.endswith(LAST), path.name))
         try:
@@ -119,7 +117,7 @@ def _newest_verified(folder: Path) -> Path | None:
             os.replace(path, aside)
             logger.error('A checkpoint is damaged, and was renamed to %s.\n%s', aside.name, error)
             broken.append(path.name)
-            candidates = (candidates - {path}) | _others(folder)  # the best ones count where a last one failed
+            candidates.remove(path)
             continue
         chosen = _as_last(path)
         if broken:

@@ -30,15 +30,16 @@ from nemo_vtb.training.interrupted import clean_interrupted
 STEPS = 8
 # where it fails -> the failpoint, and how many steps are lost
 PLACES = {
-    'before the file': ('open@*/.step={step}-last.ckpt*:1:kill', 1),
-    'in the middle of it': ('save@*/.step={step}-last.ckpt*:1:tear', 1),
-    'before it is flushed': ('fsync@*/.step={step}-last.ckpt*:1:kill', 1),
-    'before it has its name': ('replace@*/step={step}-last.ckpt:1:kill', 1),
+    'before the best one': ('open@*/.step={step}.ckpt*:1:kill', 1),
+    # the best one of the same step takes its place
+    'before the file': ('open@*/.step={step}-last.ckpt*:1:kill', 0),
+    'in the middle of it': ('save@*/.step={step}-last.ckpt*:1:tear', 0),
+    'before it is flushed': ('fsync@*/.step={step}-last.ckpt*:1:kill', 0),
+    'before it has its name': ('replace@*/step={step}-last.ckpt:1:kill', 0),
     'after it has its name': ('replace@*/step={step}-last.ckpt:1:kill_after', 0),
     'before the former one is renamed': ('replace@*/step={former}-last.ckpt.previous:1:kill', 0),
     'before the oldest one is removed': ('unlink@*/step={oldest}-last.ckpt.previous:1:kill', 0),
     'after the oldest one was removed': ('unlink@*/step={oldest}-last.ckpt.previous:1:kill_after', 0),
-    # the best one of the same step takes its place
     'a bit of it turns': ('replace@*/step={step}-last.ckpt:1:flip,replace@*/step={next}.ckpt:1:kill', 0),
     'it is cut': ('replace@*/step={step}-last.ckpt:1:cut,replace@*/step={next}.ckpt:1:kill', 0),
     'both are cut': ('replace@*/step={step}*ckpt:1+:cut,replace@*/step={next}.ckpt:1:kill', 1),

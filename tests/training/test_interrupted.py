@@ -88,6 +88,16 @@ def test_a_best_one_of_the_same_step_takes_its_place(tmp_path: Path) -> None:
     assert (tmp_path / 'step=12-last.ckpt.damaged').exists() and (tmp_path / 'step=8-last.ckpt.previous').exists()
 
 
+@pytest.mark.parametrize('last', [None, 8])
+def test_a_best_one_counts_where_the_last_one_was_not_written(tmp_path: Path, last: int | None) -> None:
+    """Killed between the best checkpoint of step 12 and the last one, also where that would be the first."""
+    if last:
+        write(tmp_path, f'step={last}-last.ckpt', last)
+    best = write(tmp_path, 'step=12.ckpt', 12)
+    assert clean_interrupted(tmp_path) == tmp_path / 'step=12-last.ckpt'
+    assert checkpoint_step(tmp_path / 'step=12-last.ckpt') == 12 and best.exists()
+
+
 def test_a_choice_that_was_interrupted_is_made_again(tmp_path: Path) -> None:
     """Killed between setting the damaged one aside and giving the best one its name."""
     write(tmp_path, 'step=8-last.ckpt.previous', 8)
