@@ -55,6 +55,7 @@ $(find "$OUT" -maxdepth 2 -type f ! -name '.*' | sort | sed 's/^/  /' | head -n 
 What to do next:
   $PY examples/speechllm_joint_sft.py --help          every setting
   $PY examples/speechllm_joint_sft.py name=longer trainer.max_steps=600   a longer run
+  .venv/bin/vtb chat $OUT                            talk with it, typed and with recordings (\`vtb web\`: in the browser)
   .venv/bin/vtb report llm $OUT/checkpoints/quickstart.nemo   one page: what it hears, what it kept, where it fails
   .venv/bin/vtb inspect --help                        see how a conversation is rendered
   make demo-long                                      the larger model, about an hour, resumable
