@@ -41,8 +41,9 @@ from typing import Any
 
 os.environ |= {'HF_HUB_OFFLINE': '1', 'TOKENIZERS_PARALLELISM': 'false'}
 os.environ.setdefault('OMP_NUM_THREADS', '1')
-warnings.filterwarnings('ignore')
-logging.disable(logging.WARNING)
+if __name__ == '__main__':  # who imports this keeps the logs
+    warnings.filterwarnings('ignore')
+    logging.disable(logging.WARNING)
 
 import torch
 from rich.console import Console

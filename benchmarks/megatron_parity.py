@@ -33,8 +33,9 @@ from typing import Any
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 os.environ |= {'HF_HUB_OFFLINE': '1', 'TOKENIZERS_PARALLELISM': 'false'}
-warnings.filterwarnings('ignore')
-logging.disable(logging.WARNING)
+if __name__ == '__main__':  # who imports this keeps the logs
+    warnings.filterwarnings('ignore')
+    logging.disable(logging.WARNING)
 
 from rich.console import Console
 from rich.table import Table

@@ -33,7 +33,7 @@ from nemo_vtb.assets.catalog import Job
 from nemo_vtb.constants import SAMPLE_RATE
 from nemo_vtb.factory.demo.dialogues import Clip, Parts, Turns, asr_line, conversation
 from nemo_vtb.factory.demo.open_speech import LONGEST_S, groups_of, read_sentences, speak_clip, start_engine
-from nemo_vtb.io import json_line, read_yaml
+from nemo_vtb.io import json_line, parse_json_lines, read_yaml
 
 _BANK = read_yaml(Path(__file__).with_suffix('.yaml'))
 _VALUES: dict[str, list[str]] = _BANK['values']
@@ -321,8 +321,7 @@ def _fill(line: dict, seconds: dict[str, float]) -> bool:
 def _people(job: Job, name: str) -> Iterator[dict]:
     """Sentences that people read, none of which any corpus of ours trains on: they are for the test alone."""
     folder = job.assets[name]
-    for text in (folder / 'manifest.jsonl').read_text(encoding='utf-8').splitlines():
-        row = json.loads(text)
+    for row in parse_json_lines((folder / 'manifest.jsonl').read_bytes()):
         path = f'audio/{Path(row["audio_filepath"]).name}'
         (job.into / path).write_bytes((folder / row['audio_filepath']).read_bytes())
         clip = Clip(path, row['duration'], row['text'], key=row['key'])
