@@ -13,6 +13,7 @@
 # limitations under the License.
 """Fixtures for all tests: one thread, fixed seeds, no hub; tiny models and the embedded assets once per session."""
 
+import logging
 import os
 
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
@@ -42,8 +43,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def steady() -> Iterator[None]:
-    """Seed every generator before each test, and leave torch's global state as it was found."""
+    """Seed every generator before each test, and leave torch's global state, and logs, as they were found."""
     import numpy as np
+
+    levels, disabled = {handler: handler.level for handler in logging.root.handlers}, logging.root.manager.disable
 
     random.seed(0)
     np.random.seed(0)
@@ -57,6 +60,9 @@ def steady() -> Iterator[None]:
     if torch is not None:
         torch.set_default_dtype(dtype)
         torch.set_grad_enabled(True)
+    logging.disable(disabled)
+    for handler, level in levels.items():  # a library that quiets itself quiets the handlers of everybody
+        handler.setLevel(level)
 
 
 @pytest.fixture(scope='session')

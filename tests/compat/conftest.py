@@ -13,7 +13,6 @@
 # limitations under the License.
 """What a training in the test's own process leaves behind must not reach later tests, nor the ranks forked from it."""
 
-import logging
 import os
 from collections.abc import Iterator
 
@@ -23,7 +22,7 @@ import pytest
 @pytest.fixture(autouse=True)
 def nothing_stays() -> Iterator[None]:
     """End the process group, which a forked rank would take for its own, and undo what libraries set for all tests."""
-    before, levels = dict(os.environ), {handler: handler.level for handler in logging.root.handlers}
+    before = dict(os.environ)
     yield
     import torch.distributed as dist
 
@@ -31,5 +30,3 @@ def nothing_stays() -> Iterator[None]:
         dist.destroy_process_group()
     os.environ.clear()
     os.environ.update(before)
-    for handler, level in levels.items():  # a library that quiets itself quiets the handlers of everybody
-        handler.setLevel(level)
