@@ -100,6 +100,15 @@ def fill(filler: Path, room: int) -> None:
                 return
 
 
+def check_survived(training: Training, statuses: list[int]) -> None:
+    """The training has come to its right end, with a whole checkpoint."""
+    trial = training.trial
+    trial.n += 1
+    trial.check(statuses == [0], f'exit statuses {statuses}:\n{training.run.log_tail()[-800:]}')
+    trial.check(any(map(verified, training.checkpoints.glob('*last.ckpt'))), 'no whole checkpoint at the end')
+    training.check_end()
+
+
 def read_only(trial: Trial) -> None:
     """C2: the folder of checkpoints becomes read-only for a while."""
     training = Training(trial, 'one', *SAVES['each step'])
@@ -118,10 +127,7 @@ def read_only(trial: Trial) -> None:
             remount('rw')
 
         statuses = training.attempt(disturb)
-        trial.n += 1
-        trial.check(statuses == [0], f'exit statuses {statuses}:\n{training.run.log_tail()[-800:]}')
-        trial.check(any(map(verified, training.checkpoints.glob('*last.ckpt'))), 'no whole checkpoint at the end')
-        training.check_end()
+        check_survived(training, statuses)
 
 
 def removed(trial: Trial) -> None:
@@ -134,10 +140,7 @@ def removed(trial: Trial) -> None:
         shutil.rmtree(which, ignore_errors=True)
 
     statuses = training.attempt(disturb)
-    trial.n += 1
-    trial.check(statuses == [0], f'exit statuses {statuses}:\n{training.run.log_tail()[-800:]}')
-    trial.check(any(map(verified, training.checkpoints.glob('*last.ckpt'))), 'no whole checkpoint at the end')
-    training.check_end()
+    check_survived(training, statuses)
 
 
 def half_done(shared: Path) -> None:

@@ -648,6 +648,11 @@ class HostConfig:
     max_prompt_tokens: int = key(4096, 'Prompt, audio frames included', unit='tokens', low=1)
     max_new_tokens: int = key(512, 'Longest answer that may be asked for', unit='tokens', low=1)
 
+    @property
+    def shown_name(self) -> str:
+        """What clients call the model: `name`, or the name of its file."""
+        return self.name or Path(self.model).name.removesuffix('.nemo')
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServeConfig(HostConfig):

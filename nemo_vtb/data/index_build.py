@@ -157,9 +157,11 @@ def _tasks(spec: SourceSpec, meter: Meter) -> list[_Task]:
 class _Store:
     """Files of what was counted already: beside the index to be, and in other indexes of the source."""
 
-    def __init__(self, path: Path, stem: str, keep: bool) -> None:
+    def __init__(self, path: Path, spec: SourceSpec) -> None:
         self.folder = path.with_name(f'.{path.name}.{_PARTS}')
-        self._others = sorted(path.parent.glob(f'{stem}-*/{_PARTS}')) if keep else []
+        self._stem = path.name.rpartition('-')[0]
+        self.keep = spec.options.get('durations') == 'trust'
+        self._others = sorted(path.parent.glob(f'{self._stem}-*/{_PARTS}')) if self.keep else []
 
     def find(self, task: _Task) -> Path | None:
         """The file of a stretch."""
@@ -172,8 +174,7 @@ class _Store:
     def clear(self) -> None:
         """Remove what is in the index now, and what builds that never ended left long ago."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        stem = self.folder.name.rpartition('-')[0]
-        for folder in self.folder.parent.glob(f'{stem}-*.{_PARTS}'):
+        for folder in self.folder.parent.glob(f'.{self._stem}-*.{_PARTS}'):
             with contextlib.suppress(FileNotFoundError):
                 if time.time() - folder.stat().st_mtime > _STALE_S:
                     shutil.rmtree(folder, ignore_errors=True)
@@ -201,13 +202,12 @@ def build_index(spec: SourceSpec, meter: Meter, path: Path, fingerprint: str, wo
         VtbDataError: A duration field lies and that is to be an error.
     """
     tasks = _tasks(spec, meter)
-    keep = spec.options.get('durations') == 'trust'
-    store = _Store(path, path.name.rpartition('-')[0], keep) if len(tasks) > 1 else None
+    store = _Store(path, spec) if len(tasks) > 1 else None
     parts = list(_with_progress(_scan_all(spec, meter, tasks, workers, store), tasks, spec.name, quiet))
     _number_lines(tasks, parts)
     with atomic_replace(path, folder=True, keep_existing=True) as folder:
         _write(spec, meter, folder, fingerprint, parts)
-        if store and keep:
+        if store and store.keep:
             store.move_into(folder, tasks)
     if store:
         store.clear()
@@ -230,7 +230,7 @@ def count_shard(
         How many stretches this shard has, and the source.
     """
     tasks = _tasks(spec, meter)
-    store = _Store(path, path.name.rpartition('-')[0], spec.options.get('durations') == 'trust')
+    store = _Store(path, spec)
     mine = tasks[shard[0] :: shard[1]]
     for _ in _with_progress(_scan_all(spec, meter, mine, workers, store), mine, spec.name, quiet):
         pass

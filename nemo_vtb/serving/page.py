@@ -68,7 +68,7 @@ class Page:
 
     def __init__(self, engine: Engine, settings: WebConfig) -> None:
         self._engine, self._settings = engine, settings
-        self.name = settings.name or Path(settings.model).name.removesuffix('.nemo')
+        self.name = settings.shown_name
         self._visits: OrderedDict[str, Visit] = OrderedDict()
         self._lock = threading.Lock()
         # queue and title belong to it; analytics are off, and nothing is shown of other addresses

@@ -22,7 +22,6 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Form, Request, UploadFile
@@ -62,7 +61,7 @@ class Service:
 
     def __init__(self, engine: Engine, settings: ServeConfig) -> None:
         self.engine, self.settings = engine, settings
-        self.name = settings.name or Path(settings.model).name.removesuffix('.nemo')
+        self.name = settings.shown_name
         self.created = int(time.time())
         self.metrics = Metrics()
         options = {'max_batch': settings.max_batch, 'max_queue': settings.max_queue}
