@@ -50,6 +50,7 @@ INSTALL_REQUIRES = [
     'soundfile>=0.12',
     'rich>=13',
     'matplotlib>=3.8',
+    'scipy>=1.15',
     # readers of the embedded weights and recordings (`vtb assets`)
     'av>=14',
     'gguf>=0.17',

@@ -11,39 +11,78 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Metrics of speech and text tasks, each with a bootstrap 95 % interval, comparable with published numbers."""
+"""Metrics made of statistics that add up over examples, with seeded intervals and paired tests.
+
+An example contributes a few numbers (errors and words, n-gram counts, a hit and 1); the value is a function of their
+sums. So a corpus metric, its bootstrap over examples and the test of two models on the same examples are one thing.
+"""
 
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 
 from nemo_vtb.data.normalizers import get_normalizer, normalize_answer, normalizer_for
 from nemo_vtb.errors import VtbDataError
 
+Statistics = tuple[float, ...]
+"""What one example contributes to a metric."""
+
 RESAMPLES = 1000
-# resampling chrF means scoring the corpus anew each time
+SWAPS = 1000
+# chrF has 18 counts for each example and a slow formula
 CHRF_RESAMPLES = 200
 _LONG_WORDS = 12
 _BLEU_TOKENIZERS = {'zh': 'zh', 'yue': 'zh', 'ja': 'char', 'ko': 'char', 'th': 'char', 'lo': 'char', 'my': 'char'}
 
+Interval = tuple[float | None, float | None]
+"""Lower and upper end of a 95 % interval; None where there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """A metric: what an example contributes, and the value of the sums.
+
+    Args:
+        name: As in 'WER'.
+        statistics: (references, answer) -> what this example contributes, (K,).
+        value: Sums over examples (K,) -> the value.
+        higher_is_better: Its direction.
+        unit: '%' or ''.
+        signature: What another person needs to reproduce it: normaliser, tokeniser, version.
+        resamples: How often the bootstrap draws.
+    """
+
+    name: str
+    statistics: Callable[[Sequence[str], str], Statistics]
+    value: Callable[[np.ndarray], float]
+    higher_is_better: bool = True
+    unit: str = '%'
+    signature: str = ''
+    resamples: int = RESAMPLES
+
+    def of(self, reference: str, answer: str) -> float:
+        """The value of one answer."""
+        return self.value(np.asarray(self.statistics((reference,), answer), dtype=float))
+
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A number with its interval.
+    """The value of a metric over examples, with its interval.
 
     Args:
         metric: Name, such as 'WER'.
-        value: The number; percent for all but perplexity.
+        value: The number.
         low: Lower end of the 95 % interval, None where there is none.
         high: Upper end.
-        n: How many answers it rests on; target tokens for the perplexity.
+        n: Examples.
         higher_is_better: Its direction.
-        signature: What another person needs to reproduce it: normaliser, tokeniser, version.
+        signature: As of `Measure`.
     """
 
     metric: str
@@ -55,114 +94,256 @@ class Score:
     signature: str
 
 
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """Two models on the same examples: value of the other one, difference, its interval and the p-value of chance."""
+
+    base: float
+    change: float
+    interval: Interval
+    p: float
+
+
+def aggregate(measure: Measure, rows: Sequence[Statistics], groups: Sequence[Hashable] | None = None) -> Score:
+    """The value over examples, and its interval.
+
+    Args:
+        measure: The metric.
+        rows: Statistics of the examples, (n, K).
+        groups: Of the examples; those of one group (a speaker, a recording, a dialogue) are drawn together. None draws
+            each by itself.
+
+    Raises:
+        VtbDataError: No example.
+    """
+    if not len(rows):
+        raise VtbDataError('A metric needs at least one example.', field=measure.name, got=0)
+    sums = _grouped(rows, groups)
+    low, high = bootstrap_interval(
+        lambda chosen: measure.value(sums[chosen].sum(0)), len(sums), resamples=measure.resamples
+    )
+    value = measure.value(sums.sum(0))
+    return Score(measure.name, value, low, high, len(rows), measure.higher_is_better, measure.signature)
+
+
+def compare_pairs(
+    measure: Measure,
+    ours: Sequence[Statistics],
+    base: Sequence[Statistics],
+    groups: Sequence[Hashable] | None = None,
+) -> Paired:
+    """Two models on the same examples, drawn and swapped together.
+
+    Args:
+        measure: The metric.
+        ours: Statistics of one model, (n, K).
+        base: Those of the other one, in the same order.
+        groups: As of `aggregate`.
+
+    Raises:
+        VtbDataError: Lists of different lengths, or none.
+    """
+    _check_pairs(measure.name, base, ours)
+    a, b = _grouped(ours, groups), _grouped(base, groups)
+
+    def change(chosen: Any) -> float:
+        return measure.value(a[chosen].sum(0)) - measure.value(b[chosen].sum(0))
+
+    interval = bootstrap_interval(change, len(a), resamples=measure.resamples)
+    everything = np.arange(len(a))
+    return Paired(measure.value(b.sum(0)), change(everything), interval, _p_value(measure, a, b))
+
+
+def _p_value(measure: Measure, a: np.ndarray, b: np.ndarray) -> float:
+    """How often chance alone, swapping the two models in each example, makes a difference as large."""
+    if a.shape[1] == 2 and np.array_equal(a[:, 1], b[:, 1]) and len(set(a[:, 1])) == 1:  # a mean
+        return paired_p_value(a[:, 0], b[:, 0])
+    if np.array_equal(a, b):
+        return 1.0
+    swapped = np.random.default_rng(0).integers(0, 2, (SWAPS, len(a)))
+    seen = abs(measure.value(a.sum(0)) - measure.value(b.sum(0))) - 1e-12
+    ours, base = a.sum(0) + swapped @ (b - a), b.sum(0) + swapped @ (a - b)
+    hits = sum(abs(measure.value(x) - measure.value(y)) >= seen for x, y in zip(ours, base, strict=True))
+    return (hits + 1) / (SWAPS + 1)
+
+
+def _grouped(rows: Sequence[Statistics], groups: Sequence[Hashable] | None) -> np.ndarray:
+    matrix = np.asarray(rows, dtype=float)
+    if groups is None or len(set(groups)) == len(groups):
+        return matrix
+    numbers = {group: i for i, group in enumerate(dict.fromkeys(groups))}
+    sums = np.zeros((len(numbers), matrix.shape[1]))
+    np.add.at(sums, [numbers[group] for group in groups], matrix)
+    return sums
+
+
+def corpus(measure: Measure, references: Sequence[str], hypotheses: Sequence[str]) -> Score:
+    """A metric on lists of references and answers.
+
+    Raises:
+        VtbDataError: Lists of different lengths, or nothing to score.
+    """
+    _check_pairs(measure.name, references, hypotheses)
+    return aggregate(measure, [measure.statistics((r,), h) for r, h in zip(references, hypotheses, strict=True)])
+
+
 # ---- recognition
+
+
+def error_rate(lang: str = 'en', normalizer: str | None = None, metric: str = 'WER') -> Measure:
+    """Word (or character) error rate: wrong, missing and added ones over those of all references.
+
+    Args:
+        lang: Language code; decides the normaliser.
+        normalizer: Name of a normaliser instead.
+        metric: 'WER' or 'CER'.
+
+    Raises:
+        VtbConfigError: Unknown normaliser.
+    """
+    import jiwer
+
+    name = normalizer or normalizer_for(lang)
+    normalize = get_normalizer(name)
+    process = jiwer.process_words if metric == 'WER' else jiwer.process_characters
+
+    def statistics(references: Sequence[str], answer: str) -> Statistics:
+        reference, hypothesis = normalize(references[0]), normalize(answer)
+        if not reference.strip():
+            # jiwer refuses an empty reference; all that was recognised is then too much
+            return (float(len(hypothesis.split()) if metric == 'WER' else len(hypothesis)), 0.0)
+        out = process(reference, hypothesis)
+        return (
+            float(out.substitutions + out.deletions + out.insertions),
+            float(out.hits + out.substitutions + out.deletions),
+        )
+
+    return Measure(metric, statistics, percent, False, '%', f'jiwer {version("jiwer")}, normaliser {name}')
 
 
 def wer(
     references: Sequence[str], hypotheses: Sequence[str], *, lang: str = 'en', normalizer: str | None = None
 ) -> Score:
-    """Word error rate in percent: wrong, missing and added words over the words of all references.
-
-    Args:
-        references: What was said.
-        hypotheses: What was recognised, in the same order.
-        lang: Language code; decides the normaliser.
-        normalizer: Name of a normaliser instead.
+    """Word error rate of lists; arguments as those of `corpus` and `error_rate`.
 
     Raises:
         VtbConfigError: Unknown normaliser.
         VtbDataError: Lists of different lengths, or nothing to score.
     """
-    return _error_rate('WER', references, hypotheses, normalizer or normalizer_for(lang))
+    return _heard(error_rate(lang, normalizer), references, hypotheses)
 
 
 def cer(
     references: Sequence[str], hypotheses: Sequence[str], *, lang: str = 'en', normalizer: str | None = None
 ) -> Score:
-    """Character error rate in percent; arguments and errors as those of `wer`."""
-    return _error_rate('CER', references, hypotheses, normalizer or normalizer_for(lang))
+    """Character error rate of lists; arguments and errors as those of `wer`."""
+    return _heard(error_rate(lang, normalizer, 'CER'), references, hypotheses)
 
 
-def _error_rate(metric: str, references: Sequence[str], hypotheses: Sequence[str], normalizer: str) -> Score:
-    import jiwer
-
-    _check_pairs(metric, references, hypotheses)
-    normalize = get_normalizer(normalizer)
-    process = jiwer.process_words if metric == 'WER' else jiwer.process_characters
-    errors, units = [], []
-    for reference, hypothesis in zip(map(normalize, references), map(normalize, hypotheses), strict=True):
-        if not reference.strip():
-            # jiwer refuses an empty reference; all that was recognised is then too much
-            errors.append(len(hypothesis.split()) if metric == 'WER' else len(hypothesis))
-            units.append(0)
-            continue
-        out = process(reference, hypothesis)
-        errors.append(out.substitutions + out.deletions + out.insertions)
-        units.append(out.hits + out.substitutions + out.deletions)
-    if not sum(units):
+def _heard(measure: Measure, references: Sequence[str], hypotheses: Sequence[str]) -> Score:
+    score = corpus(measure, references, hypotheses)
+    if not any(measure.statistics((r,), '')[1] for r in references):
         raise VtbDataError(
-            'All references are empty after normalisation.', field=metric, got=list(references)[:3], allowed='words'
+            'All references are empty after normalisation.',
+            field=measure.name,
+            got=list(references)[:3],
+            allowed='words',
         )
-    value, low, high = _ratio(errors, units)
-    return Score(metric, value, low, high, len(errors), False, f'jiwer {version("jiwer")}, normaliser {normalizer}')
+    return score
 
 
 # ---- translation
 
 
-def bleu(references: Sequence[str], hypotheses: Sequence[str], *, lang: str = 'en') -> Score:
-    """Corpus BLEU by sacrebleu with its signature; arguments and errors as those of `wer`, `lang` of the target."""
+def bleu_of(lang: str = 'en') -> Measure:
+    """Corpus BLEU by sacrebleu with its signature; `lang` of the target decides the tokeniser."""
     from sacrebleu.metrics import BLEU
 
-    _check_pairs('BLEU', references, hypotheses)
     tokenizer = _BLEU_TOKENIZERS.get(re.split(r'[-_]', lang.lower())[0], '13a')
-    metric = BLEU(tokenize=tokenizer)
-    value = metric.corpus_score(list(hypotheses), [list(references)]).score
-    # n-gram counts add up over sentences, so that a resample need not be tokenised again
-    per_sentence = BLEU(tokenize=tokenizer, effective_order=True)
-    scores = [per_sentence.sentence_score(h, [r]) for h, r in zip(hypotheses, references, strict=True)]
-    counts = np.array([[*s.counts, *s.totals, s.sys_len, s.ref_len] for s in scores])  # (n, 10)
+    return _sacrebleu('BLEU', BLEU(tokenize=tokenizer), RESAMPLES)
 
-    def of(chosen: np.ndarray) -> float:
-        total = counts[chosen].sum(0).tolist()
-        return BLEU.compute_bleu(total[:4], total[4:8], int(total[8]), int(total[9]), smooth_method='exp').score
 
-    low, high = bootstrap_interval(of, len(scores))
-    return Score('BLEU', value, low, high, len(scores), True, str(metric.get_signature()))
+def chrf_of() -> Measure:
+    """Corpus chrF by sacrebleu with its signature."""
+    from sacrebleu.metrics import CHRF
+
+    return _sacrebleu('chrF', CHRF(), CHRF_RESAMPLES)
+
+
+def _sacrebleu(name: str, metric: Any, resamples: int) -> Measure:
+    def statistics(references: Sequence[str], answer: str) -> Statistics:
+        # what sacrebleu itself adds up over segments
+        [counts] = metric._extract_corpus_statistics([answer], [[r] for r in references])
+        return tuple(float(c) for c in counts)
+
+    def value(sums: np.ndarray) -> float:
+        return float(metric._compute_score_from_stats([round(s) for s in sums]).score)
+
+    # the signature of a metric that has scored nothing lacks the number of references
+    metric.corpus_score(['a'], [['a']])
+    return Measure(name, statistics, value, True, '', str(metric.get_signature()), resamples)
+
+
+def bleu(references: Sequence[str], hypotheses: Sequence[str], *, lang: str = 'en') -> Score:
+    """Corpus BLEU of lists; errors as those of `corpus`."""
+    return corpus(bleu_of(lang), references, hypotheses)
 
 
 def chrf(references: Sequence[str], hypotheses: Sequence[str]) -> Score:
-    """Corpus chrF by sacrebleu with its signature; arguments and errors as those of `wer`."""
-    from sacrebleu.metrics import CHRF
-
-    _check_pairs('chrF', references, hypotheses)
-    metric = CHRF()
-
-    def of(chosen: np.ndarray) -> float:
-        return metric.corpus_score([hypotheses[i] for i in chosen], [[references[i] for i in chosen]]).score
-
-    low, high = bootstrap_interval(of, len(references), resamples=CHRF_RESAMPLES)
-    value = of(np.arange(len(references)))
-    return Score('chrF', value, low, high, len(references), True, str(metric.get_signature()))
+    """Corpus chrF of lists; errors as those of `corpus`."""
+    return corpus(chrf_of(), references, hypotheses)
 
 
 # ---- answers
 
 
+def percent(sums: np.ndarray) -> float:
+    """100 times the first sum over the second: a rate, or a mean where each example counts 1."""
+    return 100.0 * float(sums[0]) / max(float(sums[1]), 1.0)
+
+
+def mean_of(
+    name: str, score: Callable[[Sequence[str], str], float], *, signature: str = '', higher_is_better: bool = True
+) -> Measure:
+    """The mean of a score from 0 to 1, in percent."""
+
+    def statistics(references: Sequence[str], answer: str) -> Statistics:
+        return float(score(references, answer)), 1.0
+
+    return Measure(name, statistics, percent, higher_is_better, '%', signature)
+
+
+def _hit(references: Sequence[str], answer: str) -> float:
+    return float(any(normalize_answer(r) == normalize_answer(answer) for r in references))
+
+
+def _f1(references: Sequence[str], answer: str) -> float:
+    return max(_shared(r, answer) for r in references)
+
+
+def _shared(reference: str, answer: str) -> float:
+    wanted, got = normalize_answer(reference).split(), normalize_answer(answer).split()
+    if not wanted or not got:
+        return float(wanted == got)
+    shared = sum((Counter(wanted) & Counter(got)).values())
+    return 2 * shared / (len(wanted) + len(got))
+
+
+EXACT_MATCH = mean_of('exact match', _hit, signature='SQuAD normalisation')
+"""Share of answers that equal a reference in SQuAD's form."""
+
+F1 = mean_of('F1', _f1, signature='SQuAD normalisation')
+"""Mean F1 of the words that answer and reference share; the best of several references."""
+
+
 def exact_match(references: Sequence[str], hypotheses: Sequence[str]) -> Score:
-    """Share of answers in percent that equal the reference in SQuAD's form; arguments and errors as those of `wer`."""
-    _check_pairs('exact match', references, hypotheses)
-    hits = [normalize_answer(r) == normalize_answer(h) for r, h in zip(references, hypotheses, strict=True)]
-    value, low, high = _ratio(hits, [1] * len(hits))
-    return Score('exact match', value, low, high, len(hits), True, 'SQuAD normalisation')
+    """`EXACT_MATCH` of lists; errors as those of `corpus`."""
+    return corpus(EXACT_MATCH, references, hypotheses)
 
 
 def f1(references: Sequence[str], hypotheses: Sequence[str]) -> Score:
-    """Mean F1 in percent of the words shared by answer and reference; arguments and errors as those of `wer`."""
-    _check_pairs('F1', references, hypotheses)
-    values = [_f1(r, h) for r, h in zip(references, hypotheses, strict=True)]
-    value, low, high = _ratio(values, [1] * len(values))
-    return Score('F1', value, low, high, len(values), True, 'SQuAD normalisation')
+    """`F1` of lists; errors as those of `corpus`."""
+    return corpus(F1, references, hypotheses)
 
 
 def is_long(references: Sequence[str]) -> bool:
@@ -170,41 +351,44 @@ def is_long(references: Sequence[str]) -> bool:
     return sum(len(r.split()) for r in references) > _LONG_WORDS * len(references)
 
 
-def _f1(reference: str, hypothesis: str) -> float:
-    wanted, got = normalize_answer(reference).split(), normalize_answer(hypothesis).split()
-    if not wanted or not got:
-        return float(wanted == got)
-    shared = sum((Counter(wanted) & Counter(got)).values())
-    return 2 * shared / (len(wanted) + len(got))
-
-
 # ---- likelihood
 
 
+def _exponential(sums: np.ndarray) -> float:
+    mean = sums[0] / max(sums[1], 1)
+    return math.exp(mean) if mean < 700 else math.inf
+
+
+def _not_of_text(references: Sequence[str], answer: str) -> Statistics:
+    raise TypeError('a likelihood is measured, not read off an answer')
+
+
+PERPLEXITY = Measure(
+    'perplexity', _not_of_text, _exponential, False, '', 'targets: answers and their end of turn'
+)  # fmt: skip
+"""exp(nll / targets); an example contributes the sum of its negative log-likelihoods (nats) and its targets."""
+
+
 def perplexity(nll_sums: Sequence[float], targets: Sequence[float]) -> Score:
-    """Perplexity exp(nll / targets) of all chats together; the interval resamples chats.
+    """Perplexity of all chats together; the interval resamples chats.
 
     Args:
         nll_sums: Sum of the negative log-likelihoods (nats) of each chat's targets.
         targets: Number of targets of each chat.
 
+    Returns:
+        The score; its `n` counts targets.
+
     Raises:
         VtbDataError: Lists of different lengths, or no target.
     """
     _check_pairs('perplexity', nll_sums, targets)
-    sums, counts = np.asarray(nll_sums, dtype=float), np.asarray(targets, dtype=float)
-    if counts.sum() <= 0:
+    if sum(targets) <= 0:
         raise VtbDataError(
             'There is no target to measure the perplexity on.', field='perplexity', got=list(targets)[:3]
         )
-
-    def of(chosen: np.ndarray) -> float:
-        mean = sums[chosen].sum() / max(counts[chosen].sum(), 1)
-        return math.exp(mean) if mean < 700 else math.inf
-
-    low, high = bootstrap_interval(of, len(sums))
-    value = of(np.arange(len(sums)))
-    return Score('perplexity', value, low, high, int(counts.sum()), False, 'targets: answers and their end of turn')
+    found = aggregate(PERPLEXITY, list(zip(nll_sums, targets, strict=True)))
+    return Score(found.metric, found.value, found.low, found.high, int(sum(targets)), False, found.signature)
 
 
 def perplexity_kept(
@@ -243,8 +427,8 @@ def bootstrap_interval(
     resamples: int = RESAMPLES,
     level: float = 0.95,
     seed: int = 0,
-) -> tuple[float | None, float | None]:
-    """Percentile bootstrap over examples.
+) -> Interval:
+    """Percentile bootstrap over examples, drawn by scipy.
 
     Args:
         statistic: Maps the numbers (n,) of the examples drawn, with repetition, to a value.
@@ -258,15 +442,24 @@ def bootstrap_interval(
     """
     if n < 2:
         return None, None
-    rng = np.random.default_rng(seed)
-    values = [statistic(rng.integers(0, n, n)) for _ in range(resamples)]
+    import warnings
+
+    from scipy import stats
+
+    with warnings.catch_warnings():
+        # scipy warns of values that are not finite and of samples that are all equal; both are fine here
+        warnings.simplefilter('ignore')
+        found = stats.bootstrap(
+            (np.arange(n),), statistic, n_resamples=resamples, batch=50, vectorized=False, method='percentile',
+            rng=np.random.default_rng(seed),
+        )  # fmt: skip
     edge = 100 * (1 - level) / 2
     # 'nearest' returns a value that occurred, so infinities stay infinities instead of becoming NaN
-    low, high = np.percentile(values, [edge, 100 - edge], method='nearest')
+    low, high = np.percentile(found.bootstrap_distribution, [edge, 100 - edge], method='nearest')
     return float(low), float(high)
 
 
-def paired_interval(ours: Sequence[float], base: Sequence[float]) -> tuple[float | None, float | None]:
+def paired_interval(ours: Sequence[float], base: Sequence[float]) -> Interval:
     """95 % interval of the mean difference of two models on the same items, which are drawn together."""
     difference = np.asarray(ours, dtype=float) - np.asarray(base, dtype=float)
     return bootstrap_interval(lambda chosen: float(difference[chosen].mean()), len(difference))
@@ -295,16 +488,6 @@ def paired_p_value(ours: Sequence[float], base: Sequence[float], *, draws: int =
         return float((np.abs(signs @ difference) >= seen).mean())
     signs = np.random.default_rng(seed).choice((-1.0, 1.0), (draws, difference.size))
     return float(((np.abs(signs @ difference) >= seen).sum() + 1) / (draws + 1))
-
-
-def _ratio(parts: Sequence[float], wholes: Sequence[float]) -> tuple[float, float | None, float | None]:
-    """Percentage sum(parts) / sum(wholes) with its interval."""
-    top, bottom = np.asarray(parts, dtype=float), np.asarray(wholes, dtype=float)
-
-    def of(chosen: np.ndarray) -> float:
-        return 100.0 * float(top[chosen].sum()) / max(float(bottom[chosen].sum()), 1.0)
-
-    return of(np.arange(len(top))), *bootstrap_interval(of, len(top))
 
 
 def _check_pairs(metric: str, references: Sequence, hypotheses: Sequence) -> None:

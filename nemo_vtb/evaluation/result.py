@@ -58,6 +58,45 @@ _EXPLANATIONS = {
 
 
 @dataclass(frozen=True, slots=True)
+class Metric:
+    """One figure, a line of the record that everything shows figures from.
+
+    Args:
+        suite: As in 'speech'.
+        task: As in 'asr'.
+        source: Where the data comes from; a record of its own for each.
+        name: Of the metric, as in 'WER'.
+        n: Examples.
+        value: Of the model; None where it cannot be scored, and `signature` says why.
+        interval: 95 % interval of `value`.
+        base: Value of the base LLM on the same examples; None where it cannot be asked.
+        change: `value` minus `base`.
+        change_interval: 95 % interval of `change`, examples drawn in pairs.
+        p: How often chance alone makes a change as large.
+        higher_is_better: Direction.
+        unit: '%' or ''.
+        signature: Normaliser, tokeniser and versions.
+        title: What tables call the task; '' is its name.
+    """
+
+    suite: str
+    task: str
+    source: str
+    name: str
+    n: int
+    value: float | None
+    interval: tuple[float | None, float | None] = (None, None)
+    base: float | None = None
+    change: float | None = None
+    change_interval: tuple[float | None, float | None] = (None, None)
+    p: float | None = None
+    higher_is_better: bool = True
+    unit: str = '%'
+    signature: str = ''
+    title: str = ''
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """One number: a metric of one task on one source.
 
