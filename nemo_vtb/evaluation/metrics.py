@@ -157,7 +157,7 @@ def compare_pairs(
 def _p_value(measure: Measure, a: np.ndarray, b: np.ndarray) -> float:
     """How often chance alone, swapping the two models in each example, makes a difference as large."""
     if a.shape[1] == 2 and np.array_equal(a[:, 1], b[:, 1]) and len(set(a[:, 1])) == 1:  # a mean
-        return paired_p_value(a[:, 0], b[:, 0])
+        return paired_p_value(a[:, 0].tolist(), b[:, 0].tolist())
     if np.array_equal(a, b):
         return 1.0
     swapped = np.random.default_rng(0).integers(0, 2, (SWAPS, len(a)))
