@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemo_vtb.commands.data_make import add_parser as add_make_parser
+from nemo_vtb.config.command_line import config_file
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from nemo_vtb.data.index import SourceIndex
     from nemo_vtb.data.sources import SourceSpec
 
-_DEFAULT_CONFIG = 'conf/speechllm_joint_sft.yaml'
+_DEFAULT_CONFIG = 'speechllm_joint_sft'
 _EXAMPLES = """\
 examples:
   vtb data index CONFIG.yaml [FILE.jsonl ...] [KEY=VALUE ...] [--workers N] [--shard I/N]
@@ -199,14 +200,7 @@ def _targets(words: Sequence[str]) -> tuple[Path, list[str], list[str]]:
     files = [word for word in words if word not in configs and word not in overrides]
     if len(configs) > 1:
         raise VtbConfigError('Only one configuration is read.', field='CONFIG', got=configs, allowed='one YAML file')
-    if not configs and not Path(_DEFAULT_CONFIG).is_file():
-        raise VtbConfigError(
-            'Lengths depend on tokenizer, chat template and encoder, so a configuration is needed.',
-            field='CONFIG',
-            allowed='the YAML file of a training',
-            remedy='name it before the files: vtb data index CONFIG.yaml FILE.jsonl',
-        )
-    return Path(configs[0] if configs else _DEFAULT_CONFIG), files, overrides
+    return Path(configs[0]) if configs else config_file(_DEFAULT_CONFIG), files, overrides
 
 
 def _settings(config: Path, overrides: Sequence[str]) -> tuple['DataSettings', 'Meter']:
@@ -261,7 +255,8 @@ def _parser() -> argparse.ArgumentParser:
         'targets',
         nargs='+',
         metavar='CONFIG|FILE|KEY=VALUE',
-        help=f'a training YAML (default: {_DEFAULT_CONFIG}), or data files to be counted with its settings; overrides',
+        help=f'a training YAML (default: {_DEFAULT_CONFIG}.yaml of ./conf, else of the package), or data files to be '
+        'counted with its settings; overrides',
     )
     index.add_argument('--workers', type=int, help='processes (default: one for each core when files are large)')
     index.add_argument('--shard', metavar='I/N', help='count the I-th of N parts alone (Slurm arrays)')

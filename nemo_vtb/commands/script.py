@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nemo_vtb.config.command_line import conf_folder, overrides_of, usage
+from nemo_vtb.config.command_line import config_file, overrides_of, usage
 from nemo_vtb.errors import VtbError, disk_error
 
 if TYPE_CHECKING:
@@ -57,11 +57,10 @@ def run_script(command: str, argv: Sequence[str] | None) -> int:
         sys.stdout.write(usage(command, cls, description))
         sys.exit(0)
     overrides = _absolute(words if command in ('align', 'train') else overrides_of(words, cls))
-    own = Path('conf') / f'{file}.yaml'
-    if own.is_file():
-        sys.stderr.write(f'configuration: {own}\n')
-    path = (Path('conf').resolve() if own.is_file() else conf_folder()) / f'{file}.yaml'
-    _run_hydra(path, function, overrides)
+    path = config_file(file)
+    if not path.is_absolute():
+        sys.stderr.write(f'configuration: {path}\n')
+    _run_hydra(path.resolve(), function, overrides)
     return 0
 
 

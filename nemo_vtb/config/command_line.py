@@ -40,6 +40,12 @@ def conf_folder() -> Path:
     return inside if inside.is_dir() else package.parent / 'conf'
 
 
+def config_file(name: str) -> Path:
+    """`NAME.yaml` of `./conf`, where `vtb init` put it, else that of the package."""
+    own = Path('conf') / f'{name}.yaml'
+    return own if own.is_file() else conf_folder() / f'{name}.yaml'
+
+
 def overrides_of(words: Sequence[str], cls: type) -> list[str]:
     """Options of a command line as Hydra's overrides; `KEY=VALUE` and Hydra's own options pass.
 

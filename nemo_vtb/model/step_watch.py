@@ -173,10 +173,11 @@ def _square(parameters: Iterable[nn.Parameter], shards: int = 1) -> Tensor:
 
 
 def _square_of(tensors: Sequence[Tensor]) -> Tensor:
-    """Squared norm of tensors together: () float64, inf where a single one overflows float32."""
+    """Squared norm of tensors together: () float64, inf where a single one overflows float32 (or its own float64)."""
     if not tensors:
         return torch.zeros((), dtype=torch.float64)
-    norms = torch._foreach_norm(list(tensors), 2, dtype=torch.float32)
+    widest = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+    norms = torch._foreach_norm(list(tensors), 2, dtype=widest)
     return torch.stack([norm.double() for norm in norms]).square().sum()
 
 

@@ -104,7 +104,9 @@ def test_what_cannot_be_read_is_named(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(VtbConfigError, match='a configuration is needed'):
+    (tmp_path / 'conf').mkdir()
+    (tmp_path / 'conf' / 'speechllm_joint_sft.yaml').write_bytes(config.read_bytes())
+    with pytest.raises(VtbDataError, match='does not exist'):  # the configuration of ./conf is
         main(['index', 'some.jsonl'])
     with pytest.raises(VtbDataError, match='does not exist'):
         main(['index', str(config), 'some.jsonl'])

@@ -13,10 +13,12 @@
 # limitations under the License.
 """Options of a command line become Hydra's overrides, by the dataclass alone."""
 
+from pathlib import Path
+
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from nemo_vtb.config.command_line import conf_folder, overrides_of, usage
+from nemo_vtb.config.command_line import conf_folder, config_file, overrides_of, usage
 from nemo_vtb.config.schema import EvalConfig, ExportConfig, GenerateConfig
 from nemo_vtb.errors import VtbConfigError
 
@@ -71,5 +73,11 @@ def test_help_names_every_key_and_option() -> None:
     assert '--without-llm' in text and 'without_llm ' in text and '[MODEL]' in text
 
 
-def test_the_yaml_files_are_found() -> None:
-    assert (conf_folder() / 'speechllm_joint_sft.yaml').is_file()
+def test_the_yaml_files_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert config_file('speechllm_joint_sft') == conf_folder() / 'speechllm_joint_sft.yaml'
+    assert config_file('eval/speechllm_eval').is_file()
+    own = tmp_path / 'conf' / 'eval' / 'speechllm_eval.yaml'
+    own.parent.mkdir(parents=True)
+    own.touch()
+    assert config_file('eval/speechllm_eval').resolve() == own

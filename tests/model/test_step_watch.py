@@ -37,9 +37,9 @@ def packed(*lengths: int, targets: int = 2) -> PackedRow:
     return row
 
 
-def parameter(*gradient: float) -> torch.nn.Parameter:
-    value = torch.nn.Parameter(torch.zeros(len(gradient)))
-    value.grad = torch.tensor(gradient)
+def parameter(*gradient: float, dtype: torch.dtype = torch.float32) -> torch.nn.Parameter:
+    value = torch.nn.Parameter(torch.zeros(len(gradient), dtype=dtype))
+    value.grad = torch.tensor(gradient, dtype=dtype)
     return value
 
 
@@ -54,12 +54,14 @@ def test_the_conversation_of_a_loss(target: int, conversation: int) -> None:
     assert outcome.rows[0].bad_losses == (conversation,)
 
 
-def test_norm_and_targets_of_a_sound_step() -> None:
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float32, torch.float64])
+def test_norm_and_targets_of_a_sound_step(dtype: torch.dtype) -> None:
     watch = StepWatch()
     for _ in range(2):
         watch.add_row(packed(4, 4), torch.ones(4), 4.0, 1.0)
-        watch.add_gradient([parameter(3.0)])
-    outcome = watch.close(ParallelDims(), [parameter(3.0, 0.0), parameter(4.0)], [torch.ones(3)], CPU, 16.0)
+        watch.add_gradient([parameter(3.0, dtype=dtype)])
+    trained = [parameter(3.0, 0.0, dtype=dtype), parameter(4.0, dtype=dtype)]
+    outcome = watch.close(ParallelDims(), trained, [torch.ones(3, dtype=dtype)], CPU, 16.0)
     assert outcome.is_finite and outcome.targets == 8.0 and outcome.norm == pytest.approx(10.0)
     assert watch.close(ParallelDims(), [parameter(3.0)], [], CPU, 1.0).targets == 0.0, 'it begins anew'
 
