@@ -51,6 +51,7 @@ INSTALL_REQUIRES = [
     'rich>=13',
     'matplotlib>=3.8',
     'scipy>=1.15',
+    'jinja2>=3.1',
     # readers of the embedded weights and recordings (`vtb assets`)
     'av>=14',
     'gguf>=0.17',
@@ -124,6 +125,7 @@ setup(
             'assets/*.yaml',
             'assets/shipped/*',
             'evaluation/items/*',
+            'evaluation/report/page.*',
             'factory/*.yaml',
             'factory/banks/*.yaml',
             'factory/demo/*.yaml',

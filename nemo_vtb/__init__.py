@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from nemo_vtb.evaluation.inputs import conversations_from_manifest as conversations_from_manifest
     from nemo_vtb.evaluation.inputs import evaluation_plan as evaluation_plan
     from nemo_vtb.evaluation.inputs import print_answers as print_answers
+    from nemo_vtb.evaluation.runner import evaluate as evaluate
     from nemo_vtb.evaluation.runner import evaluate_file as evaluate_file
-    from nemo_vtb.evaluation.speech_suite import evaluate as evaluate
     from nemo_vtb.export.export import default_export_path as default_export_path
     from nemo_vtb.export.export import export_model as export_model
     from nemo_vtb.export.questions import export_questions as export_questions
@@ -93,7 +93,7 @@ _LAZY = {
     'conversations_from_audio': 'nemo_vtb.evaluation.inputs:conversations_from_audio',
     'conversations_from_manifest': 'nemo_vtb.evaluation.inputs:conversations_from_manifest',
     'default_export_path': 'nemo_vtb.export.export:default_export_path',
-    'evaluate': 'nemo_vtb.evaluation.speech_suite:evaluate',
+    'evaluate': 'nemo_vtb.evaluation.runner:evaluate',
     'evaluate_file': 'nemo_vtb.evaluation.runner:evaluate_file',
     'evaluation_plan': 'nemo_vtb.evaluation.inputs:evaluation_plan',
     'export_model': 'nemo_vtb.export.export:export_model',

@@ -170,13 +170,14 @@ def run_evaluation(cfg: 'DictConfig') -> None:
     vtb.check_config(cfg, vtb.EvalConfig)
     from rich.console import Console
 
+    from nemo_vtb.evaluation.tables import show
+
     quiet_logs()
     console = Console()
     options = {'device': cfg.device, 'record': cfg.record, 'console': console}
     result, path = vtb.evaluate_file(cfg.model, vtb.evaluation_plan(cfg), cfg.output, **options)
-    result.show(console, examples=cfg.examples)
-    answers = len(result.samples) + sum(len(suite.get('samples', ())) for suite in result.suites.values())
-    console.print(f'All {answers} answers: {path}', highlight=False, markup=False, soft_wrap=True)
+    show(result, console, examples=cfg.examples)
+    console.print(f'All {len(result.samples)} answers: {path}', highlight=False, markup=False, soft_wrap=True)
 
 
 def run_generation(cfg: 'DictConfig') -> None:

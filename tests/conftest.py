@@ -111,7 +111,7 @@ def teach() -> Callable[[Any, Path], None]:
         import torch
 
         from nemo_vtb.data.collate import Collator
-        from nemo_vtb.evaluation.speech_suite import load_conversations
+        from nemo_vtb.evaluation.tasks.held_out import load_conversations
         from nemo_vtb.model.loss import row_nll
 
         row = Collator(model.renderer, model.frames)(list(load_conversations(chats, 'text')))

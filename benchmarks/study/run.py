@@ -108,7 +108,7 @@ def work(leg: Leg, size_name: str, deadline: float) -> str:
         script = 'benchmarks/study/nemo_loader.py' if run.sampler == 'nemo' else 'examples/speechllm_joint_sft.py'
         call([script, *arguments, folder], log, deadline)
     if leg.run != STAGE_ONE:
-        arguments = [*size.evaluation, 'examples=false', f'output={leg.folder / "eval.json"}']
+        arguments = [*size.evaluation, 'examples=false', f'output={leg.folder / "eval.jsonl"}']
         if size_name == 'full':
             arguments += [f'data=[asset:{size.corpus}]']
         call(['examples/speechllm_eval.py', f'model={leg.model}', *arguments], log, deadline)

@@ -34,6 +34,8 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
 from plan import RUNS, STAGE_ONE
 
+from nemo_vtb.io import read_json_lines
+
 GOAL = 98.0
 METRICS = {
     'retention': 'text kept, human chats [%]',
@@ -82,18 +84,18 @@ _STUDENT = (math.nan, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2
 
 
 def figures_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The study's figures out of the rows of one evaluation; what was not measured is not there."""
+    """The study's figures out of the records of one evaluation; what was not measured is not there."""
     found = {}
     for name, (task, metric, source) in _ROWS.items():
         values = [
-            r['ours'] for r in rows if (r['task'], r['metric']) == (task, metric) and source in (None, r['source'])
+            r['value'] for r in rows if (r['task'], r['name']) == (task, metric) and source in (None, r['source'])
         ]
         if values:
             found[name] = statistics.mean(values)
     for row in rows:
-        if (row['task'], row['metric']) == ('text', 'perplexity') and row['base']:
+        if (row['task'], row['name']) == ('text', 'perplexity') and row['base']:
             name = 'retention' if row['source'] == 'reference' else 'retention_sampled'
-            found[name] = 100 * row['base'] / row['ours']
+            found[name] = 100 * row['base'] / row['value']
     return found
 
 
@@ -114,11 +116,11 @@ def read_study(folder: Path) -> dict[str, dict[int, dict[str, Any]]]:
         result = json.loads(path.read_text(encoding='utf-8'))
         if result['run'] == STAGE_ONE:
             continue
-        evaluation = json.loads((path.parent / 'eval.json').read_text(encoding='utf-8'))
+        records = read_json_lines(path.parent / 'eval.jsonl')
         ledger_file = path.parent / 'ledger.json'
         ledger = json.loads(ledger_file.read_text(encoding='utf-8')) if ledger_file.is_file() else {}
         found.setdefault(result['run'], {})[result['seed']] = {
-            'figures': figures_of(evaluation['rows']),
+            'figures': figures_of([r for r in records if r['type'] == 'metric' and r['suite'] == 'speech']),
             'delivered': {kind: share['delivered'] for kind, share in (ledger.get('kinds') or {}).items()},
             'tokens': ledger.get('tokens'),
             'steps': result['steps'],

@@ -88,13 +88,13 @@ def _subject(value: str, output: Path, arguments: argparse.Namespace, console: '
             'There is no such model or result.',
             field='models',
             got=value,
-            allowed='an .eval.json file of `vtb eval`, a .nemo file, or NAME=FILE',
+            allowed='an .eval.jsonl file of `vtb eval`, a .nemo file, or NAME=FILE',
             remedy='correct the path',
         )
     name = name or name_of(path)
     if path.suffix != '.nemo':
         return read_subject(path, name)
-    return read_subject(_measure(path, output / f'{name}.eval.json', arguments, console), name)
+    return read_subject(_measure(path, output / f'{name}.eval.jsonl', arguments, console), name)
 
 
 def _measure(path: Path, result: Path, arguments: argparse.Namespace, console: 'Console') -> Path:
@@ -136,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
         'models',
         metavar='MODEL',
         nargs='+',
-        help='an .eval.json file of `vtb eval`, or a .nemo file, evaluated now (all suites); NAME=FILE names it',
+        help='an .eval.jsonl file of `vtb eval`, or a .nemo file, evaluated now (all suites); NAME=FILE names it',
     )
     parser.add_argument('--output', default='report', help='folder (default: report)')
     parser.add_argument(

@@ -573,7 +573,7 @@ class EvalConfig:
     judge: JudgeKeys = key(JudgeKeys, 'A language model that judges the answers about speech, see docs/evaluation.md')
     examples: bool = key(True, 'Show single questions with their answers, too', unit='flag')
     output: str | None = key(
-        None, 'File of the numbers and all answers; null: NAME.eval.json beside the model', unit='path'
+        None, 'File of the numbers and all answers; null: NAME.eval.jsonl beside the model (JSON lines)', unit='path'
     )
     record: bool = key(
         False, 'Write the numbers into the metadata of the .nemo file, too; exports show them in their model card',

@@ -18,19 +18,24 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from nemo_vtb.data.conversation import Conversation
 from nemo_vtb.errors import VtbCheckpointError
 from nemo_vtb.evaluation.result import readable
+from nemo_vtb.evaluation.task import Answer, Example, Task
 from nemo_vtb.io import json_line, read_json_lines, write_atomically
+from nemo_vtb.parallel.dims import ParallelDims
 
 if TYPE_CHECKING:
     from nemo_vtb.model.blender import VoiceTextBlender
 
 Steps = Callable[[str, Sequence], Iterator]
 """(label, items) -> the items one by one, with their progress shown."""
+
+_ROW_TOKENS = 1024
 
 
 class AnswerCache:
@@ -99,6 +104,15 @@ class AnswerCache:
         self._file.flush()
         os.fsync(self._file.fileno())
 
+    @property
+    def values(self) -> Mapping[str, Any]:
+        """All that is cached."""
+        return self._values
+
+    def take(self, values: Mapping[str, Any]) -> None:
+        """Know what another rank keeps in its file."""
+        self._values.update(values)
+
     def finish(self) -> None:
         """Remove the file: the result holds its contents now."""
         if self._file is not None and self.path is not None:
@@ -121,43 +135,139 @@ def evaluating(model: 'VoiceTextBlender') -> Iterator[None]:
         model.train(was_training)
 
 
-def answer_all(
-    model: 'VoiceTextBlender',
-    prompts: Sequence[tuple[str, Conversation]],
-    *,
-    batch_size: int,
-    max_new_tokens: int,
-    cache: AnswerCache,
-    use_lora: bool = True,
-    progress: 'Steps | None' = None,
-    label: str = 'answering',
-) -> list[str]:
-    """Answer prompts in batches of similar length; cached answers are not generated again.
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """What is asked at once: keys of the cache, and how their values are found."""
+
+    keys: Sequence[str]
+    ask: Callable[[], Sequence[Any]]
+
+
+class Asker:
+    """Asks a model and its base LLM the examples of tasks; cached answers are not asked for again.
+
+    Batches depend on the examples alone, so that a resumed run asks what the uninterrupted one asked. Each rank takes
+    every so many of them, all equally many: a sharded LLM needs all ranks at each step.
 
     Args:
         model: The model.
-        prompts: Id and conversation of each.
-        batch_size: Prompts in one batch.
-        max_new_tokens: Longest answer.
         cache: Keeps each batch once it is answered.
-        use_lora: False prompts the base LLM.
+        dims: Place of this rank.
+        batch_size: Prompts in one batch.
+        max_new_tokens: Longest answer where a task sets none.
         progress: Shows the progress.
-        label: Part of the cache key, and shown with the progress.
     """
-    keys = [AnswerCache.key(label, id, readable(p), max_new_tokens, use_lora) for id, p in prompts]
-    todo = sorted((i for i, key in enumerate(keys) if key not in cache), key=lambda i: -_cost(prompts[i][1]))
-    starts = range(0, len(todo), batch_size)
-    for begin in progress(label, starts) if progress else starts:
-        chosen = todo[begin : begin + batch_size]
-        texts = model.answer(
-            [prompts[i][1] for i in chosen],
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            use_lora=use_lora,
-        )
-        for i, text in zip(chosen, texts, strict=True):
-            cache.add(keys[i], text)
-    return [cache[key] for key in keys]
+
+    def __init__(
+        self,
+        model: 'VoiceTextBlender',
+        cache: AnswerCache,
+        dims: ParallelDims,
+        batch_size: int,
+        max_new_tokens: int,
+        progress: Steps,
+    ) -> None:
+        self.model, self.cache, self.dims, self.progress = model, cache, dims, progress
+        self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
+        self._share()
+
+    def ask(self, task: Task, examples: Sequence[Example], *, base: bool = False) -> list[Answer | None]:
+        """The answers, in order; of the base LLM None where it cannot be asked.
+
+        Args:
+            task: The task.
+            examples: Its examples.
+            base: Whether the base LLM is asked, with its own prompts.
+        """
+        chosen = [i for i, e in enumerate(examples) if not base or e.base is not None]
+        if not chosen or (base and not has_base(self.model)):
+            return [None] * len(examples)
+        ways = {'generate': self._generate, 'likelihood': self._likelihood, 'lm_eval': self._lm_eval}
+        keys, batches = ways[task.request](task, [examples[i] for i in chosen], not base)
+        todo = [b for b in batches if any(key not in self.cache for key in b.keys)]
+        size, rank = self.dims.data_size, self.dims.data_rank
+        label = f'{task.suite}: {task.title or task.name}{", base LLM" if base else ""}'
+        for begin in self.progress(label, range(0, len(todo), size)):
+            own = begin + rank < len(todo)
+            batch = todo[begin + rank if own else begin]
+            values = batch.ask()
+            for key, value in zip(batch.keys, values, strict=True) if own else ():
+                if key not in self.cache:
+                    self.cache.add(key, value)
+        self._share()
+        answers: list[Answer | None] = [None] * len(examples)
+        for i, key in zip(chosen, keys, strict=True):
+            answers[i] = self.cache[key]
+        return answers
+
+    def _share(self) -> None:
+        """Let every rank know what any of them knows."""
+        if self.dims.data_size > 1:
+            for values in self.dims.gather_objects(dict(self.cache.values)):
+                self.cache.take(values)
+
+    def _generate(self, task: Task, examples: Sequence[Example], use_lora: bool) -> tuple[list[str], list[_Batch]]:
+        """Prompts of similar length together; the longest first, so that what does not fit fails at once."""
+        tokens = task.max_new_tokens or self.max_new_tokens
+        prompts = [e.prompt if use_lora else e.base for e in examples]
+        # not by task: a question that two tasks ask alike is answered once
+        keys = [
+            AnswerCache.key(task.suite, e.id, readable(p), tokens, use_lora)  # type: ignore[arg-type]
+            for e, p in zip(examples, prompts, strict=True)
+        ]
+        order = sorted(range(len(prompts)), key=lambda i: -_cost(prompts[i]))  # type: ignore[arg-type]
+
+        def batch(chosen: Sequence[int]) -> _Batch:
+            asked = [prompts[i] for i in chosen]
+            options = {'max_new_tokens': tokens, 'batch_size': self.batch_size, 'use_lora': use_lora}
+            return _Batch([keys[i] for i in chosen], lambda: self.model.answer(asked, **options))  # type: ignore[arg-type]
+
+        return keys, [batch(order[b : b + self.batch_size]) for b in range(0, len(order), self.batch_size)]
+
+    def _likelihood(self, task: Task, examples: Sequence[Example], use_lora: bool) -> tuple[list[str], list[_Batch]]:
+        """Whole conversations in packed rows: negative log-likelihood (nats) and number of the targets of each."""
+        from nemo_vtb.data.collate import Collator, fill_rows, pack_row
+
+        keys = [AnswerCache.key('likelihood', task.suite, e.id, readable(e.prompt), use_lora) for e in examples]
+        collator = Collator(self.model.renderer, self.model.frames)
+        groups: dict[str, list[int]] = {}
+        for i, e in enumerate(examples):
+            groups.setdefault(e.source, []).append(i)
+        batches = []
+        for group in groups.values():
+            places = iter(group)
+            for items in fill_rows([collator.prepare(examples[i].prompt) for i in group], _ROW_TOKENS):
+
+                def ask(items: Any = items) -> list[list[float]]:
+                    row = pack_row(items).to(self.model.device)
+                    nll, targets = self.model.conversation_nll(row, use_lora=use_lora)  # (N,), (N,)
+                    return [[float(a), float(b)] for a, b in zip(nll.tolist(), targets.tolist(), strict=True)]
+
+                batches.append(_Batch([keys[next(places)] for _ in items], ask))
+        return keys, batches
+
+    def _lm_eval(self, task: Task, examples: Sequence[Example], use_lora: bool) -> tuple[list[str], list[_Batch]]:
+        """A whole task of lm-eval for each example."""
+        from nemo_vtb.evaluation.lm_eval_engine import ask_task
+
+        keys, batches = [], []
+        for e in examples:
+            settings = e.extra
+            keys.append(AnswerCache.key('text', e.id, use_lora, settings['chat_template'], settings['limit']))
+
+            def ask(name: str = e.id, settings: Mapping[str, Any] = settings) -> list[dict[str, Any]]:
+                options: dict[str, Any] = {'use_lora': use_lora, 'batch_size': self.batch_size}
+                return [ask_task(self.model, name, settings, **options)]
+
+            batches.append(_Batch([keys[-1]], ask))
+        return keys, batches
+
+
+def has_base(model: 'VoiceTextBlender') -> bool:
+    """Whether the untouched LLM is there to compare with: LoRA can be switched off, or the LLM was never trained."""
+    if model.backbone.lora_state():
+        return True
+    return not any(p.requires_grad for name, p in model.named_parameters() if name.startswith('llm.'))
 
 
 def _cost(prompt: Conversation) -> float:

@@ -25,8 +25,9 @@ from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn, conversa
 from nemo_vtb.data.faults import Reason, guarded
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 from nemo_vtb.evaluation.judge import judge_of
-from nemo_vtb.evaluation.result import plain, readable
+from nemo_vtb.evaluation.result import readable
 from nemo_vtb.evaluation.runner import Plan, needs_data, suites_of
+from nemo_vtb.evaluation.tables import plain
 from nemo_vtb.io import json_line, write_atomically
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ from nemo_vtb.config.schema import JudgeKeys
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 from nemo_vtb.evaluation.answers import AnswerCache
 from nemo_vtb.evaluation.metrics import bootstrap_interval
-from nemo_vtb.evaluation.result import Evaluation, Row, Sample
+from nemo_vtb.evaluation.result import Evaluation, Metric, Sample
 from nemo_vtb.factory.endpoint import Endpoint
 from nemo_vtb.factory.text_generation import find_object
 
@@ -159,7 +159,7 @@ class Judgement:
         info: Judge, prompt version, how many were judged and unjudged (also by source), and what it cost.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[Metric, ...]
     verdicts: tuple[Verdict | None, ...]
     info: Mapping[str, Any] = field(default_factory=dict)
 
@@ -216,7 +216,7 @@ def judge_samples(
     Raises:
         VtbDataError: The judge refuses or does not answer; the cache keeps the verdicts until then.
     """
-    chosen = [sample for sample in samples if sample.task in JUDGED_TASKS]
+    chosen = [sample for sample in samples if _is_judged(sample)]
     verdicts = _ask_all(chosen, judge, AnswerCache(None) if cache is None else cache, on_verdict)
     groups: dict[tuple[str, str], list[Verdict]] = {}
     for sample, verdict in zip(chosen, verdicts, strict=True):
@@ -233,7 +233,7 @@ def judge_samples(
         **{name: sum(getattr(v, name) for v in verdicts) for name in costs},
     }
     rest = iter(verdicts)
-    return Judgement(tuple(rows), tuple(next(rest) if s.task in JUDGED_TASKS else None for s in samples), info)
+    return Judgement(tuple(rows), tuple(next(rest) if _is_judged(s) else None for s in samples), info)
 
 
 def check_judge(judge: Judge, cache: AnswerCache | None = None) -> dict[str, Any]:
@@ -277,17 +277,19 @@ def add_verdicts(
         from rich.progress import Progress
 
         with Progress(console=console, transient=True) as bar:
-            total = sum(sample.task in JUDGED_TASKS for sample in result.samples)
+            total = sum(map(_is_judged, result.samples))
             task = bar.add_task(f'judging by {judge.model}', total=total)
             judgement = judge_samples(result.samples, judge, cache, on_verdict=lambda: bar.advance(task))
     pairs = zip(result.samples, judgement.verdicts, strict=True)
     samples = [sample if verdict is None else replace(sample, verdict=verdict.shown()) for sample, verdict in pairs]
-    order = list(dict.fromkeys(row.task for row in (*result.rows, *judgement.rows)))
-    rows = sorted((*result.rows, *judgement.rows), key=lambda row: order.index(row.task))
     info = dict(judgement.info) | ({'controls': dict(controls)} if controls else {})
     if console is not None:
         _tell(info, console)
-    return Evaluation(tuple(rows), tuple(samples), dict(result.info) | {'judge': info}, result.suites)
+    return result.with_verdicts(samples, judgement.rows, {'judge': info})
+
+
+def _is_judged(sample: Sample) -> bool:
+    return sample.suite == 'speech' and sample.task in JUDGED_TASKS
 
 
 def _tell(info: Mapping[str, Any], console: 'Console') -> None:
@@ -306,7 +308,7 @@ def _tell(info: Mapping[str, Any], console: 'Console') -> None:
 # ---- rows
 
 
-def _rows(task: str, source: str, verdicts: Sequence[Verdict], judge: Judge) -> list[Row]:
+def _rows(task: str, source: str, verdicts: Sequence[Verdict], judge: Judge) -> list[Metric]:
     judged = [v for v in verdicts if v.correctness is not None and v.redundancy is not None]
     if not judged:
         return []
@@ -318,7 +320,13 @@ def _rows(task: str, source: str, verdicts: Sequence[Verdict], judge: Judge) -> 
     rows = []
     for metric, values, higher in (('judge: correct', correct, True), ('judge: redundancy', redundancy, False)):
         low, high = bootstrap_interval(lambda chosen, values=values: float(values[chosen].mean()), len(values))  # type: ignore[misc]
-        rows.append(Row(task, source, metric, len(values), float(values.mean()), None, low, high, higher, signature))
+        unit = '%' if higher else ''
+        rows.append(
+            Metric(
+                'speech', task, source, metric, len(values), float(values.mean()), (low, high),
+                higher_is_better=higher, unit=unit, signature=signature,
+            )
+        )  # fmt: skip
     return rows
 
 

@@ -56,6 +56,7 @@ class Measure:
         unit: '%' or ''.
         signature: What another person needs to reproduce it: normaliser, tokeniser, version.
         resamples: How often the bootstrap draws.
+        nothing: What is said where the second sums are 0, as there is nothing to divide by; '' where that may be.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Measure:
     unit: str = '%'
     signature: str = ''
     resamples: int = RESAMPLES
+    nothing: str = ''
 
     def of(self, reference: str, answer: str) -> float:
         """The value of one answer."""
@@ -114,11 +116,13 @@ def aggregate(measure: Measure, rows: Sequence[Statistics], groups: Sequence[Has
             each by itself.
 
     Raises:
-        VtbDataError: No example.
+        VtbDataError: No example, or nothing in them to score.
     """
     if not len(rows):
         raise VtbDataError('A metric needs at least one example.', field=measure.name, got=0)
     sums = _grouped(rows, groups)
+    if measure.nothing and sums[:, 1].sum() <= 0:
+        raise VtbDataError(measure.nothing, field=measure.name, got=f'{len(rows)} examples')
     low, high = bootstrap_interval(
         lambda chosen: measure.value(sums[chosen].sum(0)), len(sums), resamples=measure.resamples
     )
@@ -218,7 +222,10 @@ def error_rate(lang: str = 'en', normalizer: str | None = None, metric: str = 'W
             float(out.hits + out.substitutions + out.deletions),
         )
 
-    return Measure(metric, statistics, percent, False, '%', f'jiwer {version("jiwer")}, normaliser {name}')
+    return Measure(
+        metric, statistics, percent, False, '%', f'jiwer {version("jiwer")}, normaliser {name}',
+        nothing='All references are empty after normalisation.',
+    )  # fmt: skip
 
 
 def wer(
@@ -230,26 +237,14 @@ def wer(
         VtbConfigError: Unknown normaliser.
         VtbDataError: Lists of different lengths, or nothing to score.
     """
-    return _heard(error_rate(lang, normalizer), references, hypotheses)
+    return corpus(error_rate(lang, normalizer), references, hypotheses)
 
 
 def cer(
     references: Sequence[str], hypotheses: Sequence[str], *, lang: str = 'en', normalizer: str | None = None
 ) -> Score:
     """Character error rate of lists; arguments and errors as those of `wer`."""
-    return _heard(error_rate(lang, normalizer, 'CER'), references, hypotheses)
-
-
-def _heard(measure: Measure, references: Sequence[str], hypotheses: Sequence[str]) -> Score:
-    score = corpus(measure, references, hypotheses)
-    if not any(measure.statistics((r,), '')[1] for r in references):
-        raise VtbDataError(
-            'All references are empty after normalisation.',
-            field=measure.name,
-            got=list(references)[:3],
-            allowed='words',
-        )
-    return score
+    return corpus(error_rate(lang, normalizer, 'CER'), references, hypotheses)
 
 
 # ---- translation
@@ -364,7 +359,8 @@ def _not_of_text(references: Sequence[str], answer: str) -> Statistics:
 
 
 PERPLEXITY = Measure(
-    'perplexity', _not_of_text, _exponential, False, '', 'targets: answers and their end of turn'
+    'perplexity', _not_of_text, _exponential, False, '', 'targets: answers and their end of turn',
+    nothing='There is no target to measure the perplexity on.',
 )  # fmt: skip
 """exp(nll / targets); an example contributes the sum of its negative log-likelihoods (nats) and its targets."""
 
@@ -383,38 +379,8 @@ def perplexity(nll_sums: Sequence[float], targets: Sequence[float]) -> Score:
         VtbDataError: Lists of different lengths, or no target.
     """
     _check_pairs('perplexity', nll_sums, targets)
-    if sum(targets) <= 0:
-        raise VtbDataError(
-            'There is no target to measure the perplexity on.', field='perplexity', got=list(targets)[:3]
-        )
     found = aggregate(PERPLEXITY, list(zip(nll_sums, targets, strict=True)))
     return Score(found.metric, found.value, found.low, found.high, int(sum(targets)), False, found.signature)
-
-
-def perplexity_kept(
-    base: Sequence[float], ours: Sequence[float], targets: Sequence[float]
-) -> tuple[float, float | None, float | None]:
-    """Perplexity of the base LLM by that of the model, in percent (100: nothing is forgotten); chats drawn in pairs.
-
-    Args:
-        base: Sum of the base LLM's negative log-likelihoods (nats) of each chat's targets.
-        ours: Those of the model.
-        targets: Number of targets of each chat.
-
-    Returns:
-        Value, lower and upper end of the 95 % interval (None where there is one chat alone).
-    """
-    _check_pairs('perplexity', base, ours)
-    difference, counts = (
-        np.asarray(base, dtype=float) - np.asarray(ours, dtype=float),
-        np.asarray(targets, dtype=float),
-    )
-
-    def of(chosen: np.ndarray) -> float:
-        mean = difference[chosen].sum() / max(counts[chosen].sum(), 1)
-        return 100 * math.exp(min(mean, 700.0))
-
-    return of(np.arange(len(counts))), *bootstrap_interval(of, len(counts))
 
 
 # ---- intervals

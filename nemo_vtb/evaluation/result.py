@@ -11,55 +11,31 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The result of an evaluation: rows of numbers and the answers behind them, as a table, as examples and as JSON."""
+"""The record of an evaluation: figures, what each example contributed to them, and answers, as JSON lines.
+
+Everything that shows a figure (tables, report, manifest of a `.nemo`, model card) reads its `Metric` lines.
+"""
 
 import errno
 import json
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nemo_vtb.data.conversation import Audio, Conversation
 from nemo_vtb.errors import VtbCheckpointError, VtbDataError
-from nemo_vtb.io import write_atomically
+from nemo_vtb.evaluation.metrics import Interval
+from nemo_vtb.io import json_line, read_json_lines, write_atomically
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-SUITE_KEYS = ('text_suite', 'instruct', 'emergent', 'ladder')
-"""Keys of a result for the suites beside `speech`: `tasks` by name, each with value, interval and base."""
-
-FORMAT_VERSION = 1
-"""Written into every JSON file; raised when a field changes its meaning."""
-
-_TASK_NAMES = {
-    'asr': 'Transcribe speech',
-    'ast': 'Translate speech',
-    'speech_qa': 'Answer about speech',
-    'mixed_modal': 'Text + speech turns',
-    'text': 'Text only',
-}
-_SUITE_TITLES = {
-    'text_suite': 'Text ability (percent): this model beside its base LLM',
-    'instruct': 'Instructions that a program checks (percent), spoken and typed',
-    'emergent': 'Tasks outside the training data (percent)',
-    'ladder': 'The same questions typed and spoken (percent)',
-}
-_PERCENT = ('WER', 'CER', 'exact match', 'F1', 'judge: correct')
-_EXPLANATIONS = {
-    'WER': 'WER: of 100 words said, so many are wrong, missing or added (0 = perfect).',
-    'BLEU': 'BLEU: likeness to the reference translation (0 to 100; above 30 is understandable).',
-    'exact match': 'exact match / F1: answers equal to the reference / words shared with it (100 = perfect).',
-    'judge: correct': 'judge: answers that are right and no mere copies / redundancy: copied without need (1 to 10).',
-    'perplexity': 'perplexity: on held-out text-only conversations; equal to the base = nothing was forgotten.',
-}
+FORMAT_VERSION = 2
+"""Of the file; raised when a field changes its meaning."""
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One figure, a line of the record that everything shows figures from.
+    """One figure.
 
     Args:
         suite: As in 'speech'.
@@ -85,51 +61,33 @@ class Metric:
     name: str
     n: int
     value: float | None
-    interval: tuple[float | None, float | None] = (None, None)
+    interval: Interval = (None, None)
     base: float | None = None
     change: float | None = None
-    change_interval: tuple[float | None, float | None] = (None, None)
+    change_interval: Interval = (None, None)
     p: float | None = None
     higher_is_better: bool = True
     unit: str = '%'
     signature: str = ''
     title: str = ''
 
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One number: a metric of one task on one source.
-
-    Args:
-        task: 'asr', 'ast', 'speech_qa', 'mixed_modal' or 'text'.
-        source: Where the data comes from; a row of its own for each.
-        metric: Name of the metric.
-        n: Answers (conversations for the perplexity).
-        ours: The value of this model; None where it cannot be scored, and `signature` says why.
-        base: The value of the base LLM; None where the prompt has audio, which it cannot take.
-        low: Lower end of the 95 % interval of `ours`.
-        high: Upper end.
-        higher_is_better: Direction of the metric.
-        signature: Normaliser, tokeniser and versions.
-        kept: Of a perplexity: base LLM by model in percent, and the ends of its interval, chats drawn in pairs.
-    """
-
-    task: str
-    source: str
-    metric: str
-    n: int
-    ours: float | None
-    base: float | None = None
-    low: float | None = None
-    high: float | None = None
-    higher_is_better: bool = True
-    signature: str = ''
-    kept: tuple[float | None, ...] | None = None
-
     @property
     def change_percent(self) -> float | None:
         """Difference to the base LLM in percent of its value, None without one."""
-        return None if not self.base or self.ours is None else 100.0 * (self.ours - self.base) / self.base
+        return None if not self.base or self.value is None else 100.0 * (self.value - self.base) / self.base
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleScore:
+    """What one example contributed: metric -> statistics whose sums make its value, of the model and its base LLM."""
+
+    suite: str
+    task: str
+    source: str
+    id: str
+    scores: Mapping[str, Sequence[float]]
+    base: Mapping[str, Sequence[float]] | None = None
+    group: str = ''
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,16 +96,21 @@ class Sample:
 
     Args:
         id: Conversation and number of the turn.
-        task: As in `Row`.
-        source: As in `Row`.
+        task: As in `Metric`.
+        source: As in `Metric`.
         prompt: The prompt in readable form; a recording is `▶ name (seconds)`.
         reference: The expected answer.
         hypothesis: The answer of the model.
         audios: Paths of the recordings in the prompt.
         said: Their transcripts, '' where unknown.
         typed_and_spoken: Whether the turn that is answered holds text and audio.
-        base: Answer of the base LLM to the same prompt, None if that has audio.
+        base: Answer of the base LLM; None if it cannot be asked.
         verdict: That of the judge, or why there is none (`unjudged`); None without a judge.
+        suite: As in `Metric`.
+        base_prompt: What the base LLM was asked, where it differs from `prompt`.
+        constraints: What a program checks of the answer.
+        right: Whether the answer passes them; None where there are none.
+        base_right: Likewise of the base LLM.
     """
 
     id: str
@@ -161,180 +124,108 @@ class Sample:
     typed_and_spoken: bool = False
     base: str | None = None
     verdict: Mapping[str, Any] | None = None
+    suite: str = 'speech'
+    base_prompt: str = ''
+    constraints: tuple[Mapping[str, Any], ...] = ()
+    right: bool | None = None
+    base_right: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Rows, samples, `info` (model, data, settings, seconds), and `suites`: those of `SUITE_KEYS`."""
+    """Figures, answers, what examples contributed, and `info` (model, data, settings, seconds)."""
 
-    rows: tuple[Row, ...]
+    metrics: tuple[Metric, ...]
     samples: tuple[Sample, ...] = ()
     info: Mapping[str, Any] = field(default_factory=dict)
-    suites: Mapping[str, Any] = field(default_factory=dict)
+    scores: tuple[ExampleScore, ...] = ()
 
-    def row(self, task: str, metric: str, source: str | None = None) -> Row:
-        """The first row of a task and metric (and source).
+    def of(self, suite: str, task: str | None = None) -> list[Metric]:
+        """The figures of a suite (and a task of it)."""
+        return [m for m in self.metrics if m.suite == suite and task in (None, m.task)]
+
+    def metric(self, task: str, name: str, source: str | None = None, suite: str | None = None) -> Metric:
+        """The first figure of a task and metric (and source, and suite).
 
         Raises:
             VtbDataError: There is none; the message lists what there is.
         """
-        for row in self.rows:
-            if (row.task, row.metric) == (task, metric) and source in (None, row.source):
-                return row
+        for found in self.metrics:
+            if (found.task, found.name) == (task, name) and source in (None, found.source):
+                if suite in (None, found.suite):
+                    return found
         raise VtbDataError(
-            'The evaluation has no such row.',
-            field='row',
-            got=(task, metric, source),
-            allowed=sorted({(r.task, r.metric, r.source) for r in self.rows}),
+            'The evaluation has no such figure.',
+            field='metric',
+            got=(suite, task, name, source),
+            allowed=sorted({(m.suite, m.task, m.name, m.source) for m in self.metrics}),
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as plain values; numbers that are not finite become None."""
-        return finite(
-            {
-                'format_version': FORMAT_VERSION,
-                'info': dict(self.info),
-                'rows': [asdict(r) | {'change_percent': r.change_percent} for r in self.rows],
-                'samples': [asdict(s) for s in self.samples],
-                **self.suites,
-            }
-        )
+    def write(self, path: str | Path) -> Path:
+        """Write all records to a file of JSON lines, whole or not at all, and return its path.
 
-    def to_json(self, path: str | Path) -> Path:
-        """Write everything to a JSON file, whole or not at all, and return its path.
+        The first line has `format_version` and `info`; `type` says what each other one is: metric, sample or score.
+        Numbers that are not finite become null.
 
         Raises:
             VtbCheckpointError: The disk is full or the folder cannot be written.
         """
-        return write_json(path, self.to_dict())
+        lines = [{'type': 'info', 'format_version': FORMAT_VERSION, **self.info}]
+        for kind, records in (('metric', self.metrics), ('sample', self.samples), ('score', self.scores)):
+            lines += [{'type': kind, **asdict(record)} for record in records]
+        return write_text(path, ''.join(json_line(finite(line)) for line in lines))
 
     @classmethod
-    def from_json(cls, path: str | Path) -> 'Evaluation':
-        """Read what `to_json` wrote.
+    def read(cls, path: str | Path) -> 'Evaluation':
+        """Read what `write` wrote.
 
         Raises:
-            VtbDataError: The file is missing or was not written by `to_json`.
+            VtbDataError: The file is missing, is no result, or is one of an earlier version, which had another form.
         """
+        path = Path(path)
         try:
-            data = json.loads(Path(path).read_text(encoding='utf-8'))
-            rows = [Row(**{k: v for k, v in r.items() if k != 'change_percent'}) for r in data['rows']]
-            samples = [Sample(**s | {'audios': tuple(s['audios']), 'said': tuple(s['said'])}) for s in data['samples']]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            content = path.read_text(encoding='utf-8')
+            if '"format_version"' in content and '"rows"' in content and not content.startswith('{"type"'):
+                raise ValueError('a result of nemo_vtb before 2.0, one JSON object with rows')
+            info, *lines = read_json_lines(path)
+            if info.pop('type') != 'info' or info.pop('format_version') != FORMAT_VERSION:
+                raise ValueError('another format')
+            found: dict[str, list[Any]] = {'metric': [], 'sample': [], 'score': []}
+            kinds = {'metric': Metric, 'sample': Sample, 'score': ExampleScore}
+            for line in lines:
+                kind = line.pop('type')
+                found[kind].append(kinds[kind](**{k: _tuples(v) for k, v in line.items()}))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise VtbDataError(
                 'This is no result of an evaluation.',
                 field='path',
                 got=f'{path}: {error}',
-                allowed='a JSON file of eval',
+                allowed=f'a file of JSON lines that vtb eval writes (format {FORMAT_VERSION})',
+                remedy='measure the model again: vtb eval MODEL.nemo',
             ) from error
-        return cls(tuple(rows), tuple(samples), data['info'], {k: data[k] for k in SUITE_KEYS if k in data})
+        return cls(tuple(found['metric']), tuple(found['sample']), info, tuple(found['score']))
+
+    def with_verdicts(
+        self, samples: Sequence[Sample], metrics: Sequence[Metric], info: Mapping[str, Any]
+    ) -> 'Evaluation':
+        """The same with other samples, more figures (behind those of their task) and more on how it was made."""
+        order = {key: i for i, key in enumerate(dict.fromkeys((m.suite, m.task) for m in (*self.metrics, *metrics)))}
+        both = sorted((*self.metrics, *metrics), key=lambda m: order[m.suite, m.task])
+        return replace(self, metrics=tuple(both), samples=tuple(samples), info=dict(self.info) | dict(info))
 
     def examples(self) -> list[Sample]:
-        """The first samples of each task, not chosen by quality.
+        """The first answers about speech and text of each task, not chosen by quality.
 
         Two questions about recordings, two turns with text and audio, a transcript of each source, one text-only turn.
         """
-        mixed = [s for s in self.samples if s.task == 'mixed_modal']
-        chosen: list[Sample | None] = [
-            *[s for s in self.samples if s.task == 'speech_qa'][:2],
-            *([s for s in mixed if s.typed_and_spoken] or mixed)[:2],
-        ]
-        for source in dict.fromkeys(s.source for s in self.samples if s.task == 'asr'):
-            chosen.append(self._first(lambda s, source=source: s.task == 'asr' and s.source == source))
+        samples = [s for s in self.samples if s.suite == 'speech']
+        mixed = [s for s in samples if s.task == 'mixed_modal']
+        chosen = [*[s for s in samples if s.task == 'speech_qa'][:2]]
+        chosen += ([s for s in mixed if s.typed_and_spoken] or mixed)[:2]
+        chosen += {s.source: s for s in reversed(samples) if s.task == 'asr'}.values().__reversed__()
         # written by a person if there is one: what a small LLM generates for itself is a poor reference to show
-        written = self._first(lambda s: s.task == 'text' and s.source == 'reference')
-        chosen.append(written or self._first(lambda s: s.task == 'text'))
-        return [sample for sample in chosen if sample is not None]
-
-    def _first(self, wanted: Any) -> Sample | None:
-        return next((s for s in self.samples if wanted(s)), None)
-
-    def show(self, console: 'Console', *, examples: bool = True) -> None:
-        """Print table, examples and suites."""
-        if self.rows:
-            self.table(console)
-            if examples:
-                self.show_examples(console)
-        self.show_suites(console)
-
-    def table(self, console: 'Console') -> None:
-        """Print the numbers so that a newcomer understands them."""
-        from rich.table import Table
-
-        table = Table(title='Held-out data: this model beside its base LLM', title_justify='left', header_style='bold')
-        for name in ('Task', 'Source', 'Measure'):
-            table.add_column(name, overflow='fold')
-        for name in ('n', 'Base LLM', 'This model', '95 % interval'):
-            table.add_column(name, justify='right', no_wrap=True)
-        task = None
-        for row in self.rows:
-            if task not in (None, row.task):
-                table.add_section()
-            arrow = 'higher is better' if row.higher_is_better else 'lower is better'
-            interval = (
-                '-' if row.low is None or row.high is None else f'{_number(row.low, row)} to {_number(row.high, row)}'
-            )
-            table.add_row(
-                _TASK_NAMES.get(row.task, row.task) if task != row.task else '',
-                row.source,
-                f'{row.metric}{" %" if row.metric in _PERCENT else ""} [dim]({arrow})[/dim]',
-                str(row.n),
-                '-' if row.base is None else _number(row.base, row),
-                'n/a' if row.ours is None else f'[bold]{_number(row.ours, row)}[/bold]{_change(row)}',
-                interval,
-            )
-            task = row.task
-        console.print(table)
-        metrics = {row.metric for row in self.rows}
-        lines = [text for metric, text in _EXPLANATIONS.items() if metric in metrics]
-        if any(row.base is None for row in self.rows):
-            lines.append('-: no base value, as the base LLM takes no audio.')
-        console.print('\n'.join(lines), style='dim', highlight=False)
-
-    def show_suites(self, console: 'Console') -> None:
-        """Print the suites: one line for each task, with the base LLM where it has a value."""
-        from rich.table import Table
-
-        for name, suite in self.suites.items():
-            table = Table(title=_SUITE_TITLES.get(name, name), title_justify='left', header_style='bold')
-            table.add_column('Task', overflow='fold')
-            table.add_column('Measure')
-            for column in ('n', 'Base LLM', 'This model', '95 % interval', 'p'):
-                table.add_column(column, justify='right', no_wrap=True)
-            for task, entry in suite['tasks'].items():
-                base, p = entry.get('base'), entry.get('p_value')
-                table.add_row(
-                    entry.get('title', task),
-                    entry['metric'],
-                    str(entry['n']),
-                    _percent(base['value']) if base else '-',
-                    f'[bold]{_percent(entry["value"])}[/bold]',
-                    ' to '.join(_percent(end) for end in entry['interval']),
-                    '-' if p is None else f'{p:.3f}',
-                )
-            console.print(table)
-            if suite.get('retention') is not None:
-                low, high = suite.get('retention_interval') or (None, None)
-                text = f'retention (mean of this model / base LLM over the tasks): {_percent(suite["retention"])} %'
-                console.print(f'{text} ({_percent(low)} to {_percent(high)})', style='dim', highlight=False)
-
-    def show_examples(self, console: 'Console') -> None:
-        """Print prompts and answers, with those of the base LLM where it has any."""
-        from rich.table import Table
-
-        table = Table(title='Examples', title_justify='left', header_style='bold', show_lines=True)
-        table.add_column('Prompt', ratio=5)
-        for name in ('Reference', 'This model', 'Base LLM'):
-            table.add_column(name, ratio=3)
-        for sample in self.examples():
-            said = [f'[dim]said: "{plain(text)}"[/dim]' for text in sample.said if text]
-            head = f'[bold]{_TASK_NAMES.get(sample.task, sample.task)}[/bold] [dim]({plain(sample.source)})[/dim]'
-            table.add_row(
-                '\n'.join([head, plain(sample.prompt), *said]),
-                plain(sample.reference),
-                plain(sample.hypothesis),
-                '-' if sample.base is None else plain(sample.base),
-            )
-        console.print(table)
+        texts = [s for s in samples if s.task == 'text']
+        return chosen + ([s for s in texts if s.source == 'reference'] or texts)[:1]
 
 
 def readable(conversation: Conversation) -> str:
@@ -352,13 +243,12 @@ def readable(conversation: Conversation) -> str:
     return '\n'.join(lines)
 
 
-def write_json(path: str | Path, value: Any) -> Path:
-    """Write a JSON file beside its place and move it there, so that nobody ever reads half of one.
+def write_text(path: str | Path, text: str) -> Path:
+    """Write a file beside its place and move it there, so that nobody ever reads half of one.
 
     Raises:
         VtbCheckpointError: The disk is full or the folder cannot be written.
     """
-    text = json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + '\n'
     try:
         write_atomically(path, text)
     except OSError as error:
@@ -372,6 +262,11 @@ def write_json(path: str | Path, value: Any) -> Path:
     return Path(path)
 
 
+def write_json(path: str | Path, value: Any) -> Path:
+    """`write_text` of JSON; errors as there."""
+    return write_text(path, json.dumps(finite(value), ensure_ascii=False, indent=1, allow_nan=False) + '\n')
+
+
 def finite(value: Any) -> Any:
     """The same plain value with None for numbers that JSON does not know."""
     if isinstance(value, Mapping):
@@ -383,24 +278,7 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def plain(text: str) -> str:
-    """Text that is safe to show: a model may write markup or control codes of the terminal."""
-    from rich.markup import escape
-
-    return escape(''.join(c if c.isprintable() or c == '\n' else '\ufffd' for c in text))
-
-
-def _number(value: float, row: Row) -> str:
-    if abs(value) >= 1000:
-        return f'{value:.3g}'
-    # percents are small integers at heart; a perplexity of 3.21 against 3.24 is a difference
-    return f'{value:.1f}' if row.metric in _PERCENT or row.metric in ('BLEU', 'chrF') else f'{value:.2f}'
-
-
-def _percent(value: float | None) -> str:
-    return '-' if value is None else f'{100 * value:.1f}'
-
-
-def _change(row: Row) -> str:
-    change = row.change_percent
-    return '' if change is None else f' ({change:+.1f} %)'
+def _tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: tuple(v) if isinstance(v, list) else v for key, v in value.items()}
+    return tuple(value) if isinstance(value, list) else value

@@ -11,33 +11,40 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Runs the requested suites on a model and gathers one result; a killed run resumes from its cached answers."""
+"""Runs the tasks of the requested suites on a model and its base LLM: one loop, one record; a killed run resumes."""
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nemo_vtb.checkpoint.archive import read_info
+from nemo_vtb.data.conversation import Conversation
+from nemo_vtb.data.faults import skip_table
 from nemo_vtb.errors import VtbConfigError, VtbDataError, first_line
-from nemo_vtb.evaluation.answers import AnswerCache
-from nemo_vtb.evaluation.emergent_suite import run_emergent
-from nemo_vtb.evaluation.instruct_suite import run_instruct
+from nemo_vtb.evaluation.answers import AnswerCache, Asker, evaluating
+from nemo_vtb.evaluation.contamination import training_data, warnings_of
 from nemo_vtb.evaluation.judge import Judge, add_verdicts, check_judge
-from nemo_vtb.evaluation.ladder_suite import LADDER_QUESTIONS, LadderQuestion, ladder_questions, run_ladder
 from nemo_vtb.evaluation.result import Evaluation
-from nemo_vtb.evaluation.speech_suite import evaluate, load_conversations
-from nemo_vtb.evaluation.text_suite import TEXT_TASKS, check_installed, run_text_suite
+from nemo_vtb.evaluation.retention import retention_metrics
+from nemo_vtb.evaluation.scoring import Record, differences, record_of
+from nemo_vtb.evaluation.symptoms import symptom_metrics
+from nemo_vtb.evaluation.task import Context, Example, Task
+from nemo_vtb.evaluation.tasks import ALL, SUITES
 from nemo_vtb.evaluation.verdict import write_to_manifest
 from nemo_vtb.model.pretrained import restore
+from nemo_vtb.parallel.dims import ParallelDims, is_distributed
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from nemo_vtb.model.blender import VoiceTextBlender
 
-SUITE_NAMES = ('speech', 'text', 'instruct', 'emergent', 'ladder')
-"""What `vtb eval --suite` takes beside `all`."""
+_READS_DATA = {'speech', 'ladder'}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +52,17 @@ class Plan:
     """What is measured, and how.
 
     Args:
-        suites: Out of `SUITE_NAMES`.
+        suites: Out of `SUITES`.
         datasets: Name -> JSONL file, for the suites `speech` and `ladder`.
         limit: At most so many conversations of each source, and items of each task; None for all.
         batch_size: Prompts in one batch.
-        max_new_tokens: Longest answer of the suite `speech`.
+        max_new_tokens: Longest answer where the task sets none.
         tasks: Tasks of lm-eval for the suite `text`; none are those of the package.
         include: Folders with YAML tasks of lm-eval.
         chat_template: Whether questions of lm-eval become user turns.
         judge: Judges the answers about speech; None for no judge.
         folder: Where synthesised recordings go, for the suites `instruct`, `emergent` and `ladder`.
+        data_root: Folder of public benchmarks.
     """
 
     suites: Sequence[str] = ('speech',)
@@ -67,6 +75,7 @@ class Plan:
     chat_template: bool = True
     judge: Judge | None = None
     folder: Path | None = None
+    data_root: Path | None = None
 
 
 def suites_of(name: str) -> tuple[str, ...]:
@@ -76,15 +85,50 @@ def suites_of(name: str) -> tuple[str, ...]:
         VtbConfigError: The name is unknown.
     """
     if name == 'all':
-        return SUITE_NAMES
-    if name not in SUITE_NAMES:
-        raise VtbConfigError('Unknown suite.', field='suite', got=name, allowed=', '.join((*SUITE_NAMES, 'all')))
+        return ALL
+    if name not in SUITES:
+        raise VtbConfigError('Unknown suite.', field='suite', got=name, allowed=', '.join((*SUITES, 'all')))
     return (name,)
 
 
 def needs_data(suites: Sequence[str]) -> bool:
     """Whether any of the suites reads held-out files."""
-    return bool({'speech', 'ladder'} & set(suites))
+    return bool(_READS_DATA & set(suites))
+
+
+def evaluate(
+    model: 'VoiceTextBlender',
+    datasets: Mapping[str, str | Path],
+    *,
+    limit: int | None = None,
+    batch_size: int = 8,
+    max_new_tokens: int = 128,
+    cache: AnswerCache | None = None,
+    console: 'Console | None' = None,
+) -> Evaluation:
+    """Measure a model on held-out conversations: the suite `speech`.
+
+    Args:
+        model: The model; evaluated as it is, and its text ability also without LoRA (the base LLM).
+        datasets: Name -> JSONL file in NeMo's `multimodal_conversation` format. A name out of `KINDS` decides the kind
+            of lines that do not say it themselves.
+        limit: At most so many conversations of each source; None for all.
+        batch_size: Prompts in one batch.
+        max_new_tokens: Longest answer.
+        cache: Keeps answers, so that a killed evaluation resumes.
+        console: Where progress is shown; None for silence.
+
+    Returns:
+        Figures (task x source x metric), all answers, settings.
+
+    Raises:
+        VtbDataError: A file is missing, or there is nothing to evaluate. A broken line or recording costs its
+            conversation alone: `info['skipped']` lists it with the reason.
+        VtbConfigError: A number is not positive.
+    """
+    files = {name: Path(path) for name, path in datasets.items()}
+    plan = Plan(('speech',), files, limit, batch_size, max_new_tokens)
+    return run_suites(model, plan, cache=cache, console=console)
 
 
 def evaluate_file(
@@ -98,10 +142,12 @@ def evaluate_file(
 ) -> tuple[Evaluation, Path]:
     """Measure a `.nemo` file and write the result; a killed call resumes from its cached answers.
 
+    Under `torchrun` each rank answers a part, and rank 0 writes.
+
     Args:
         file: The model.
         plan: What is measured; without a folder, recordings go into NAME.audio beside the result.
-        output: The result; None is NAME.eval.json beside the model.
+        output: The result; None is NAME.eval.jsonl beside the model.
         device: Where the model runs.
         record: Whether the numbers also go into the manifest of the file.
         console: Where progress is shown; None for silence.
@@ -112,17 +158,24 @@ def evaluate_file(
     Raises:
         VtbCheckpointError: The file is not a model, or the result cannot be written.
     """
-    output = Path(output or Path(file).with_suffix('.eval.json'))
+    output = Path(output or Path(file).with_suffix('.eval.jsonl'))
     plan = replace(plan, folder=plan.folder or output.with_suffix('.audio'))
-    model = restore(str(file), device)
-    cache = AnswerCache(output.with_suffix('.answers.jsonl'), stamp_of(file))
-    result = run_suites(model, plan, cache=cache, console=console)
-    if record:
-        write_to_manifest(file, result)
-    result = replace(result, info=dict(result.info) | {'file': stamp_of(file)})
-    path = result.to_json(output)
-    cache.finish()
-    return result, path
+    with _ranks() as dims:
+        model = restore(str(file), device)
+        name = '.answers.jsonl' if dims.data_rank == 0 else f'.answers.{dims.data_rank}.jsonl'
+        cache = AnswerCache(output.with_suffix(name), stamp_of(file))
+        result = run_suites(model, plan, cache=cache, console=console if dims.is_writer else None, dims=dims)
+        told = warnings_of(training_data(read_info(file).manifest.get('run_config')), result.samples)
+        result = replace(result, info=dict(result.info) | {'contamination': told})
+        for warning in told:
+            _teller(console if dims.is_writer else None)(warning, 'yellow')
+        if record and dims.is_writer:
+            write_to_manifest(file, result)
+        result = replace(result, info=dict(result.info) | {'file': stamp_of(file)})
+        if dims.is_writer:
+            result.write(output)
+        cache.finish()
+    return result, output
 
 
 def stamp_of(file: str | Path) -> dict[str, Any]:
@@ -132,91 +185,200 @@ def stamp_of(file: str | Path) -> dict[str, Any]:
 
 
 def run_suites(
-    model: 'VoiceTextBlender', plan: Plan, *, cache: AnswerCache | None = None, console: 'Console | None' = None
+    model: 'VoiceTextBlender',
+    plan: Plan,
+    *,
+    cache: AnswerCache | None = None,
+    console: 'Console | None' = None,
+    dims: ParallelDims | None = None,
+    on_task: Callable[[str], None] | None = None,
 ) -> Evaluation:
     """Measure a model.
 
     Args:
-        model: The model; its base LLM is measured beside it wherever it can be.
+        model: The model; its base LLM is asked the same examples wherever it can be.
         plan: What is measured.
         cache: Keeps what was answered.
         console: Where progress is shown; None for silence.
+        dims: Place of this rank; None takes it from the trainer of the model. Each rank answers a part.
+        on_task: Called with `SUITE: TASK` before a task is asked.
 
     Returns:
-        One result with the rows and samples of `speech`, and an entry for each other suite.
-    """
-    cache = AnswerCache(None) if cache is None else cache
-    if console is not None and cache.resumed:
-        console.print(f'resumed with {cache.resumed} cached answers: {cache.path}', highlight=False, markup=False)
-    # a missing or unable judge is found before the model has answered for an hour
-    controls = check_judge(plan.judge, cache) if plan.judge is not None else None
-    skipped, ladder = _prepare(plan)
-    for name, why in skipped.items():
-        if console is not None:
-            console.print(f'skipped: {name}. {why}', style='yellow', highlight=False, markup=False, soft_wrap=True)
-    plan = replace(plan, suites=[name for name in plan.suites if name not in skipped])
-    result = Evaluation((), (), {'model': str(model.cfg.get('pretrained_llm')), 'limit': plan.limit})
-    if 'speech' in plan.suites:
-        result = evaluate(
-            model,
-            plan.datasets or {},
-            limit=plan.limit,
-            batch_size=plan.batch_size,
-            max_new_tokens=plan.max_new_tokens,
-            cache=cache,
-            console=console,
-        )
-    if plan.judge is not None:
-        result = add_verdicts(result, plan.judge, cache, controls=controls, console=console)
-    options: dict[str, Any] = {'batch_size': plan.batch_size, 'cache': cache, 'on_task': _announcer(console)}
-    suites: dict[str, Any] = {}
-    if 'text' in plan.suites:
-        settings: dict[str, Any] = {'include': plan.include, 'chat_template': plan.chat_template, 'limit': plan.limit}
-        suites['text_suite'] = run_text_suite(model, plan.tasks or TEXT_TASKS, **settings, **options)
-    for name, run in (('instruct', run_instruct), ('emergent', run_emergent)):
-        if name in plan.suites:
-            suites[name] = run(model, _folder(plan) / name, limit=plan.limit, **options)
-    if 'ladder' in plan.suites:
-        suites['ladder'] = run_ladder(model, ladder, _folder(plan) / 'ladder', **options)
-    info = dict(result.info) | {'suites': list(plan.suites), 'left_out': skipped}
-    return Evaluation(result.rows, result.samples, info, suites)
-
-
-def _prepare(plan: Plan) -> tuple[dict[str, str], list[LadderQuestion]]:
-    """Suites out of several that cannot run here, and why (a single one is an error); the questions of the ladder.
+        One record of all figures and answers, the same on all ranks but for the judge's verdicts (rank 0).
 
     Raises:
-        VtbConfigError: lm-eval is not installed, and nothing else is requested.
-        VtbDataError: No question can be spoken, and nothing else is requested.
+        VtbConfigError: A number is not positive, or the only suite requested cannot run.
+        VtbDataError: There is nothing to evaluate.
     """
-    skipped: dict[str, str] = {}
-    questions: list[LadderQuestion] = []
-    for name, check in (('text', check_installed), ('ladder', lambda: questions.extend(_ladder_questions(plan)))):
-        if name in plan.suites:
+    for name, value in (
+        ('limit', plan.limit),
+        ('batch_size', plan.batch_size),
+        ('max_new_tokens', plan.max_new_tokens),
+    ):
+        if value is not None and value < 1:
+            raise VtbConfigError('A count must be at least 1.', field=name, got=value, allowed='>= 1')
+    begun = time.monotonic()
+    cache = AnswerCache(None) if cache is None else cache
+    dims = dims or ParallelDims.of(getattr(model, '_trainer', None))
+    tell = _teller(console)
+    if cache.resumed:
+        tell(f'resumed with {cache.resumed} cached answers: {cache.path}')
+    # a missing or unable judge is found before the model has answered for an hour
+    controls = check_judge(plan.judge, cache) if plan.judge is not None and dims.is_writer else None
+    skipped: list[dict[str, Any]] = []
+    left_out: dict[str, str] = {}
+    context = _context(model, plan, skipped)
+    if dims.data_rank:
+        dims.gather_objects(None)
+    chosen = _examples(plan, context, left_out)
+    if not dims.data_rank:  # the others wait here: recordings are made once
+        dims.gather_objects(None)
+    for name, why in left_out.items():
+        tell(f'skipped: {name}. {why}', 'yellow')
+    if table := skip_table({'evaluation': Counter(fault['reason'] for fault in skipped)}):
+        tell(f'Skipped:\n{table}', 'yellow')
+    if not any(examples for _, examples in chosen):
+        files = {name: str(path) for name, path in context.datasets.items()}
+        raise VtbDataError(
+            'There is nothing to evaluate.' + (f'\n{table}' if table else ''), field='datasets', got=files
+        )
+    records: list[Record] = []
+    with evaluating(model), _progress(console) as progress:
+        asker = Asker(model, cache, dims, plan.batch_size, plan.max_new_tokens, progress)
+        for task, examples in chosen:
+            if on_task:
+                on_task(f'{task.suite}: {task.name}')
+            records.append(record_of(task, examples, asker.ask(task, examples), asker.ask(task, examples, base=True)))
+    result = _gathered(records, chosen)
+    info = _info(model, plan, context, skipped, left_out)
+    info['seconds'] = round(time.monotonic() - begun, 1)
+    result = replace(result, info=info | {'conversations': _conversations(chosen)})
+    if plan.judge is not None and dims.is_writer:
+        result = add_verdicts(result, plan.judge, cache, controls=controls, console=console)
+    return result
+
+
+def _gathered(records: Sequence[Record], chosen: Sequence[tuple[Task, Sequence[Example]]]) -> Evaluation:
+    """One record of all tasks, with what follows from several of them."""
+    metrics = [m for record in records for m in record.metrics]
+    samples = tuple(s for record in records for s in record.samples)
+    scores = tuple(s for record in records for s in record.scores)
+    metrics += differences([task for task, _ in chosen], scores)
+    metrics += retention_metrics(metrics, scores)
+    metrics += symptom_metrics(samples, {(t.suite, t.name, e.id): e for t, examples in chosen for e in examples})
+    return Evaluation(tuple(metrics), samples, {}, scores)
+
+
+def _examples(plan: Plan, context: Context, left_out: dict[str, str]) -> list[tuple[Task, Sequence[Example]]]:
+    """The tasks of all suites with their examples; what cannot run of several is listed in `left_out`.
+
+    Raises:
+        VtbConfigError: The only suite cannot run here.
+        VtbDataError: It has no data.
+    """
+    chosen: list[tuple[Task, Sequence[Example]]] = []
+    for suite in plan.suites:
+        if suite not in SUITES:
+            raise VtbConfigError('Unknown suite.', field='suite', got=suite, allowed=', '.join((*SUITES, 'all')))
+        try:
+            tasks = SUITES[suite](context)
+        except (VtbConfigError, VtbDataError) as error:
+            if len(plan.suites) == 1:
+                raise
+            left_out[suite] = first_line(error)
+            continue
+        for task in tasks:
             try:
-                check()
+                chosen.append((task, task.examples(context)))
             except (VtbConfigError, VtbDataError) as error:
-                if len(plan.suites) == 1:
+                if len(plan.suites) == 1 and (len(tasks) == 1 or suite in ALL):
                     raise
-                skipped[name] = first_line(error)
-    return skipped, questions
+                left_out[f'{suite}: {task.name}'] = first_line(error)
+    return chosen
 
 
-def _folder(plan: Plan) -> Path:
-    if plan.folder is None:
-        raise VtbConfigError('The suite writes recordings.', field='folder', got=None, allowed='a folder')
-    return plan.folder
+def _context(model: 'VoiceTextBlender', plan: Plan, skipped: list[dict[str, Any]]) -> Context:
+    from nemo_vtb.data.collate import Collator
+
+    def skip(error: VtbDataError, where: Mapping[str, Any]) -> None:
+        skipped.append({**where, **error.facts})
+
+    settings = {'tasks': plan.tasks, 'include': plan.include, 'chat_template': plan.chat_template}
+    usable: Callable[[Conversation], object] = Collator(model.renderer, model.frames).prepare
+    return Context(plan.datasets or {}, plan.limit, plan.folder, plan.data_root, settings, usable, skip)
 
 
-def _ladder_questions(plan: Plan) -> list[LadderQuestion]:
-    # broken lines are listed by the suite `speech`
-    held_out = chain.from_iterable(
-        load_conversations(file, name, lambda *_: None) for name, file in (plan.datasets or {}).items()
-    )
-    return ladder_questions(held_out, min(LADDER_QUESTIONS, plan.limit or LADDER_QUESTIONS))
+def _conversations(chosen: Sequence[tuple[Task, Sequence[Example]]]) -> int:
+    """Held-out conversations, however many turns of them are asked."""
+    speech = [(task, examples) for task, examples in chosen if task.suite == 'speech' and task.metrics]
+    return sum(len({e.prompt.id for e in examples}) for _, examples in speech)
 
 
-def _announcer(console: 'Console | None') -> Callable[[str], None] | None:
+def _info(
+    model: 'VoiceTextBlender', plan: Plan, context: Context, skipped: list[dict[str, Any]], left_out: Mapping[str, str]
+) -> dict[str, Any]:
+    return {
+        'model': str(model.cfg.get('pretrained_llm')),
+        'template': model.renderer.fingerprint,
+        'datasets': {name: str(path) for name, path in context.datasets.items()},
+        'limit': plan.limit,
+        'max_new_tokens': plan.max_new_tokens,
+        'chat_template': plan.chat_template,
+        'suites': [suite for suite in plan.suites if suite not in left_out],
+        'left_out': dict(left_out),
+        'skipped': skipped,
+    }
+
+
+# ---- ranks and progress
+
+
+@contextmanager
+def _ranks() -> Iterator[ParallelDims]:
+    """The place of this process among those that torchrun started; alone without it."""
+    import torch.distributed as dist
+
+    begun = not is_distributed() and int(os.environ.get('WORLD_SIZE', '1')) > 1
+    if begun:
+        dist.init_process_group('gloo')
+    try:
+        yield ParallelDims(dist.get_rank(), dist.get_world_size()) if is_distributed() else ParallelDims()
+    finally:
+        if begun:
+            dist.destroy_process_group()
+
+
+def _teller(console: 'Console | None') -> Callable[..., None]:
+    def tell(text: str, style: str | None = None) -> None:
+        if console is not None:
+            console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+    return tell
+
+
+@contextmanager
+def _progress(console: 'Console | None') -> Iterator[Callable[[str, Sequence], Iterator]]:
+    """A function that shows the progress of a loop."""
     if console is None:
-        return None
-    return lambda name: console.print(f'{name} ...', style='dim', highlight=False, markup=False)
+        yield lambda _, steps: iter(steps)
+        return
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
+
+        def steps(label: str, items: Sequence) -> Iterator:
+            task = bar.add_task(label, total=len(items))
+            for item in items:
+                yield item
+                bar.advance(task)
+            bar.remove_task(task)
+
+        yield steps

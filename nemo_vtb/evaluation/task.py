@@ -23,14 +23,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nemo_vtb.data.conversation import Conversation
-from nemo_vtb.errors import VtbDataError
+from nemo_vtb.errors import VtbConfigError, VtbDataError
 from nemo_vtb.evaluation.metrics import Measure, Statistics
 
 Request = Literal['generate', 'likelihood', 'lm_eval']
 """What is asked of the model: text, the likelihood of the answers in the conversation, or an item of lm-eval."""
 
-Answer = str | Sequence[float]
-"""Text; for a likelihood the sum of negative log-likelihoods (nats) and the number of targets; for lm-eval an item."""
+Answer = str | Sequence[float] | Mapping[str, Any]
+"""Text; for a likelihood the sum of negative log-likelihoods (nats) and the number of targets; what
+`lm_eval_engine.run_task` returns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +59,8 @@ class Example:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _ignore(error: VtbDataError, where: Mapping[str, Any]) -> None:
-    """Nobody asked for what is left out."""
+def _ignore(*_: Any) -> None:
+    """Nobody asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,7 @@ class Context:
         folder: Where synthesised recordings go; None where a task must not write any.
         data_root: Folder of public benchmarks, in the layout that they publish.
         settings: Options of single suites: `tasks`, `include` and `chat_template` of lm-eval.
+        usable: Called with each held-out conversation; raises VtbDataError where it cannot be rendered or heard.
         on_fault: Called with the error and the place (`file`, `line`, `id`) of each example that is left out.
         keep: What tasks share, such as files that several of them read.
     """
@@ -81,8 +83,19 @@ class Context:
     folder: Path | None = None
     data_root: Path | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    usable: Callable[[Conversation], object] = _ignore
     on_fault: Callable[[VtbDataError, Mapping[str, Any]], None] = _ignore
     keep: dict[Any, Any] = field(default_factory=dict)
+
+    def recordings(self, suite: str) -> Path:
+        """Folder for the synthesised recordings of a suite.
+
+        Raises:
+            VtbConfigError: There is none.
+        """
+        if self.folder is None:
+            raise VtbConfigError('The suite writes recordings.', field='folder', got=None, allowed='a folder')
+        return self.folder / suite
 
 
 class Task(ABC):

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What an evaluation means: text ability kept, a verdict with its reasons, and what the manifest of the model says."""
+"""A verdict on a model by fixed rules over its figures, and the sections of its manifest."""
 
 import math
 from dataclasses import dataclass, field
@@ -19,15 +19,21 @@ from pathlib import Path
 from typing import Any
 
 from nemo_vtb.checkpoint.archive import change_sections
-from nemo_vtb.evaluation.result import Evaluation, Row, finite
+from nemo_vtb.evaluation.result import Evaluation, Metric, finite
+from nemo_vtb.evaluation.retention import parts_of
+from nemo_vtb.evaluation.symptoms import SYMPTOMS
+from nemo_vtb.evaluation.tables import record
 
 LEVELS = ('green', 'amber', 'red')
 # percent of the base LLM's text ability: the goal of joint training, and the least that is acceptable
 KEPT_GOAL, KEPT_FLOOR = 98.0, 90.0
 # word error rate of the best source: recognises speech, and does not
 WER_GOAL, WER_LIMIT = 20.0, 60.0
-_SUITE_MEAN = 'mean over the text suite'
-_INFO = ('datasets', 'limit', 'max_new_tokens', 'suites', 'judge')
+# percent of the answers of a task with a symptom: worth a word, and worth nothing else
+ILL_SOME, ILL_MOST = 10.0, 50.0
+_FEW = 3
+_PARTS = {'chats': 'held-out chats', 'tasks': 'mean over the text tasks'}
+_INFO = ('datasets', 'limit', 'max_new_tokens', 'suites', 'judge', 'contamination')
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,62 +45,25 @@ class Verdict:
     reasons: tuple[tuple[str, str], ...] = field(default_factory=tuple)
 
 
-def text_kept(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """Every measure of text ability beside the base LLM: what is kept, in percent, with its interval.
-
-    Args:
-        evaluation: The result.
-
-    Returns:
-        Records of name, metric, n, base, ours, kept, low, high, p_value; an interval is None where there is none.
-    """
-    found = []
-    for row in evaluation.rows:
-        if row.task == 'text' and row.base:
-            # results that were made before rows were drawn in pairs have no interval of what is kept
-            kept, low, high = row.kept or (_kept(row.base, row.ours, row.higher_is_better), None, None)
-            found.append(_record(f'chats: {row.source}', row.metric, row.n, row.base, row.ours) | _of(kept, low, high))
-    suite = evaluation.suites.get('text_suite') or {}
-    for name, task in (suite.get('tasks') or {}).items():
-        base, higher = (task.get('base') or {}).get('value'), task.get('higher_is_better', True)
-        low, high = (task.get('change') or {}).get('interval') or (None, None)
-        ends = [None if e is None or base is None else _kept(base, base + e, higher) for e in (low, high)]
-        record = _record(name, task.get('metric', ''), task.get('n', 0), base, task.get('value'))
-        kept = _kept(base, task.get('value'), higher)
-        found.append(record | _of(kept, *(ends if higher else ends[::-1])) | {'p_value': task.get('p_value')})
-    if suite.get('retention') is not None:
-        low, high = (None if e is None else 100 * e for e in suite.get('retention_interval') or (None, None))
-        count = sum(task.get('n', 0) for task in suite['tasks'].values())
-        found.append(_record(_SUITE_MEAN, 'mean', count, None, None) | _of(100 * suite['retention'], low, high))
-    return found
-
-
-def _record(name: str, metric: str, n: int, base: float | None, ours: float | None) -> dict[str, Any]:
-    return {'name': name, 'metric': metric, 'n': n, 'base': base, 'ours': ours, 'p_value': None}
-
-
-def _of(kept: float | None, low: float | None, high: float | None) -> dict[str, Any]:
-    return {'kept': kept, 'low': low, 'high': high}
-
-
 def verdict_of(evaluation: Evaluation, base: Evaluation | None = None, base_name: str = '') -> Verdict:
     """The verdict on a model: does it recognise speech, did it keep its text ability, is it worse than the other one.
 
     Red: it kept less than 90 % of the text ability, by an interval that ends under 100 %, or its best word error rate
-    is above 60 %. Green: it kept at least 98 % and no source has a word error rate above 60 %, the best at most 20 %.
-    All else is amber.
+    is above 60 %, or most answers of a task are empty, endless, copied, in another language or all the same. Green: it
+    kept at least 98 % and no source has a word error rate above 60 %, the best at most 20 %. All else is amber.
 
     Args:
         evaluation: What was measured of the model.
         base: That of a model to compare with, None for the base LLM alone.
         base_name: What the sentences call that model.
     """
-    reasons = [_hearing(evaluation), _reading(evaluation)]
+    ill = _symptoms(evaluation)
+    reasons = [_hearing(evaluation), _reading(evaluation), *ill]
     if base is not None:
         reasons += _compared(evaluation, base, base_name)
     level = max((level for level, _ in reasons), key=LEVELS.index)
-    sentence = f'{reasons[0][1]} {reasons[1][1]}'
-    return Verdict(level, sentence, tuple(reasons))
+    first = [text for _, text in ill[:1]]
+    return Verdict(level, ' '.join([*first, reasons[0][1], reasons[1][1]]), tuple(reasons))
 
 
 # ---- the manifest of a model
@@ -107,27 +76,11 @@ def manifest_sections(result: Evaluation) -> tuple[dict[str, Any], dict[str, Any
         result: Of `vtb eval`.
 
     Returns:
-        `rows` (a record for each measure) with `info` on the settings; `verdict` and what was `kept` of each measure
-        of text ability, None where none was made.
+        `rows` (a record for each figure) with `info` on the settings; `verdict` and the figures of retention, None
+        where there are none.
     """
-    rows = [
-        {
-            'task': row.task, 'source': row.source, 'measure': row.metric, 'n': row.n, 'base': row.base,
-            'model': row.ours, 'low': row.low, 'high': row.high, 'signature': row.signature,
-        }
-        for row in result.rows
-    ]  # fmt: skip
-    for suite, found in result.suites.items():
-        for name, task in found['tasks'].items():
-            low, high = task.get('interval') or (None, None)
-            base = (task.get('base') or {}).get('value')
-            rows.append(
-                {
-                    'task': suite, 'source': name, 'measure': task['metric'], 'n': task['n'], 'base': base,
-                    'model': task['value'], 'low': low, 'high': high, 'signature': '',
-                }
-            )  # fmt: skip
-    kept = [{key: value for key, value in one.items() if key != 'p_value'} for one in text_kept(result)]
+    rows = [record(m) for m in result.metrics if m.suite != 'retention']
+    kept = [record(m) for m in result.of('retention')]
     verdict = verdict_of(result)
     retention = {'verdict': verdict.level, 'sentence': verdict.sentence, 'kept': kept} if kept else None
     return {'rows': rows, 'info': {key: result.info[key] for key in _INFO if key in result.info}}, retention
@@ -150,11 +103,21 @@ def write_to_manifest(file: str | Path, result: Evaluation) -> None:
 # ---- reasons
 
 
+def _symptoms(evaluation: Evaluation) -> list[tuple[str, str]]:
+    """The worst first."""
+    found = sorted(evaluation.of('symptoms'), key=lambda m: -(m.value or 0.0))
+    return [
+        ('red' if (m.value or 0.0) >= ILL_MOST else 'amber', f'{SYMPTOMS[m.name]} ({m.value:.0f} % of {m.task}).')
+        for m in found
+        if m.n >= _FEW and (m.value or 0.0) >= ILL_SOME and m.name in SYMPTOMS
+    ]
+
+
 def _hearing(evaluation: Evaluation) -> tuple[str, str]:
     rates = {
-        f'{r.source}': (math.inf if r.ours is None else r.ours, r.metric)
-        for r in evaluation.rows
-        if r.task == 'asr' and r.metric in ('WER', 'CER')
+        m.source: (math.inf if m.value is None else m.value, m.name)
+        for m in evaluation.of('speech', 'asr')
+        if m.name in ('WER', 'CER')
     }
     if not rates:
         return 'amber', 'How well it hears was not measured.'
@@ -172,14 +135,14 @@ def _hearing(evaluation: Evaluation) -> tuple[str, str]:
 
 
 def _reading(evaluation: Evaluation) -> tuple[str, str]:
-    # single tasks of the suite have few items and may lie near chance: only their mean is judged
-    kept = [t for t in text_kept(evaluation) if t['metric'] == 'perplexity' or t['name'] == _SUITE_MEAN]
-    if not kept:
+    # single tasks have few items and may lie near chance: only what retention is made of is judged
+    parts = parts_of(evaluation.metrics)
+    if not parts:
         return 'amber', 'What it kept of its text ability was not measured.'
-    least = min(kept, key=lambda record: -1.0 if record['kept'] is None else record['kept'])
-    value, high = least['kept'] or 0.0, least['high']
-    interval = '' if high is None else f', {least["low"]:.1f} to {high:.1f}'
-    said = f'{value:.1f} % of the base LLM\'s text ability ({least["name"]}{interval})'
+    name, least = min(parts.items(), key=lambda item: -1.0 if item[1].value is None else item[1].value)
+    value, (low, high) = least.value or 0.0, least.interval
+    interval = '' if low is None or high is None else f', {low:.1f} to {high:.1f}'
+    said = f'{value:.1f} % of the base LLM\'s text ability ({_PARTS.get(name, name)}{interval})'
     if value >= KEPT_GOAL:
         return 'green', f'It reads as before: it kept at least {said}.'
     if high is not None and high >= 100:
@@ -191,27 +154,19 @@ def _reading(evaluation: Evaluation) -> tuple[str, str]:
 
 def _compared(evaluation: Evaluation, base: Evaluation, name: str) -> list[tuple[str, str]]:
     """Where it is worse than the other model beyond both intervals."""
-    others = {(r.task, r.source, r.metric): r for r in base.rows}
+    others = {(m.task, m.source, m.name): m for m in base.of('speech')}
     found = []
-    for row in evaluation.rows:
-        other = others.get((row.task, row.source, row.metric))
-        if other is not None and _worse(row, other):
+    for m in evaluation.of('speech'):
+        other = others.get((m.task, m.source, m.name))
+        if other is not None and _worse(m, other):
             found.append(
-                (
-                    'amber',
-                    f'Worse than {name}: {row.metric} on {row.source} {row.ours:.1f}, there {other.ours:.1f}.',
-                )
+                ('amber', f'Worse than {name}: {m.name} on {m.source} {m.value:.1f}, there {other.value:.1f}.')
             )
     return found or [('green', f'Nowhere worse than {name} beyond the intervals.')]
 
 
-def _worse(row: Row, other: Row) -> bool:
-    if None in (row.low, row.high, other.low, other.high):
+def _worse(one: Metric, other: Metric) -> bool:
+    (low, high), (other_low, other_high) = one.interval, other.interval
+    if low is None or high is None or other_low is None or other_high is None:
         return False
-    return bool(row.high < other.low if row.higher_is_better else row.low > other.high)  # type: ignore[operator]
-
-
-def _kept(base: float | None, ours: float | None, higher_is_better: bool) -> float | None:
-    if not base or ours is None or not math.isfinite(ours) or ours <= 0 and not higher_is_better:
-        return None
-    return 100 * (ours / base if higher_is_better else base / ours)
+    return high < other_low if one.higher_is_better else low > other_high

@@ -86,9 +86,9 @@ def load_avoid_list(settings: Avoid) -> AvoidList:
             raise VtbConfigError('The evaluation set does not exist.', field='avoid.files', got=str(file))
         if file.suffix in ('.jsonl', '.json'):
             for _, _, row in read_jsonl(file):
-                for text in _texts(row):
+                for text in texts_of(row):
                     grams.update(ngrams(text, settings.ngram))
-                for span in _spans(row, file.parent) if prints is not None else ():
+                for span in spans_of(row, file.parent) if prints is not None else ():
                     prints.add(str(span[0]), read_audio(Audio(span[0], span[2], span[1]), SAMPLE_RATE))  # type: ignore[union-attr]
         elif file.suffix == '.txt':
             for line in file.read_text(encoding='utf-8').split('\n'):
@@ -109,7 +109,8 @@ def ngrams(text: str, n: int) -> Iterator[int]:
         yield xxhash.xxh64_intdigest(' '.join(words[begin : begin + n]).encode())
 
 
-def _texts(row: Mapping[str, Any]) -> Iterator[str]:
+def texts_of(row: Mapping[str, Any]) -> Iterator[str]:
+    """All texts of a line of a manifest, conversation or chat."""
     for key in _TEXT_KEYS:
         if isinstance(row.get(key), str):
             yield row[key]
@@ -119,7 +120,8 @@ def _texts(row: Mapping[str, Any]) -> Iterator[str]:
                 yield entry[key]
 
 
-def _spans(row: Mapping[str, Any], folder: Path) -> Iterator[Span]:
+def spans_of(row: Mapping[str, Any], folder: Path) -> Iterator[Span]:
+    """Path, offset and duration of all recordings of a line."""
     if isinstance(row.get('audio_filepath'), str):
         yield str(folder / row['audio_filepath']), row.get('offset') or 0.0, row.get('duration')
     for entry in row.get('conversations') or ():

@@ -13,18 +13,18 @@
 # limitations under the License.
 """The retention monitor: at each validation, what the model kept of its text ability, and whether it uses the audio.
 
-Three small fixed probes, all on rows that are packed as in training, so that every backbone and strategy runs them:
+Three small fixed probes, all on rows that are packed as in training, so that every backbone and strategy runs them;
+retention is that of `nemo_vtb/training/retention.py`:
 
 | logged | what it is |
 |---|---|
-| `retention/choices` | mean probability of the right one of four choices, by that of the base LLM |
+| `retention/choices` | probability of the right one of four choices by that of the base LLM, mean of five parts |
 | `retention/chats` | perplexity of the base LLM on the text-only conversations of the validation sets, by ours |
 | `retention` | the smaller of the two |
 | `hearing` | share of the loss on rows with audio that goes when the audio is there (0: audio ignored) |
 | `gated_loss` | loss of the speech kinds, with a penalty as long as `retention` is under the limit |
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -43,6 +43,7 @@ from nemo_vtb.data.conversation import Conversation, Text, Turn
 from nemo_vtb.errors import VtbConfigError
 from nemo_vtb.io import parse_json_lines
 from nemo_vtb.parallel.dims import ParallelDims
+from nemo_vtb.training.retention import kept_of_chats, kept_of_tasks, retention
 from nemo_vtb.training.run_state import RunState
 
 MONITOR_METRICS = ('gated_loss', 'hearing', 'retention', 'retention/accuracy', 'retention/chats', 'retention/choices')
@@ -81,7 +82,7 @@ class RetentionMonitor(pl.Callback):
         # evenly over the parts, which stand one behind the other
         self.items = [every[i * len(every) // items] for i in range(min(items, len(every)))] if items else []
         self.values: dict[str, float] = {}
-        self._base_choices: list[float] | None = None
+        self._base_choices: dict[str, float] | None = None
         self._base_chats: list[float] | None = None
         self._rows: list[list[PackItem]] = []
 
@@ -174,14 +175,15 @@ class RetentionMonitor(pl.Callback):
 
     # ---- parts
 
-    def _choices(self, trainer: pl.Trainer, pl_module: Any) -> list[float]:
-        """(probability of the right choice, hits) of ours; scores the base LLM, too, if that was not done yet."""
+    def _choices(self, trainer: pl.Trainer, pl_module: Any) -> dict[str, float]:
+        """`_score` of ours; scores the base LLM, too, if that was not done yet."""
         with trainer.precision_plugin.val_step_context():
             if self._base_choices is None:
                 self._base_choices = self._score(trainer, pl_module, pl_module.backbone.without_lora())
             return self._score(trainer, pl_module, nullcontext())
 
-    def _score(self, trainer: pl.Trainer, pl_module: Any, llm: AbstractContextManager) -> list[float]:
+    def _score(self, trainer: pl.Trainer, pl_module: Any, llm: AbstractContextManager) -> dict[str, float]:
+        """Mean probability of the right choice of each part of the items, and `accuracy` over all."""
         dims = ParallelDims.of(trainer)
         peers, rank = dims.data_size, dims.data_rank
         scores = torch.zeros(len(self.items), 4, dtype=torch.float64)
@@ -197,25 +199,28 @@ class RetentionMonitor(pl.Callback):
         scores = dims.sum(scores)
         right = torch.tensor([item['answer'] for item in self.items])
         chance = torch.softmax(-scores, dim=1).gather(1, right[:, None])  # (items, 1)
-        return [float(chance.mean()), float((scores.argmin(1) == right).double().mean())]
+        parts = [item['part'] for item in self.items]
+        found = {p: float(chance[[p == other for other in parts]].mean()) for p in dict.fromkeys(parts)}
+        return found | {'accuracy': float((scores.argmin(1) == right).double().mean())}
 
-    def _numbers(self, kinds: Tensor, sound: Tensor, choices: Sequence[float] | None) -> dict[str, float]:
+    def _numbers(self, kinds: Tensor, sound: Tensor, choices: Mapping[str, float] | None) -> dict[str, float]:
         values: dict[str, float] = {}
         if choices and self._base_choices:
-            values['retention/choices'] = choices[0] / max(self._base_choices[0], 1e-9)
-            values['retention/accuracy'] = choices[1] / max(self._base_choices[1], 1e-9)
+            ours, first = dict(choices), dict(self._base_choices)
+            values['retention/accuracy'] = ours.pop('accuracy') / max(first.pop('accuracy'), 1e-9)
+            values['retention/choices'] = kept_of_tasks(ours, first) or 0.0
         base = self._base_chats or [0.0, 0.0]
         if base[1] and kinds[1, _TEXT]:
-            ours = float(kinds[0, _TEXT] / kinds[1, _TEXT])
-            values['retention/chats'] = float(torch.exp(torch.tensor(base[0] / base[1] - ours)))
-        parts = [values[key] for key in ('retention/choices', 'retention/chats') if key in values]
+            ours_nll = float(kinds[0, _TEXT] / kinds[1, _TEXT])
+            values['retention/chats'] = kept_of_chats(base[0] / base[1], ours_nll, 1.0)
+        kept = retention({key: values.get(key) for key in ('retention/choices', 'retention/chats')})
         if sound[0, 1] and sound[1, 0]:
             values['hearing'] = 1.0 - float(sound[0, 0] / sound[1, 0])
         # without speech in the validation sets the loss of all kinds decides
         total, count = (_speech(row) for row in kinds) if _speech(kinds[1]) else kinds.sum(1)
         loss = float(total / count) if count else 0.0
-        if parts:
-            values['retention'] = min(parts) if all(map(math.isfinite, parts)) else 0.0
+        if kept is not None:
+            values['retention'] = kept
         missing = max(0.0, self.limit - values.get('retention', 1.0))
         values['gated_loss'] = loss + (PENALTY * (1.0 + missing) if missing else 0.0)
         return values

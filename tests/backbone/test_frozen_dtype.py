@@ -23,7 +23,7 @@ from torch import Tensor
 from nemo_vtb.backbone.spec import BackboneSpec
 from nemo_vtb.data.collate import Collator
 from nemo_vtb.errors import VtbConfigError
-from nemo_vtb.evaluation.speech_suite import load_conversations
+from nemo_vtb.evaluation.tasks.held_out import load_conversations
 from nemo_vtb.model.blender import VoiceTextBlender
 from nemo_vtb.model.loss import row_nll
 from nemo_vtb.testing import TinyCorpus, tiny_model_cfg

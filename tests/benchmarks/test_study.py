@@ -42,12 +42,13 @@ def write_leg(folder: Path, run: str, seed: int, retention: float, wer: float, q
     leg = folder / f'{run}-{seed}'
     leg.mkdir(parents=True)
     rows = [
-        {'task': 'text', 'source': 'reference', 'metric': 'perplexity', 'ours': 1000 / retention, 'base': 10.0},
-        {'task': 'asr', 'source': 'commands', 'metric': 'WER', 'ours': wer, 'base': None},
-        {'task': 'asr', 'source': 'asterisk-asr', 'metric': 'WER', 'ours': 120.0, 'base': None},
-        {'task': 'speech_qa', 'source': 'commands-qa', 'metric': 'exact match', 'ours': qa, 'base': None},
+        {'task': 'text', 'source': 'reference', 'name': 'perplexity', 'value': 1000 / retention, 'base': 10.0},
+        {'task': 'asr', 'source': 'commands', 'name': 'WER', 'value': wer, 'base': None},
+        {'task': 'asr', 'source': 'asterisk-asr', 'name': 'WER', 'value': 120.0, 'base': None},
+        {'task': 'speech_qa', 'source': 'commands-qa', 'name': 'exact match', 'value': qa, 'base': None},
     ]
-    (leg / 'eval.json').write_text(json.dumps({'rows': rows}))
+    lines = [json.dumps({'type': 'metric', 'suite': 'speech', **row}) + '\n' for row in rows]
+    (leg / 'eval.jsonl').write_text(''.join(lines))
     (leg / 'ledger.json').write_text(json.dumps({'tokens': 1000, 'kinds': {'text': {'asked': 0.1, 'delivered': 0.1}}}))
     (leg / 'result.json').write_text(json.dumps({'run': run, 'seed': seed, 'steps': 9, 'seconds': 1.0}))
 

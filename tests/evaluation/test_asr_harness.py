@@ -25,7 +25,7 @@ from nemo_vtb.data.audio import read_audio
 from nemo_vtb.data.conversation import Conversation
 from nemo_vtb.data.normalizers import get_normalizer
 from nemo_vtb.evaluation import metrics
-from nemo_vtb.evaluation.speech_suite import evaluate
+from nemo_vtb.evaluation.runner import evaluate
 
 COUNT = 20
 
@@ -77,8 +77,8 @@ def test_scores_of_a_plain_whisper_are_those_of_jiwer(assets: object, renderer: 
 
     normalize = get_normalizer('english')
     pairs = [normalize(text) for text in references], [normalize(text) for text in outputs]
-    row = result.row('asr', 'WER', 'asterisk-asr')
-    assert row.ours == 100 * jiwer.wer(*pairs) == metrics.wer(references, outputs).value
+    row = result.metric('asr', 'WER', 'asterisk-asr')
+    assert row.value == 100 * jiwer.wer(*pairs) == metrics.wer(references, outputs).value
     assert metrics.cer(references, outputs, normalizer='english').value == 100 * jiwer.cer(*pairs)
     # it hears, and not without a fault: equal numbers mean something
-    assert 0 < row.ours < 50 and row.low <= row.ours <= row.high
+    assert 0 < row.value < 50 and row.interval[0] <= row.value <= row.interval[1]

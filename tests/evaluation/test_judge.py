@@ -14,7 +14,6 @@
 """The judge behind a real server: verdicts, faults, resuming, and what an evaluation keeps without it."""
 
 import hashlib
-import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +38,8 @@ from nemo_vtb.evaluation.judge import (
     judge_samples,
 )
 from nemo_vtb.evaluation.metrics import bootstrap_interval
-from nemo_vtb.evaluation.result import Evaluation, Row, Sample
+from nemo_vtb.evaluation.result import Evaluation, Metric, Sample
+from nemo_vtb.evaluation.tables import show
 from nemo_vtb.testing import TinyCorpus
 
 SAID = 'Open the curtain in the garage at midnight.'
@@ -92,9 +92,9 @@ def test_right_wrong_and_copied_answers(tmp_path: Path) -> None:
     assert [v.redundancy for v in (right, wrong, copy, wordy)] == [1, 1, 10, 6]
     assert copy.correctness_explanation == 'It repeats the recording.' and copy.redundancy_explanation
     correct, redundancy = found.rows
-    assert (correct.metric, correct.ours, correct.n, correct.higher_is_better) == ('judge: correct', 50.0, 4, True)
-    assert (redundancy.metric, redundancy.ours, redundancy.higher_is_better) == ('judge: redundancy', 4.5, False)
-    assert (correct.low, correct.high) == bootstrap_interval(
+    assert (correct.name, correct.value, correct.n, correct.higher_is_better) == ('judge: correct', 50.0, 4, True)
+    assert (redundancy.name, redundancy.value, redundancy.higher_is_better) == ('judge: redundancy', 4.5, False)
+    assert correct.interval == bootstrap_interval(
         lambda chosen: sum([100.0, 0.0, 0.0, 100.0][i] for i in chosen) / 4, 4
     )
     assert correct.signature == redundancy.signature == 'judge by-rule, prompt 1'
@@ -106,7 +106,7 @@ def test_each_task_and_source_has_rows_of_its_own(tmp_path: Path) -> None:
     samples = [sample(0, RIGHT, 'a'), sample(1, WRONG, 'b'), sample(2, RIGHT, 'a', task='mixed_modal')]
     with openai_server(tmp_path) as url:
         rows = judge_samples(samples, judge(url)).rows
-    assert [(r.task, r.source, r.ours) for r in rows if r.metric == 'judge: correct'] == [
+    assert [(r.task, r.source, r.value) for r in rows if r.name == 'judge: correct'] == [
         ('speech_qa', 'a', 100.0),
         ('speech_qa', 'b', 0.0),
         ('mixed_modal', 'a', 100.0),
@@ -179,7 +179,7 @@ def test_what_has_no_verdict_is_counted_as_unjudged(tmp_path: Path) -> None:
     assert found.info['unjudged'] == 3 and found.info['judged'] == 3
     assert found.info['unjudged_of'] == {'speech_qa/qa': 2, 'speech_qa/other': 1}
     assert {row.source for row in found.rows} == {'qa'} and {row.n for row in found.rows} == {3}
-    assert found.rows[0].ours == pytest.approx(100 / 3) and '2 unjudged' in found.rows[0].signature
+    assert found.rows[0].value == pytest.approx(100 / 3) and '2 unjudged' in found.rows[0].signature
     assert len(requests(tmp_path)) == 3 + 3  # nothing is asked about what cannot be judged
 
 
@@ -268,17 +268,19 @@ def test_known_verdicts_show_what_a_judge_cannot_do(tmp_path: Path) -> None:
 
 
 def test_result_with_verdicts_travels(tmp_path: Path) -> None:
-    rows = (Row('speech_qa', 'qa', 'F1', 4, 50.0), Row('text', 'chats', 'perplexity', 3, 9.0, 9.0))
+    rows = (
+        Metric('speech', 'speech_qa', 'qa', 'F1', 4, 50.0), Metric('speech', 'text', 'chats', 'perplexity', 3, 9.0),
+    )  # fmt: skip
     console = Console(record=True, width=160, file=(tmp_path / 'screen').open('w'))
     with openai_server(tmp_path, 'junk junk junk') as url:
         before = Evaluation(rows, (*SAMPLES, sample(5, 'x', task='text')), {'model': 'm'})
         result = add_verdicts(before, judge(url), controls=check_judge(judge(url)), console=console)
-    assert [r.metric for r in result.rows] == ['F1', 'judge: correct', 'judge: redundancy', 'perplexity']
+    assert [m.name for m in result.metrics] == ['F1', 'judge: correct', 'judge: redundancy', 'perplexity']
     assert result.info['judge']['controls']['missed'] == ['control: the reference itself', 'control: other words']
-    back = Evaluation.from_json(result.to_json(tmp_path / 'e.json'))
-    assert back.rows == result.rows and back.samples == result.samples
+    back = Evaluation.read(result.write(tmp_path / 'e.jsonl'))
+    assert back.metrics == result.metrics and back.samples == result.samples
     assert back.samples[2].verdict['correctness'] == 0 and back.samples[-1].verdict is None
-    result.show(console)
+    show(result, console)
     shown = console.export_text()
     assert '2 of 6 known verdicts' in shown and 'unreliable' in shown and 'no mere copies' in shown
 
@@ -293,7 +295,7 @@ def nemo_file(tiny_model: object, tmp_path_factory: pytest.TempPathFactory) -> P
 def test_an_evaluation_whose_judge_goes_away_keeps_its_answers(
     nemo_file: Path, corpus: TinyCorpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output, data = tmp_path / 'e.json', str(corpus.path('speech_qa', 'test'))
+    output, data = tmp_path / 'e.jsonl', str(corpus.path('speech_qa', 'test'))
     arguments = [str(nemo_file), '--data', data, '--max-new-tokens', '4', '--device', 'cpu', '--output', str(output)]
     cache = tmp_path / 'e.answers.jsonl'
     with openai_server(tmp_path / 'one', ' '.join(['ok'] * 8 + ['401'] * 20)) as url:
@@ -304,17 +306,21 @@ def test_an_evaluation_whose_judge_goes_away_keeps_its_answers(
         assert command.main([*arguments, '--judge-url', url, '--judge-model', 'by-rule']) == 0
     assert 'resumed with 14 cached answers' in capsys.readouterr().out
     assert len(requests(tmp_path / 'two')) == 4 and not cache.exists()
-    saved = json.loads(output.read_text())
-    assert [r['metric'] for r in saved['rows']] == ['exact match', 'F1', 'judge: correct', 'judge: redundancy']
-    assert saved['info']['judge']['judged'] == 6 and all(
-        s['verdict']['correctness_explanation'] for s in saved['samples']
-    )
+    saved = Evaluation.read(output)
+    assert [m.name for m in saved.of('speech')] == ['exact match', 'F1', 'judge: correct', 'judge: redundancy']
+    assert saved.info['judge']['judged'] == 6 and all(s.verdict['correctness_explanation'] for s in saved.samples)
 
 
 def test_a_judge_that_is_not_there_ends_before_the_model_is_asked(
     nemo_file: Path, corpus: TinyCorpus, tmp_path: Path
 ) -> None:
-    arguments = [str(nemo_file), '--data', str(corpus.path('speech_qa', 'test')), '--output', str(tmp_path / 'e.json')]
+    arguments = [
+        str(nemo_file),
+        '--data',
+        str(corpus.path('speech_qa', 'test')),
+        '--output',
+        str(tmp_path / 'e.jsonl'),
+    ]
     with openai_server(tmp_path / 'one', ' '.join(['400'] * 20)) as url, pytest.raises(VtbDataError) as error:
         command.main([*arguments, '--judge-url', url, '--judge-model', 'by-rule'])
     assert error.value.field == 'judge.url' and url in str(error.value.got) and 'OPENAI_API_KEY' in error.value.remedy

@@ -16,6 +16,7 @@
 import json
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,11 +24,12 @@ from rich.console import Console
 
 from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn
 from nemo_vtb.errors import VtbCheckpointError, VtbDataError
-from nemo_vtb.evaluation.result import Evaluation, Row, Sample, readable
+from nemo_vtb.evaluation.result import Evaluation, ExampleScore, Metric, Sample, readable
+from nemo_vtb.evaluation.tables import show_examples, show_table
 
-ROWS = (
-    Row('asr', 'commands', 'WER', 40, 12.34, None, 8.0, 15.0, False, 'jiwer'),
-    Row('text', 'typed-chat', 'perplexity', 60, 5.05, 5.0, 4.0, 6.0, False),
+METRICS = (
+    Metric('speech', 'asr', 'commands', 'WER', 40, 12.34, (8.0, 15.0), higher_is_better=False, signature='jiwer'),
+    Metric('speech', 'text', 'typed-chat', 'perplexity', 60, 5.05, (4.0, 6.0), 5.0, 0.05, (0.0, 0.1), 0.02, False, ''),
 )
 SAMPLES = (
     Sample(
@@ -42,17 +44,19 @@ SAMPLES = (
     Sample('q#3', 'speech_qa', 'qa', 'user: what?', 'Now.', 'never shown'),
     Sample('t#1', 'text', 'typed-chat', 'user: hi', 'Hello!', 'Hey!', base='Good day!'),
 )
-RESULT = Evaluation(ROWS, SAMPLES, {'model': 'm'})
+SCORES = (ExampleScore('speech', 'asr', 'commands', 'a#1', {'WER': (1.0, 3.0)}),)
+RESULT = Evaluation(METRICS, SAMPLES, {'model': 'm'}, SCORES)
 
 
-def shown(method: str) -> str:
-    console = Console(width=140, record=True, file=open(os.devnull, 'w'))
-    getattr(RESULT, method)(console)
-    return console.export_text()
+@pytest.fixture
+def console() -> Iterator[Console]:
+    with open(os.devnull, 'w') as nowhere:
+        yield Console(width=140, record=True, file=nowhere)
 
 
-def test_table_says_what_a_number_means() -> None:
-    text = shown('table')
+def test_table_says_what_a_number_means(console: Console) -> None:
+    show_table(RESULT, 'speech', console)
+    text = console.export_text()
     for expected in (
         'Transcribe speech',
         'WER % (lower is better)',
@@ -66,37 +70,39 @@ def test_table_says_what_a_number_means() -> None:
     assert 'BLEU:' not in text
 
 
-def test_examples_are_the_first_of_each_sort_and_free_of_control_codes() -> None:
-    text = shown('show_examples')
+def test_examples_are_the_first_of_each_sort_and_free_of_control_codes(console: Console) -> None:
+    show_examples(RESULT, console)
+    text = console.export_text()
     assert [s.id for s in RESULT.examples()] == ['q#1', 'q#2', 'm#2', 'a#1', 'b#1', 't#1']
     for expected in ('open [red]door', 'mixed answer', 'Good day!', 'yellow', 'said: "open"'):
         assert expected in text
     assert 'never shown' not in text and '\x1b' not in text
 
 
-def test_json_round_trip(tmp_path: Path) -> None:
-    path = RESULT.to_json(tmp_path / 'new' / 'e.json')
-    back = Evaluation.from_json(path)
-    assert back.rows == ROWS and back.samples == SAMPLES
-    assert json.loads(path.read_text())['rows'][1]['change_percent'] == pytest.approx(1.0)
-    assert sorted(p.name for p in path.parent.iterdir()) == ['e.json']
+def test_records_are_lines_and_come_back(tmp_path: Path) -> None:
+    path = RESULT.write(tmp_path / 'new' / 'e.jsonl')
+    back = Evaluation.read(path)
+    assert back == RESULT and back.metrics[1].change_percent == pytest.approx(1.0)
+    kinds = [json.loads(line)['type'] for line in path.read_text().splitlines()]
+    assert kinds == ['info', *['metric'] * 2, *['sample'] * 9, 'score']
+    assert sorted(p.name for p in path.parent.iterdir()) == ['e.jsonl']
 
 
 def test_numbers_that_are_not_finite_become_null(tmp_path: Path) -> None:
-    path = Evaluation((Row('text', 's', 'perplexity', 1, math.inf, math.nan),)).to_json(tmp_path / 'e.json')
-    row = json.loads(path.read_text())['rows'][0]
-    assert row['ours'] is None and row['base'] is None
+    path = Evaluation((Metric('speech', 'text', 's', 'perplexity', 1, math.inf, base=math.nan),)).write(tmp_path / 'e')
+    row = json.loads(path.read_text().splitlines()[1])
+    assert row['value'] is None and row['base'] is None
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / 'file').touch()
     with pytest.raises(VtbCheckpointError, match='cannot be written') as caught:
-        RESULT.to_json(tmp_path / 'file' / 'e.json')
+        RESULT.write(tmp_path / 'file' / 'e.json')
     assert 'e.json' in str(caught.value.field)
 
 
 def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = RESULT.to_json(tmp_path / 'e.json')
+    path = RESULT.write(tmp_path / 'e.json')
     before = path.read_bytes()
 
     def full(_: int) -> None:
@@ -104,21 +110,24 @@ def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(os, 'fsync', full)
     with pytest.raises(VtbCheckpointError, match='disk is full'):
-        Evaluation(()).to_json(path)
+        Evaluation(()).write(path)
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ['e.json']
 
 
-def test_from_json_refuses_other_files(tmp_path: Path) -> None:
+def test_other_files_are_refused_and_an_earlier_form_is_named(tmp_path: Path) -> None:
     (tmp_path / 'x.json').write_text('{"rows": 3}')
-    for name in ('x.json', 'absent.json'):
-        with pytest.raises(VtbDataError, match='no result'):
-            Evaluation.from_json(tmp_path / name)
+    (tmp_path / 'old.eval.json').write_text(json.dumps({'format_version': 1, 'info': {}, 'rows': [], 'samples': []}))
+    for name in ('x.json', 'absent.json', 'old.eval.json'):
+        with pytest.raises(VtbDataError, match='no result') as caught:
+            Evaluation.read(tmp_path / name)
+        assert 'vtb eval' in caught.value.remedy
+    assert 'before 2.0' in str(caught.value.got)
 
 
-def test_row_lookup_lists_what_there_is() -> None:
-    assert RESULT.row('asr', 'WER', 'commands') is ROWS[0]
+def test_lookup_lists_what_there_is() -> None:
+    assert RESULT.metric('asr', 'WER', 'commands') is METRICS[0]
     with pytest.raises(VtbDataError, match='typed-chat'):
-        RESULT.row('asr', 'BLEU')
+        RESULT.metric('asr', 'BLEU')
 
 
 def test_readable_conversation() -> None:

@@ -24,9 +24,10 @@ from nemo_vtb.checkpoint.archive import read_info
 from nemo_vtb.commands import info as info_command
 from nemo_vtb.errors import VtbDataError
 from nemo_vtb.evaluation.answers import AnswerCache
-from nemo_vtb.evaluation.ladder_suite import RUNGS
 from nemo_vtb.evaluation.result import Evaluation
 from nemo_vtb.evaluation.runner import Plan, evaluate_file, stamp_of
+from nemo_vtb.evaluation.tables import show
+from nemo_vtb.evaluation.tasks.ladder import RUNGS
 from nemo_vtb.export.model_card import write_card
 from nemo_vtb.model.blender import VoiceTextBlender
 from nemo_vtb.model.pretrained import restore
@@ -50,18 +51,20 @@ def test_a_measured_file_says_so(
     plain, _ = evaluate_file(nemo_file, plan, None, device='cpu')
     assert read_info(nemo_file).manifest.get('evaluation') is None
     result, path = evaluate_file(nemo_file, plan, None, device='cpu', record=True, console=Console(file=io.StringIO()))
-    assert [r.ours for r in result.rows] == [r.ours for r in plain.rows]
-    assert Evaluation.from_json(path).info['file'] == stamp_of(nemo_file) != plain.info['file']
+    assert result.metrics == plain.metrics
+    assert Evaluation.read(path).info['file'] == stamp_of(nemo_file) != plain.info['file']
 
     manifest = read_info(nemo_file).manifest
-    assert [r['model'] for r in manifest['evaluation']['rows']] == pytest.approx([r.ours for r in result.rows])
-    assert manifest['retention']['kept'][0]['kept'] == pytest.approx(100, abs=0.1)
+    assert [r['model'] for r in manifest['evaluation']['rows']] == pytest.approx(
+        [m.value for m in result.metrics if m.suite != 'retention']
+    )
+    assert manifest['retention']['kept'][-1]['model'] == pytest.approx(100, abs=0.1)
     assert manifest['members'] == before
     model = restore(str(nemo_file), 'cpu')
     (tmp_path / 'peft').mkdir()
     write_card(model, tmp_path / 'peft', 'peft', None)
     card = (tmp_path / 'peft' / 'README.md').read_text()
-    assert '| speech_qa | tiny-qa | exact match |' in card and '## Text ability kept' in card
+    assert '| speech | speech_qa | tiny-qa | exact match |' in card and '## Text ability kept' in card
     assert info_command.main([str(nemo_file)]) == 0
     shown = capsys.readouterr().out
     assert 'Measured' in shown and 'perplexity' in shown and 'Text ability kept' in shown
@@ -72,7 +75,7 @@ def test_of_several_suites_those_that_cannot_run_are_skipped(nemo_file: Path, co
     shown = io.StringIO()
     plan = Plan(('speech', 'ladder'), data, limit=2, max_new_tokens=2)
     result, _ = evaluate_file(nemo_file, plan, None, device='cpu', console=Console(file=shown, width=300))
-    assert [row.task for row in result.rows] == ['text'] and result.info['suites'] == ['speech']
+    assert [m.task for m in result.of('speech')] == ['text'] and result.info['suites'] == ['speech']
     assert list(result.info['left_out']) == ['ladder'] and 'skipped: ladder.' in shown.getvalue()
     with pytest.raises(VtbDataError, match='no question for the modality ladder'):
         evaluate_file(nemo_file, Plan(('ladder',), data), None, device='cpu')
@@ -80,14 +83,14 @@ def test_of_several_suites_those_that_cannot_run_are_skipped(nemo_file: Path, co
 
 def test_the_ladder_is_a_suite(nemo_file: Path, corpus: TinyCorpus, tmp_path: Path) -> None:
     plan = Plan(('ladder',), {'speech_qa': corpus.path('speech_qa', 'test')}, limit=2)
-    result, path = evaluate_file(nemo_file, plan, tmp_path / 'l.json', device='cpu')
-    tasks = result.suites['ladder']['tasks']
-    assert list(tasks) == list(RUNGS) and {task['n'] for task in tasks.values()} == {2}
-    assert [bool(task['base']) for task in tasks.values()] == [True, True, False, False, False, False]
+    result, path = evaluate_file(nemo_file, plan, tmp_path / 'l.jsonl', device='cpu')
+    tasks = {m.task: m for m in result.of('ladder')}
+    assert list(tasks) == list(RUNGS) and {task.n for task in tasks.values()} == {2}
+    assert [task.base is not None for task in tasks.values()] == [True, True, False, False, False, False]
     assert len(list((tmp_path / 'l.audio' / 'ladder').glob('*.wav'))) == 6
-    assert Evaluation.from_json(path).suites['ladder']['tasks'].keys() == tasks.keys()
+    assert Evaluation.read(path).metrics == result.metrics
     shown = io.StringIO()
-    result.show(Console(file=shown, width=200))
+    show(result, Console(file=shown, width=200))
     assert 'All spoken, noise at 10 dB' in shown.getvalue()
 
 

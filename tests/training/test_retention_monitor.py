@@ -31,6 +31,7 @@ from nemo_vtb.config import check_config
 from nemo_vtb.data.collate import Collator
 from nemo_vtb.data.datamodule import VtbDataModule
 from nemo_vtb.errors import VtbConfigError
+from nemo_vtb.evaluation.runner import evaluate
 from nemo_vtb.model.blender import VoiceTextBlender
 from nemo_vtb.parallel.dims import ParallelDims
 from nemo_vtb.testing import TinyCorpus, tiny_model_cfg
@@ -110,6 +111,7 @@ def run(
     trainer.fit(model, data)
     return SimpleNamespace(
         model=model, trainer=trainer, data=data, monitor=monitor, saver=saver, shown=shown.getvalue(),
+        chats=folder / 'text.jsonl',
         history=[r['metrics'] for r in read_history(folder / 'history.jsonl') if r['type'] == 'validation'],
     )  # fmt: skip
 
@@ -151,6 +153,15 @@ def test_questions_catch_it_by_themselves(run: SimpleNamespace) -> None:
         with torch.no_grad():
             for weight, value in zip(lora_b(run.model), kept, strict=True):
                 weight.copy_(value)
+
+
+def test_the_evaluation_says_the_same_of_the_same_chats(run: SimpleNamespace) -> None:
+    with sound(run):
+        monitored = validate(run)['retention/chats']
+        evaluated = evaluate(run.model, {'text': run.chats}, max_new_tokens=2)
+    assert monitored != 1.0
+    assert evaluated.metric('chats', 'kept', '').value == pytest.approx(100 * monitored, rel=1e-4)
+    assert evaluated.metric('retention', 'kept').value == evaluated.metric('chats', 'kept', '').value
 
 
 def test_without_the_limit_it_is_chosen_by_the_loss_on_speech(run: SimpleNamespace) -> None:

@@ -30,13 +30,13 @@ from nemo_vtb.data.template import ChatRenderer
 from nemo_vtb.errors import VtbDataError, VtbError
 from nemo_vtb.evaluation.report.html_page import render_page
 from nemo_vtb.evaluation.report.markdown import render_markdown
-from nemo_vtb.evaluation.result import Evaluation, Sample, finite, write_json
-from nemo_vtb.evaluation.speech_suite import load_conversations, questions_of
-from nemo_vtb.evaluation.verdict import LEVELS, text_kept, verdict_of
+from nemo_vtb.evaluation.result import Evaluation, Sample, write_json
+from nemo_vtb.evaluation.tasks.held_out import examples_of, load_conversations
+from nemo_vtb.evaluation.verdict import LEVELS, verdict_of
 from nemo_vtb.io import write_atomically
 from nemo_vtb.training.history import read_history
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _MAX_SECONDS = 20.0
 _SPEECH_TASKS = ('asr', 'ast', 'speech_qa', 'mixed_modal')
 
@@ -62,14 +62,14 @@ def read_subject(path: str | Path, name: str | None = None) -> Subject:
     """Read a result of `vtb eval`, and what lies beside it or beside its model: ledger and history.
 
     Args:
-        path: An `.eval.json` file.
+        path: An `.eval.jsonl` file.
         name: What the report calls it; None: the file's name, or its folder's where that says nothing.
 
     Raises:
         VtbDataError: The file is missing or no result.
     """
     path = Path(path)
-    evaluation = Evaluation.from_json(path)
+    evaluation = Evaluation.read(path)
     model = Path((evaluation.info.get('file') or {}).get('model') or path.with_name(f'{name_of(path)}.nemo'))
     folders = list(dict.fromkeys((path.parent, path.parent.parent, model.parent, model.parent.parent)))
     history = next((h for folder in folders if (h := read_history(folder / 'history.jsonl'))), [])
@@ -79,13 +79,13 @@ def read_subject(path: str | Path, name: str | None = None) -> Subject:
 
 def name_of(path: Path) -> str:
     """`run` for `run.eval.json`, the folder's name for a file that is just called eval, model or the like."""
-    stem = path.name.removesuffix('.json').removesuffix('.eval').removesuffix('.nemo')
+    stem = path.name.removesuffix('.json').removesuffix('.jsonl').removesuffix('.eval').removesuffix('.nemo')
     folder = path.parent.parent if path.parent.name == 'checkpoints' else path.parent
     return folder.name if stem in ('eval', 'model', 'result') and folder.name else stem
 
 
 def make_report(subjects: Sequence[Subject], base: Subject | None = None) -> dict[str, Any]:
-    """Everything that the page shows, as plain values (and what `report.json` holds).
+    """Everything that the page shows: the `Metric` records of each model, and what was found beside them.
 
     Args:
         subjects: The models.
@@ -110,9 +110,7 @@ def make_report(subjects: Sequence[Subject], base: Subject | None = None) -> dic
                 'is_base': is_base,
                 'verdict': {'level': verdict.level, 'sentence': verdict.sentence, 'reasons': list(verdict.reasons)},
                 'info': dict(subject.evaluation.info),
-                'speech': [asdict(r) for r in subject.evaluation.rows if r.task in _SPEECH_TASKS],
-                'text': text_kept(subject.evaluation),
-                'suites': {k: v for k, v in subject.evaluation.suites.items() if k != 'text_suite'},
+                'metrics': list(subject.evaluation.metrics),
                 'ledger': dict(subject.ledger) if subject.ledger else None,
                 'curves': _curves(subject.history),
                 'worst': [] if is_base else worst_examples(subject.evaluation, 3 if len(subjects) == 1 else 1),
@@ -145,9 +143,12 @@ def write_report(report: Mapping[str, Any], folder: str | Path) -> dict[str, Pat
     write_atomically(paths['md'], render_markdown(report))
     # the recordings are in the page; a JSON file is read by programs
     slim = [
-        m | {'worst': [{k: v for k, v in w.items() if k != 'players'} for w in m['worst']]} for m in report['models']
+        m
+        | {'metrics': [asdict(metric) for metric in m['metrics']]}
+        | {'worst': [{k: v for k, v in w.items() if k != 'players'} for w in m['worst']]}
+        for m in report['models']
     ]
-    write_json(paths['json'], finite({**report, 'models': slim}))
+    write_json(paths['json'], {**report, 'models': slim})
     return paths
 
 
@@ -199,7 +200,9 @@ def worst_examples(evaluation: Evaluation, per_task: int = 3) -> list[dict[str, 
     """
     chosen: list[tuple[float, Sample]] = []
     for task in _SPEECH_TASKS:
-        scored = [(_error(s.reference, s.hypothesis), s) for s in evaluation.samples if s.task == task]
+        scored = [
+            (_error(s.reference, s.hypothesis), s) for s in evaluation.samples if (s.suite, s.task) == ('speech', task)
+        ]
         scored = sorted((e for e in scored if e[0] > 0), key=lambda e: (-e[0], e[1].id))
         chosen += _of_every_source(scored, per_task)
     prompts = rendered_prompts(evaluation, {s.id for _, s in chosen})
@@ -290,7 +293,7 @@ def rendered_prompts(evaluation: Evaluation, ids: Iterable[str]) -> dict[str, st
             if conversation.kind == 'text':
                 continue
             try:
-                for question in questions_of(conversation):
+                for question in examples_of(conversation):
                     if question.id in wanted:
                         found[question.id] = renderer.render_prompt(question.prompt).text
             except VtbError:

@@ -11,14 +11,13 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The report as markdown: the same numbers as the page, for a pull request or a model card."""
+"""The report as markdown: verdicts and figures."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from nemo_vtb.evaluation.report.tables import SUITE_TITLES, plain_number, speech_table, suite_table, suites_in
-
-_MARKS = {'green': 'GREEN', 'amber': 'AMBER', 'red': 'RED'}
+from nemo_vtb.evaluation.result import Evaluation, Metric
+from nemo_vtb.evaluation.tables import SUITE_TITLES, interval, number, side_by_side, suites_in
 
 
 def render_markdown(report: Mapping[str, Any]) -> str:
@@ -26,40 +25,29 @@ def render_markdown(report: Mapping[str, Any]) -> str:
     lines = ['# What it hears and what it kept', '']
     for model in report['models']:
         verdict = model['verdict']
-        lines += [f'**{_cell(model["name"])}: {_MARKS[verdict["level"]]}.** {_cell(verdict["sentence"])}', '']
+        lines += [f'**{_cell(model["name"])}: {verdict["level"].upper()}.** {_cell(verdict["sentence"])}', '']
     names = [_cell(m['name']) for m in report['models']]
-    lines += [
-        '## Speech',
-        '',
-        f'| task | source | measure | n | {" | ".join(names)} |',
-        '| --- ' * (4 + len(names)) + '|',
-    ]
-    for task, source, metric, n, cells in speech_table(report):
-        lines.append(f'| {task} | {_cell(source)} | {metric} | {n} | {" | ".join(_number(c) for c in cells)} |')
-    lines += ['', '## Text', '', '| measure | model | n | base LLM | model | kept |', '| --- ' * 6 + '|']
-    for model in report['models']:
-        for t in model['text']:
-            values = f'{plain_number(t["base"])} | {plain_number(t["ours"])}'
-            kept = _number({'ours': t['kept'], 'low': t['low'], 'high': t['high']})
-            lines.append(
-                f'| {_cell(t["name"])}, {t["metric"]} | {_cell(model["name"])} | {t["n"]} | {values} | {kept} % |'
-            )
-    for suite in suites_in(report):
-        lines += ['', f'## {SUITE_TITLES.get(suite, suite)} (percent)', '']
-        lines += [f'| task | n | base LLM | {" | ".join(names)} |', '| --- ' * (3 + len(names)) + '|']
-        for title, n, base, cells in suite_table(report, suite):
-            shown = '-' if base is None else f'{base:.1f}'
-            lines.append(f'| {_cell(title)} | {n} | {shown} | {" | ".join(_number(c) for c in cells)} |')
-    return '\n'.join(lines) + '\n'
+    evaluations = [Evaluation(tuple(m['metrics'])) for m in report['models']]
+    for suite in suites_in(evaluations):
+        lines += [f'## {SUITE_TITLES.get(suite, suite)}', '']
+        lines += [
+            f'| task | source | measure | n | base LLM | {" | ".join(names)} |',
+            '| --- ' * (5 + len(names)) + '|',
+        ]
+        for cells in side_by_side(evaluations, suite):
+            m = next(m for m in cells if m is not None)
+            head = f'{_cell(m.title or m.task)} | {_cell(m.source)} | {_cell(m.name)} | {m.n} | {number(m.base, m)}'
+            lines.append(f'| {head} | {" | ".join(map(_value, cells))} |')
+        lines.append('')
+    return '\n'.join(lines)
 
 
-def _number(cell: Mapping[str, Any] | None) -> str:
+def _value(m: Metric | None) -> str:
     """A value with its interval."""
-    if cell is None or cell['ours'] is None:
+    if m is None or m.value is None:
         return '-'
-    if cell.get('low') is None or cell.get('high') is None:
-        return f'{cell["ours"]:.1f}'
-    return f'{cell["ours"]:.1f} ({cell["low"]:.1f} to {cell["high"]:.1f})'
+    unit = ' %' if m.unit == '%' else ''
+    return f'{number(m.value, m)}{unit}' + ('' if interval(m) == '-' else f' ({interval(m)})')
 
 
 def _cell(text: str) -> str:

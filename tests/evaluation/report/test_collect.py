@@ -18,6 +18,7 @@ import math
 from pathlib import Path
 
 import pytest
+from evaluation_helpers import heard, simple
 
 from nemo_vtb.commands import report as command
 from nemo_vtb.errors import VtbConfigError, VtbDataError
@@ -30,17 +31,7 @@ from nemo_vtb.evaluation.report.collect import (
     worst_examples,
     write_report,
 )
-from nemo_vtb.evaluation.result import Evaluation, Row, Sample
-
-
-def rows(wer: float, ours: float) -> Evaluation:
-    """A result with one word error rate and one perplexity, 10 for the base LLM."""
-    return Evaluation(
-        (
-            Row('asr', 'calls', 'WER', 40, wer, None, wer - 5, wer + 5, False),
-            Row('text', 'chats', 'perplexity', 40, ours, 10.0, ours - 1, ours + 1, False),
-        )
-    )
+from nemo_vtb.evaluation.result import Evaluation, Sample
 
 
 def test_words_that_differ_are_marked() -> None:
@@ -75,13 +66,13 @@ def test_names(path: str, name: str) -> None:
 
 def test_two_models_of_one_name_are_refused() -> None:
     with pytest.raises(VtbDataError, match='different names'):
-        make_report([Subject('m', rows(5, 10)), Subject('m', rows(6, 10))])
+        make_report([Subject('m', simple(5, 10)), Subject('m', simple(6, 10))])
 
 
 def test_hostile_text_is_shown_and_not_obeyed(tmp_path: Path) -> None:
     evil = '<script>alert(1)</script><img src=x onerror=alert(1)>'
     sample = Sample(evil, 'asr', evil, evil, evil, evil + ' more', ('/nowhere/<b>.wav',), (evil,))
-    row = Row('asr', evil, 'WER', 1, 50.0, None, 40.0, 60.0, False)
+    row = heard(50.0, evil)
     report = make_report([Subject(evil, Evaluation((row,), (sample,), {'model': evil}))])
     paths = write_report(report, tmp_path)
     page = paths['html'].read_text()
@@ -93,17 +84,17 @@ def test_hostile_text_is_shown_and_not_obeyed(tmp_path: Path) -> None:
 
 
 def test_numbers_that_are_not_finite(tmp_path: Path) -> None:
-    paths = write_report(make_report([Subject('m', rows(5.0, math.inf))]), tmp_path)
-    assert json.loads(paths['json'].read_text())['models'][0]['text'][0]['ours'] is None
+    paths = write_report(make_report([Subject('m', simple(5.0, math.inf))]), tmp_path)
+    assert json.loads(paths['json'].read_text())['models'][0]['metrics'][1]['value'] is None
     assert 'nothing' in paths['html'].read_text()
 
 
 def test_command_reads_results_beside_their_runs(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     run = tmp_path / 'good'
     run.mkdir()
-    rows(5.0, 10.0).to_json(run / 'eval.json')
+    simple(5.0, 10.0).write(run / 'eval.json')
     (run / 'history.jsonl').write_text('{"type": "train", "step": 1, "losses": {"text": 2.0}}\n')
-    rows(5.0, 12.0).to_json(tmp_path / 'forgetful.eval.json')
+    simple(5.0, 12.0).write(tmp_path / 'forgetful.eval.json')
     assert read_subject(run / 'eval.json').history[0]['losses'] == {'text': 2.0}
     out = tmp_path / 'out'
     files = [str(run / 'eval.json'), f'second={tmp_path / "forgetful.eval.json"}']

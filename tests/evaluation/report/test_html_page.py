@@ -25,9 +25,10 @@ import numpy as np
 import pytest
 import soundfile
 from browsers import BROWSER, FLAGS, needs_browser
+from evaluation_helpers import heard, kept, perplexity
 
 from nemo_vtb.evaluation.report.collect import Subject, make_report, write_report
-from nemo_vtb.evaluation.result import Evaluation, Row, Sample
+from nemo_vtb.evaluation.result import Evaluation, Metric, Sample
 
 pytestmark = needs_browser
 
@@ -51,20 +52,16 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     subjects = []
     for name, wer in (('joint', 12.0), ('speech-only', 64.0)):
-        rungs = {
-            r: {'title': r, 'metric': 'exact match', 'value': 0.4, 'interval': [0.2, 0.6], 'n': 20, 'base': None}
-            for r in ('typed', 'speech')
-        }
-        rungs['typed']['base'] = {'value': 0.5}
+        rungs = [
+            Metric('ladder', rung, '', 'exact match', 20, 40.0, (20.0, 60.0), 50.0 if rung == 'typed' else None)
+            for rung in ('typed', 'speech')
+        ]
         samples = (
             Sample('a#1', 'asr', 'calls', '\u25b6 tone (1.5 s)', 'one two', 'one too', (str(folder / 'tone.wav'),)),
             Sample('b#1', 'speech_qa', 'calls', '<b>Who?</b> \u25b6 gone', 'Anna', 'Tom', ('/nowhere/gone.wav',)),
         )
-        rows = (
-            Row('asr', 'calls', 'WER', 40, wer, None, wer - 5, wer + 5, False),
-            Row('text', 'chats', 'perplexity', 40, 10.1, 10.0, 9.0, 11.0, False, kept=(99.0, 97.0, 101.0)),
-        )
-        subjects.append(Subject(name, Evaluation(rows, samples, {}, {'ladder': {'tasks': rungs}}), ledger, history))
+        metrics = (heard(wer), perplexity(10.1), *rungs, *kept(99.0, (97.0, 101.0)))
+        subjects.append(Subject(name, Evaluation(metrics, samples), ledger, history))
     return write_report(make_report(subjects), folder)['html']
 
 

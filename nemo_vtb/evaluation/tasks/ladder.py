@@ -11,25 +11,21 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The suite `ladder`: the same questions typed, in spoken form, spoken, with noise, half spoken, and a turn later."""
+"""The same questions typed, in spoken form, spoken, with noise, half spoken, and a turn later."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nemo_vtb.constants import SAMPLE_RATE
 from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn
 from nemo_vtb.errors import VtbDataError
-from nemo_vtb.evaluation import metrics
-from nemo_vtb.evaluation.answers import AnswerCache
-from nemo_vtb.evaluation.speech_suite import answer_all, evaluating
-from nemo_vtb.evaluation.text_suite import compare, result_of
-
-if TYPE_CHECKING:
-    from nemo_vtb.model.blender import VoiceTextBlender
+from nemo_vtb.evaluation.metrics import EXACT_MATCH, F1, Measure, is_long
+from nemo_vtb.evaluation.task import Context, Example, Task
+from nemo_vtb.evaluation.tasks.held_out import load_conversations
 
 RUNGS = {
     'typed': 'Typed',
@@ -46,6 +42,53 @@ LADDER_QUESTIONS = 40
 
 _TYPED = ('typed', 'spoken_form')
 _SNR_DB = 10.0
+
+
+class Rung(Task):
+    """One rung: exact match of the answers, or F1 where the references are whole sentences.
+
+    Args:
+        name: Out of `RUNGS`.
+        questions: From `ladder_questions`.
+    """
+
+    suite, metrics, max_new_tokens = 'ladder', ('exact match', 'F1'), 24
+
+    def __init__(self, name: str, questions: 'Sequence[LadderQuestion]') -> None:
+        self.name, self.title, self.questions = name, RUNGS[name], questions
+
+    def examples(self, context: Context) -> Sequence[Example]:
+        """Every question on this rung; the base LLM is asked where it can read the question.
+
+        Raises:
+            VtbAssetError: The embedded voices are missing.
+            VtbConfigError: There is no folder for recordings.
+        """
+        if 'rungs' not in context.keep:
+            context.keep['rungs'] = make_rungs(self.questions, context.recordings('ladder'))
+        prompts = context.keep['rungs'][self.name]
+        return [
+            Example(q.id, prompt, (q.answer,), '', prompt if self.name in _TYPED else None, lang=q.lang)
+            for q, prompt in zip(self.questions, prompts, strict=True)
+        ]
+
+    def measures(self, examples: Sequence[Example]) -> Sequence[Measure]:
+        """One of the two."""
+        return (F1,) if is_long([q.answer for q in self.questions]) else (EXACT_MATCH,)
+
+
+def ladder_tasks(context: Context) -> list[Task]:
+    """All rungs on the questions of `Context.datasets`.
+
+    Raises:
+        VtbDataError: No question can be spoken.
+    """
+    # broken lines are listed by the suite `speech`
+    conversations = chain.from_iterable(
+        load_conversations(file, name, lambda *_: None) for name, file in context.datasets.items()
+    )
+    questions = ladder_questions(conversations, min(LADDER_QUESTIONS, context.limit or LADDER_QUESTIONS))
+    return [Rung(name, questions) for name in RUNGS]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,64 +172,6 @@ def make_rungs(
         )
         rungs['second_turn'].append(_conversation(q, 'second_turn', later))
     return rungs
-
-
-def run_ladder(
-    model: 'VoiceTextBlender',
-    questions: Sequence[LadderQuestion],
-    folder: str | Path,
-    *,
-    batch_size: int = 8,
-    max_new_tokens: int = 24,
-    cache: AnswerCache | None = None,
-    speak: Callable[[str, str], np.ndarray] | None = None,
-    on_task: Callable[[str], None] | None = None,
-) -> dict[str, Any]:
-    """Run the same questions on all rungs.
-
-    Args:
-        model: The model.
-        questions: From `ladder_questions`.
-        folder: Where the recordings go.
-        batch_size: Prompts in one batch.
-        max_new_tokens: Longest answer.
-        cache: Keeps answers.
-        speak: As in `make_rungs`.
-        on_task: Called with the name of each rung before it starts.
-
-    Returns:
-        `tasks`: rung -> title, metric, value (0 to 1), interval, n, items, answers; on the typed rungs base, change
-        and p_value too, as the base LLM can read those.
-    """
-    cache = AnswerCache(None) if cache is None else cache
-    has_base = bool(model.backbone.lora_state())
-    found: dict[str, Any] = {}
-    with evaluating(model):
-        for rung, prompts in make_rungs(questions, folder, speak).items():
-            if on_task:
-                on_task(f'ladder: {RUNGS[rung]}')
-            identified = [(p.id, p) for p in prompts]
-            results, answers = {}, {}
-            for who in ('ours', 'base') if has_base and rung in _TYPED else ('ours',):
-                answers[who] = answer_all(
-                    model, identified, batch_size=batch_size, max_new_tokens=max_new_tokens, cache=cache,
-                    use_lora=who == 'ours', label=f'ladder, {rung}',
-                )  # fmt: skip
-                results[who] = _scored(questions, answers[who])
-            found[rung] = {'title': RUNGS[rung]} | compare(results['ours'], results.get('base'))
-            found[rung]['answers'] = [
-                {'id': q.id, 'reference': q.answer, 'answer': a}
-                for q, a in zip(questions, answers['ours'], strict=True)
-            ]
-    return {'tasks': found}
-
-
-def _scored(questions: Sequence[LadderQuestion], answers: Sequence[str]) -> dict[str, Any]:
-    """Exact match of every answer, or F1 where the references are whole sentences."""
-    references = [q.answer for q in questions]
-    score = metrics.f1 if metrics.is_long(references) else metrics.exact_match
-    items = [score([r], [a]).value / 100 for r, a in zip(references, answers, strict=True)]
-    return result_of(score(references, list(answers)).metric, items)
 
 
 def _conversation(q: LadderQuestion, rung: str, turns: tuple[Turn, ...]) -> Conversation:

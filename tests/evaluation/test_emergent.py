@@ -21,17 +21,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from evaluation_helpers import ask
 
 import nemo_vtb
 from nemo_vtb.assets.voices import speak
 from nemo_vtb.data.audio import read_audio
 from nemo_vtb.data.conversation import Text
 from nemo_vtb.errors import VtbDataError
-from nemo_vtb.evaluation import spoken_items
+from nemo_vtb.evaluation import recorder
 from nemo_vtb.evaluation.answers import AnswerCache
 from nemo_vtb.evaluation.constraints import follows
-from nemo_vtb.evaluation.emergent_suite import EMERGENT_TASKS, emergent_items, run_emergent
 from nemo_vtb.evaluation.items import read_items
+from nemo_vtb.evaluation.task import Context
+from nemo_vtb.evaluation.tasks.emergent import EMERGENT_TASKS, Emergent
 from nemo_vtb.factory.demo.corpus import split_commands
 from nemo_vtb.factory.demo.household import all_commands
 from nemo_vtb.model.blender import VoiceTextBlender
@@ -173,24 +175,24 @@ def test_last_number(answer: str, value: int, right: bool) -> None:
 
 
 @pytest.fixture(scope='module')
-def items(tmp_path_factory: pytest.TempPathFactory) -> list:
-    return emergent_items(tmp_path_factory.mktemp('emergent'), limit=1)
+def items(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    context = Context(folder=tmp_path_factory.mktemp('emergent'), limit=1)
+    return {task: Emergent(task).examples(context)[0] for task in EMERGENT_TASKS}
 
 
-def test_recordings_hold_speech_and_the_base_llm_reads_their_words(items: list) -> None:
-    assert [item.task for item in items] == list(EMERGENT_TASKS)
-    for item in items:
-        assert item.prompt.audios and item.typed.is_text_only
+def test_recordings_hold_speech_and_the_base_llm_reads_their_words(items: dict) -> None:
+    for item in items.values():
+        assert item.prompt.audios and item.base.is_text_only
         for audio in item.prompt.audios:
             samples = read_audio(audio, 16000)
             assert 0.8 < audio.duration_s < 15 and np.sqrt(np.mean(samples**2)) > 0.01
         ours = [[p for p in turn.parts if isinstance(p, Text)] for turn in item.prompt.turns]
-        base = [list(turn.parts) for turn in item.typed.turns]
+        base = [list(turn.parts) for turn in item.base.turns]
         assert all(part in theirs for mine, theirs in zip(ours, base, strict=True) for part in mine)
 
 
-def test_two_speakers_are_two_voices_in_one_recording(items: list) -> None:
-    [audio] = next(i for i in items if i.task == 'two_speakers').prompt.audios
+def test_two_speakers_are_two_voices_in_one_recording(items: dict) -> None:
+    [audio] = items['two_speakers'].prompt.audios
     first = speak('I would like a cup of tea.', 'en-US', pitch=1.25)
     second = speak('And I take a glass of juice.', 'en-GB', pitch=0.75)
     expected = np.concatenate([first, np.zeros(6400, dtype=np.float32), second])
@@ -199,12 +201,12 @@ def test_two_speakers_are_two_voices_in_one_recording(items: list) -> None:
 
 
 @pytest.mark.real_weights
-def test_a_recogniser_hears_the_words(items: list, assets: Any) -> None:
+def test_a_recogniser_hears_the_words(items: dict, assets: Any) -> None:
     from nemo_vtb.factory.speech_models import load_transcriber
     from nemo_vtb.factory.synthesis import span_wer
 
     assets('whisper-tiny.en')
-    wanted = [i for i in items if i.task in ('unseen_prompts', 'formats', 'maths', 'multi_turn')]
+    wanted = [items[task] for task in ('unseen_prompts', 'formats', 'maths', 'multi_turn')]
     audios = [i.prompt.audios[0] for i in wanted]
     heard = load_transcriber('asset:whisper-tiny.en').transcribe([read_audio(a, 16000) for a in audios], 'en')
     assert np.mean([span_wer(a.text, h.text, 'en') for a, h in zip(audios, heard, strict=True)]) < 0.2
@@ -215,10 +217,10 @@ def test_real_recordings_say_what_the_items_claim(assets: Any) -> None:
     for line in LINES:
         for part in (p for turn in line['turns'] for p in turn['parts'] if 'asset' in p):
             assets(part['asset'])
-            audio = spoken_items._recording(part['asset'], part['key'])
+            audio = recorder._recording(part['asset'], part['key'])
             assert audio.text == part['said'] and Path(audio.path).is_file()
     with pytest.raises(VtbDataError, match='nothing-like-this'):
-        spoken_items._recording('ljspeech', 'nothing-like-this')
+        recorder._recording('ljspeech', 'nothing-like-this')
 
 
 # ---- asking
@@ -232,22 +234,22 @@ def test_a_tiny_model_runs_through_and_a_killed_run_goes_on(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_emergent(tiny_model, tmp_path / 'wav', limit=1, cache=AnswerCache(tmp_path / 'j.jsonl'), on_task=stop)
+        ask(tiny_model, 'emergent', AnswerCache(tmp_path / 'j.jsonl'), stop, folder=tmp_path / 'wav', limit=1)
     cache = AnswerCache(tmp_path / 'j.jsonl')
     assert cache.resumed == 4  # two tasks, by both
-    found = run_emergent(tiny_model, tmp_path / 'wav', limit=1, cache=cache)
-    assert list(found['tasks']) == list(EMERGENT_TASKS) and len(found['samples']) == 8
-    for sample in found['samples']:
-        assert len(sample['said']) == len(sample['audios']) and all(Path(a).is_file() for a in sample['audios'])
-        assert sample['reference'] and sample['constraints'] and '▶' in sample['prompt']
-        assert '▶' not in sample['base_prompt']
+    found = ask(tiny_model, 'emergent', cache, folder=tmp_path / 'wav', limit=1)
+    assert [m.task for m in found.of('emergent')] == [*EMERGENT_TASKS, 'change_by_names'] and len(found.samples) == 8
+    for sample in found.samples:
+        assert len(sample.said) == len(sample.audios) and all(Path(a).is_file() for a in sample.audios)
+        assert sample.reference and sample.constraints and '▶' in sample.prompt
+        assert '▶' not in sample.base_prompt
 
     def nobody(*args: Any, **kwargs: Any) -> None:
         raise AssertionError('asked again')
 
     monkeypatch.setattr(tiny_model, 'answer', nobody)
-    again = run_emergent(tiny_model, tmp_path / 'wav', limit=1, cache=AnswerCache(tmp_path / 'j.jsonl'))
-    assert again == found
+    again = ask(tiny_model, 'emergent', AnswerCache(tmp_path / 'j.jsonl'), folder=tmp_path / 'wav', limit=1)
+    assert (again.metrics, again.samples) == (found.metrics, found.samples)
 
 
 def test_scores_follow_the_answers(
@@ -262,9 +264,10 @@ def test_scores_follow_the_answers(
         return [rights[i] if use_lora and not i.startswith('names_not') else wrongs[i] for i in chosen]
 
     monkeypatch.setattr(tiny_model, 'answer', good)
-    found = run_emergent(tiny_model, tmp_path, limit=2)
-    for task, entry in found['tasks'].items():
-        assert entry['value'] == (0.0 if task == 'names_not_given' else 1.0) and entry['base']['value'] == 0.0
-        assert entry['n'] == 2 and entry['metric'] == 'right'
-    assert found['change_by_names']['value'] == 1.0
-    assert [s['right'] for s in found['samples']] == [s['task'] != 'names_not_given' for s in found['samples']]
+    found = ask(tiny_model, 'emergent', folder=tmp_path, limit=2)
+    *figures, change = found.of('emergent')
+    for m in figures:
+        assert m.value == (0.0 if m.task == 'names_not_given' else 100.0) and m.base == 0.0
+        assert m.n == 2 and m.name == 'right'
+    assert change.task == 'change_by_names' and change.value == 100.0
+    assert [s.right for s in found.samples] == [s.task != 'names_not_given' for s in found.samples]

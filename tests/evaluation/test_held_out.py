@@ -24,16 +24,20 @@ from rich.console import Console
 from nemo_vtb.data.collate import Collator
 from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn, task_of
 from nemo_vtb.errors import VtbConfigError, VtbDataError
-from nemo_vtb.evaluation.result import Evaluation
-from nemo_vtb.evaluation.speech_suite import (
-    Question,
-    _answer_rows,
-    evaluate,
-    load_conversations,
-    questions_of,
-)
+from nemo_vtb.evaluation.result import Evaluation, Metric
+from nemo_vtb.evaluation.runner import evaluate
+from nemo_vtb.evaluation.scoring import record_of
+from nemo_vtb.evaluation.tables import show_table
+from nemo_vtb.evaluation.task import Example, Task
+from nemo_vtb.evaluation.tasks.asr import Transcribe
+from nemo_vtb.evaluation.tasks.held_out import by_direction, examples_of, load_conversations
+from nemo_vtb.evaluation.tasks.mixed_modal import MixedModal
 from nemo_vtb.io import parse_json_lines
 from nemo_vtb.testing import TinyCorpus
+
+
+def figures(task: Task, examples: list[Example], answers: list[str]) -> list[Metric]:
+    return list(record_of(task, examples, answers, [None] * len(answers)).metrics)
 
 
 def turn(role: str, *parts: str | Audio) -> Turn:
@@ -50,8 +54,8 @@ DIALOGUE = Conversation(
 
 
 def test_every_turn_is_asked_behind_the_reference_history() -> None:
-    first, second = questions_of(DIALOGUE)
-    assert (first.reference, second.reference) == ('Anna.', 'Here.')
+    first, second = examples_of(DIALOGUE)
+    assert (first.references, second.references) == (('Anna.',), ('Here.',))
     assert first.prompt.turns == DIALOGUE.turns[:1]
     assert second.prompt.turns == DIALOGUE.turns[:3]
 
@@ -70,7 +74,7 @@ def test_every_turn_is_asked_behind_the_reference_history() -> None:
 def test_task_and_direction_come_from_custom(custom: dict, task: str, direction: str) -> None:
     c = Conversation('c', (turn('user', CLIP), turn('assistant', 'x')), 'asr_ast', 's', custom)
     assert task_of(c) == task
-    assert questions_of(c)[0].direction == direction
+    assert examples_of(c)[0].extra['direction'] == direction
 
 
 def test_unknown_task_is_refused() -> None:
@@ -83,7 +87,7 @@ def test_a_source_with_several_languages_has_a_row_for_each() -> None:
     questions = [
         q
         for lang, said in (('en', 'one'), ('es', 'uno'), ('en', 'two'))
-        for q in questions_of(
+        for q in examples_of(
             Conversation(
                 lang + said,
                 (turn('user', CLIP), turn('assistant', said)),
@@ -93,19 +97,19 @@ def test_a_source_with_several_languages_has_a_row_for_each() -> None:
             )
         )
     ]
-    rows = _answer_rows(questions, ['one', 'dos', 'too'])
-    assert [(r.source, r.n, r.ours) for r in rows] == [('real (en)', 2, 50.0), ('real (es)', 1, 100.0)]
+    rows = figures(Transcribe(), by_direction(questions), ['one', 'dos', 'too'])
+    assert [(r.source, r.n, r.value) for r in rows] == [('real (en)', 2, 50.0), ('real (es)', 1, 100.0)]
     assert ['english' in r.signature for r in rows] == [True, False]
 
 
 def test_long_free_answers_have_no_exact_match() -> None:
     c = Conversation('c', (turn('user', 'q'), turn('assistant', ' '.join(['word'] * 30))), 'mixed_modal', 's')
-    assert [r.metric for r in _answer_rows(questions_of(c), ['word'])] == ['F1']
+    assert [r.name for r in figures(MixedModal(), examples_of(c), ['word'])] == ['F1']
 
 
 def test_whole_evaluation(tiny_model: object, corpus: TinyCorpus, tmp_path: Path) -> None:
     result = evaluate(tiny_model, corpus.paths('test'), batch_size=4, max_new_tokens=4)
-    found = [(r.task, r.source, r.metric, r.n) for r in result.rows]
+    found = [(r.task, r.source, r.name, r.n) for r in result.of('speech')]
     assert found == [
         ('asr', 'tiny-commands', 'WER', 2),
         ('asr', 'tiny-real', 'WER', 2),
@@ -117,9 +121,10 @@ def test_whole_evaluation(tiny_model: object, corpus: TinyCorpus, tmp_path: Path
         ('mixed_modal', 'tiny-mixed', 'F1', 15),
         ('text', 'tiny-chats', 'perplexity', 6),
     ]
-    assert all(r.base is None for r in result.rows if r.task != 'text')
-    saved = json.loads(result.to_json(tmp_path / 'e.json').read_text())
-    assert len(saved['samples']) == 6 + 6 + 15 + 1 and len(saved['rows']) == len(result.rows)
+    assert all(r.base is None for r in result.of('speech') if r.task != 'text')
+    saved = Evaluation.read(result.write(tmp_path / 'e.jsonl'))
+    assert len(saved.samples) == 6 + 6 + 15 + 1 and len(saved.metrics) == len(result.metrics)
+    assert len(saved.scores) == 6 + 6 + 15 + 6
 
 
 def test_answers_are_those_of_the_model_in_their_order(tiny_model: object, corpus: TinyCorpus) -> None:
@@ -134,19 +139,19 @@ def test_perplexity_of_base_and_model_are_equal_before_training_and_differ_after
     tiny_model: object, corpus: TinyCorpus
 ) -> None:
     data = {'text': corpus.path('text', 'test')}
-    row = evaluate(tiny_model, data, max_new_tokens=2).row('text', 'perplexity')
-    assert row.base == pytest.approx(row.ours, rel=1e-6) and row.change_percent == pytest.approx(0, abs=1e-4)
+    row = evaluate(tiny_model, data, max_new_tokens=2).metric('text', 'perplexity')
+    assert row.base == pytest.approx(row.value, rel=1e-6) and row.change_percent == pytest.approx(0, abs=1e-4)
 
     batch = Collator(tiny_model.renderer, tiny_model.frames)(list(load_conversations(data['text'], 'text')))
     with torch.no_grad():
         nll, targets = tiny_model.batch_nll(batch)
-    assert row.ours == pytest.approx(math.exp(float(nll.sum() / targets.sum())), rel=1e-4)
+    assert row.value == pytest.approx(math.exp(float(nll.sum() / targets.sum())), rel=1e-4)
 
     weights = [p for name, p in tiny_model.named_parameters() if 'lora_B' in name]
     try:
         for weight in weights:
             torch.nn.init.normal_(weight, std=0.5)
-        moved = evaluate(tiny_model, data, max_new_tokens=2).row('text', 'perplexity')
+        moved = evaluate(tiny_model, data, max_new_tokens=2).metric('text', 'perplexity')
     finally:
         for weight in weights:
             torch.nn.init.zeros_(weight)
@@ -161,7 +166,7 @@ def test_limit_counts_per_source_and_mode_is_restored(tiny_model: object, corpus
         assert tiny_model.training
     finally:
         tiny_model.eval()
-    assert {(r.source, r.n) for r in result.rows} == {('tiny-commands', 1), ('tiny-real', 1), ('tiny-ast', 1)}
+    assert {(r.source, r.n) for r in result.of('speech')} == {('tiny-commands', 1), ('tiny-real', 1), ('tiny-ast', 1)}
 
 
 @pytest.mark.parametrize('name', ['limit', 'batch_size', 'max_new_tokens'])
@@ -192,7 +197,7 @@ def test_broken_conversations_cost_themselves_and_are_listed(
     result = evaluate(tiny_model, {'asr_ast': tmp_path / 'asr_ast.jsonl'}, max_new_tokens=2, limit=1)
     reasons = [fault['reason'] for fault in result.info['skipped']]
     assert reasons == ['not_json', 'audio_unreadable', 'bad_custom', 'missing_key', 'other']
-    assert [row.n for row in result.rows] == [1]
+    assert [row.n for row in result.of('speech')] == [1]
     (tmp_path / 'asr_ast.jsonl').write_text('\n'.join(lines) + '\n')
     with pytest.raises(VtbDataError, match='audio_unreadable'):
         evaluate(tiny_model, {'asr_ast': tmp_path / 'asr_ast.jsonl'}, max_new_tokens=2)
@@ -201,12 +206,13 @@ def test_broken_conversations_cost_themselves_and_are_listed(
 def test_a_row_that_cannot_be_scored_leaves_the_others_their_numbers() -> None:
     prompt = Conversation('c', (turn('user', CLIP),), 'asr_ast', 's')
     questions = [
-        Question(f'{s}#1', 'asr', s, 'en', 'en', prompt, text) for s, text in (('a', '[noise]'), ('b', 'hello'))
+        Example(f'{s}#1', prompt, (text,), s, extra={'task': 'asr', 'direction': 'en'})
+        for s, text in (('a', '[noise]'), ('b', 'hello'))
     ]
-    rows = _answer_rows(questions, ['x', 'hello'])
-    assert [(row.source, row.metric, row.ours) for row in rows] == [('a', 'n/a', None), ('b', 'WER', 0.0)]
+    rows = figures(Transcribe(), questions, ['x', 'hello'])
+    assert [(row.source, row.name, row.value) for row in rows] == [('a', 'n/a', None), ('b', 'WER', 0.0)]
     assert 'empty after normalisation' in rows[0].signature
     evaluation = Evaluation(tuple(rows))
     console = Console(record=True, width=200)
-    evaluation.table(console)
+    show_table(evaluation, 'speech', console)
     assert 'n/a' in console.export_text()

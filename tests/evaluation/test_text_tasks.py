@@ -22,11 +22,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from evaluation_helpers import ask, kept_of, text_metric, text_scores
 
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 from nemo_vtb.evaluation.answers import AnswerCache
 from nemo_vtb.evaluation.items import read_items
-from nemo_vtb.evaluation.text_suite import TEXT_TASKS, compare, retention_of, run_text_suite, task_manager
+from nemo_vtb.evaluation.lm_eval_engine import task_manager
+from nemo_vtb.evaluation.metrics import EXACT_MATCH, compare_pairs
+from nemo_vtb.evaluation.result import Evaluation
+from nemo_vtb.evaluation.tasks.text import TEXT_TASKS
 from nemo_vtb.model.blender import VoiceTextBlender
 from nemo_vtb.testing import tiny_model_cfg
 from nemo_vtb.training.retention_monitor import retention_items
@@ -47,12 +51,14 @@ def plain(folder: str, *, chat: bool, limit: int | None, tasks: tuple[str, ...] 
     return results
 
 
-def same(suite: dict[str, Any], results: dict[str, Any], who: str = 'base') -> None:
-    for name, entry in suite['tasks'].items():
-        side = entry[who] if who == 'base' else entry
-        assert side['value'] == results['results'][name][f'{entry["metric"]},none'], name
-        samples = sorted(results['samples'][name], key=lambda s: s['doc_id'])
-        assert side['items'] == [float(s[entry['metric']]) for s in samples], name
+def same(found: Evaluation, results: dict[str, Any], who: str = 'base') -> None:
+    for m in found.of('text'):
+        value = m.base if who == 'base' else m.value
+        assert value == 100 * results['results'][m.task][f'{m.name},none'], m.task
+        scores = [s for s in found.scores if s.task == m.task]
+        items = [(s.base if who == 'base' else s.scores)[m.name][0] for s in scores]
+        samples = sorted(results['samples'][m.task], key=lambda s: s['doc_id'])
+        assert items == [float(s[m.name]) for s in samples], m.task
 
 
 @contextmanager
@@ -84,10 +90,10 @@ def test_there_are_200_choices_with_the_answer_anywhere() -> None:
 @pytest.mark.parametrize('chat', [False, True])
 def test_base_llm_equals_plain_lm_eval_on_a_tiny_model(tiny_model: VoiceTextBlender, chat: bool) -> None:
     with louder(tiny_model, 0.5):
-        suite = run_text_suite(tiny_model, chat_template=chat, limit=12)
+        suite = ask(tiny_model, 'text', chat_template=chat, limit=12)
     same(suite, plain(tiny_model.cfg.pretrained_llm, chat=chat, limit=12))
     # LoRA is really on for the other side
-    assert any(t['items'] != t['base']['items'] for t in suite['tasks'].values())
+    assert any(s.scores != s.base for s in suite.scores)
 
 
 def test_log_likelihoods_are_bit_equal(tiny_model: VoiceTextBlender) -> None:
@@ -113,52 +119,66 @@ def test_base_llm_equals_plain_lm_eval_on_minimind2(assets: Any, tmp_path: Path)
     cfg = tiny_model_cfg(tmp_path, encoder='whisper') | {'pretrained_llm': str(folder)}
     model = VoiceTextBlender(cfg).eval()
     with louder(model, 0.02):
-        suite = run_text_suite(model)
+        suite = ask(model, 'text')
     same(suite, plain(str(folder), chat=True, limit=None))
-    assert suite['tasks']['vtb_reading']['base']['value'] > 0.5
-    assert suite['retention'] is not None and suite['retention'] != 1.0
+    assert suite.metric('vtb_reading', 'acc').base > 50
+    assert suite.metric('retention', 'kept').value != 100.0
 
 
 # ---- comparison
 
 
 def test_an_untrained_model_keeps_everything(tiny_model: VoiceTextBlender) -> None:
-    suite = run_text_suite(tiny_model, ('vtb_facts', 'vtb_reading'), limit=10)
-    assert suite['retention'] == 1.0 and suite['retention_interval'] == [1.0, 1.0]
-    for entry in suite['tasks'].values():
-        assert entry['p_value'] == 1.0 and entry['change'] == {'value': 0.0, 'interval': [0.0, 0.0]}
-        low, high = entry['interval']
-        assert low <= entry['value'] <= high and entry['n'] == 10
+    suite = ask(tiny_model, 'text', tasks=('vtb_facts', 'vtb_reading'), limit=10)
+    kept = suite.metric('retention', 'kept')
+    assert kept.value == pytest.approx(100) and kept.interval == pytest.approx((100, 100))
+    for m in suite.of('text'):
+        assert m.p == 1.0 and m.change == 0.0 and m.change_interval == (0.0, 0.0)
+        low, high = m.interval
+        assert low <= m.value <= high and m.n == 10
 
 
-def result(items: list[float], *, higher: bool = True) -> dict[str, Any]:
-    value = float(np.mean(items))
-    return {
-        'metric': 'acc', 'value': value, 'stderr': None, 'higher_is_better': higher, 'version': 1, 'n': len(items),
-        'items': items,
-    }  # fmt: skip
+def test_the_probability_of_the_right_choice_is_what_is_kept(tiny_model: VoiceTextBlender) -> None:
+    with louder(tiny_model, 0.5):
+        suite = ask(tiny_model, 'text', tasks=('vtb_facts', 'vtb_reading'), limit=10)
+    ratios = []
+    for task in ('vtb_facts', 'vtb_reading'):
+        scores = [s for s in suite.scores if s.task == task]
+        ours, base = ([side['P(right)'][0] for side in sides]
+                      for sides in ((s.scores for s in scores), (s.base for s in scores)))  # fmt: skip
+        assert all(0 < p < 1 for p in (*ours, *base))
+        ratios.append(sum(ours) / sum(base))
+        assert suite.metric('tasks', 'kept', task).value == pytest.approx(100 * ratios[-1])
+    assert suite.metric('retention', 'kept').value == pytest.approx(100 * sum(ratios) / 2)
 
 
 def test_retention_is_the_mean_of_ratios_and_a_loss_is_significant() -> None:
     base, ours = [1.0] * 30 + [0.0] * 10, [1.0] * 15 + [0.0] * 25
-    tasks = {'a': compare(result(ours), result(base)), 'b': compare(result(base), result(base))}
-    kept = retention_of(tasks)
-    assert kept['retention'] == pytest.approx((0.5 + 1.0) / 2)
-    low, high = kept['retention_interval']
-    assert 0.6 < low < 0.75 < high < 0.9
-    assert tasks['a']['p_value'] < 0.001 and tasks['a']['change']['interval'][1] < 0
+    metrics = [text_metric('a', ours, base), text_metric('b', base, base)]
+    kept = kept_of(metrics, [*text_scores('a', ours, base), *text_scores('b', base, base)])
+    assert kept['retention'].value == kept['tasks'].value == pytest.approx(100 * (0.5 + 1.0) / 2)
+    low, high = kept['retention'].interval
+    assert 60 < low < 75 < high < 90
+    pairs = compare_pairs(EXACT_MATCH, [(x, 1.0) for x in ours], [(x, 1.0) for x in base])
+    assert pairs.p < 0.001 and pairs.interval[1] < 0
     # a lower perplexity is better
-    worse = {'c': compare(result([4.0] * 5, higher=False), result([2.0] * 5, higher=False))}
-    assert retention_of(worse)['retention'] == pytest.approx(0.5)
+    worse = text_metric('c', [4.0] * 5, [2.0] * 5, higher=False)
+    assert kept_of([worse], text_scores('c', [4.0] * 5, [2.0] * 5))['retention'].value == pytest.approx(50)
     # a task that the base cannot do at all says nothing
-    assert retention_of({'d': compare(result([1.0]), result([0.0]))})['retention'] is None
+    assert 'retention' not in kept_of([text_metric('d', [1.0], [0.0])], text_scores('d', [1.0], [0.0]))
 
 
-def test_a_model_without_lora_has_no_base(tmp_path: Path) -> None:
-    model = VoiceTextBlender(tiny_model_cfg(tmp_path, lora=False)).eval()
-    suite = run_text_suite(model, ('vtb_facts',), limit=4)
-    assert suite['retention'] is None and suite['tasks']['vtb_facts']['base'] is None
+def test_a_trained_llm_without_lora_has_no_base(tmp_path: Path) -> None:
+    model = VoiceTextBlender(tiny_model_cfg(tmp_path, lora=False) | {'freeze_params': []}).eval()
+    suite = ask(model, 'text', tasks=('vtb_facts',), limit=4)
+    assert not suite.of('retention') and suite.metric('vtb_facts', 'acc').base is None
     same(suite, plain(model.cfg.pretrained_llm, chat=True, limit=4, tasks=('vtb_facts',)), who='ours')
+
+
+def test_an_llm_that_was_never_trained_is_its_own_base(tmp_path: Path) -> None:
+    model = VoiceTextBlender(tiny_model_cfg(tmp_path, lora=False)).eval()
+    suite = ask(model, 'text', tasks=('vtb_facts',), limit=4)
+    assert suite.metric('retention', 'kept').value == pytest.approx(100)
 
 
 # ---- tasks of others, and kills
@@ -181,17 +201,17 @@ def test_a_task_of_the_user_runs_from_local_files(tiny_model: VoiceTextBlender, 
     data = tmp_path / 'my.jsonl'
     data.write_text('\n'.join(json.dumps({'q': f'{i}?', 'c': ['yes', 'no'], 'a': i % 2}) for i in range(6)))
     (tmp_path / 'my_task.yaml').write_text(YAML.format(file=data))
-    suite = run_text_suite(tiny_model, [str(tmp_path / 'my_task.yaml')])
-    assert suite['tasks']['my_task']['metric'] == 'acc_norm' and suite['tasks']['my_task']['n'] == 6
-    assert run_text_suite(tiny_model, ['my_task'], include=[tmp_path])['tasks'] == suite['tasks']
+    suite = ask(tiny_model, 'text', tasks=[str(tmp_path / 'my_task.yaml')])
+    assert suite.metric('my_task', 'acc_norm').n == 6
+    assert ask(tiny_model, 'text', tasks=['my_task'], include=[tmp_path]).metrics == suite.metrics
 
 
 def test_unknown_tasks_and_missing_data_are_errors(tiny_model: VoiceTextBlender, tmp_path: Path) -> None:
     with pytest.raises(VtbConfigError, match='no such task'):
-        run_text_suite(tiny_model, ['vtb_facst'])
+        ask(tiny_model, 'text', tasks=['vtb_facst'])
     (tmp_path / 'my_task.yaml').write_text(YAML.format(file=tmp_path / 'absent.jsonl'))
     with pytest.raises(VtbDataError, match='cannot be read'):
-        run_text_suite(tiny_model, [str(tmp_path / 'my_task.yaml')])
+        ask(tiny_model, 'text', tasks=[str(tmp_path / 'my_task.yaml')])
 
 
 def test_a_killed_run_goes_on_behind_the_finished_tasks(tiny_model: VoiceTextBlender, tmp_path: Path) -> None:
@@ -199,12 +219,12 @@ def test_a_killed_run_goes_on_behind_the_finished_tasks(tiny_model: VoiceTextBle
 
     def stop(name: str) -> None:
         asked.append(name)
-        if name == 'vtb_reading':
+        if name == 'text: vtb_reading':
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_text_suite(tiny_model, tasks, limit=4, cache=AnswerCache(tmp_path / 'j.jsonl'), on_task=stop)
+        ask(tiny_model, 'text', AnswerCache(tmp_path / 'j.jsonl'), stop, tasks=tasks, limit=4)
     cache = AnswerCache(tmp_path / 'j.jsonl')
     assert cache.resumed == 2  # facts, by both
-    suite = run_text_suite(tiny_model, tasks, limit=4, cache=cache)
-    assert suite == run_text_suite(tiny_model, tasks, limit=4)
+    suite = ask(tiny_model, 'text', cache, tasks=tasks, limit=4)
+    assert suite.metrics == ask(tiny_model, 'text', tasks=tasks, limit=4).metrics

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from evaluation_helpers import ask
 from rich.console import Console
 
 from nemo_vtb.data.audio import read_audio
@@ -26,10 +27,12 @@ from nemo_vtb.data.conversation import Audio
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 from nemo_vtb.evaluation.answers import AnswerCache
 from nemo_vtb.evaluation.constraints import follows
-from nemo_vtb.evaluation.instruct_suite import instruct_items, run_instruct
+from nemo_vtb.evaluation.recorder import Recorder
 from nemo_vtb.evaluation.result import Evaluation
 from nemo_vtb.evaluation.runner import Plan, run_suites
-from nemo_vtb.evaluation.spoken_items import Recorder
+from nemo_vtb.evaluation.tables import show
+from nemo_vtb.evaluation.task import Context, Example
+from nemo_vtb.evaluation.tasks.instructions import Instructions
 from nemo_vtb.model.blender import VoiceTextBlender
 
 # one right answer of each form with {topic}, and one that misses the form
@@ -48,6 +51,11 @@ ANSWERS = {
 DEAF = ('Turn off the television in the bathroom at midnight.', 'The kitchen.', 'Yes.', '')
 
 
+def instruct_items(folder: Path, limit: int | None = None) -> list[Example]:
+    context = Context(folder=folder, limit=limit)
+    return [e for form in ('typed', 'spoken') for e in Instructions(form).examples(context)]
+
+
 def answer_of(prompt: str, id: str, which: int) -> str:
     topics = 'the sea|a cat|the moon|bread|winter|a bicycle|music|trees|a city|the rain'.split('|')
     topic = next(t for t in topics if t in prompt)
@@ -63,8 +71,7 @@ def test_the_same_fifty_instructions_are_typed_and_spoken(items: list) -> None:
     typed, spoken = items[:50], items[50:]
     assert [i.id for i in typed] == [i.id for i in spoken] and len({i.id for i in typed}) == 50
     for one, other in zip(typed, spoken, strict=True):
-        assert (one.task, other.task) == ('typed', 'spoken')
-        assert one.prompt == one.typed == other.typed and one.prompt.is_text_only
+        assert one.prompt == one.base == other.base and one.prompt.is_text_only
         [turn] = other.prompt.turns
         [part] = turn.parts
         assert isinstance(part, Audio) and part.text == one.prompt.turns[0].text
@@ -72,14 +79,14 @@ def test_the_same_fifty_instructions_are_typed_and_spoken(items: list) -> None:
 
 def test_every_form_has_right_and_wrong_answers(items: list) -> None:
     for item in items[:50]:
-        prompt = item.typed.turns[0].text
-        assert follows(answer_of(prompt, item.id, 0), item.constraints), item
-        assert not follows(answer_of(prompt, item.id, 1), item.constraints), item
+        prompt = item.base.turns[0].text
+        assert follows(answer_of(prompt, item.id, 0), item.extra['constraints']), item
+        assert not follows(answer_of(prompt, item.id, 1), item.extra['constraints']), item
 
 
 def test_a_deaf_model_gets_nothing(items: list) -> None:
     for answer in (*DEAF, answer_of('about nothing but bread', 'form0', 0).replace('bread', 'the weather')):
-        assert not any(follows(answer, item.constraints) for item in items)
+        assert not any(follows(answer, item.extra['constraints']) for item in items)
 
 
 def test_recordings_are_loud_and_as_long_as_speech(items: list) -> None:
@@ -131,17 +138,18 @@ def test_a_tiny_model_runs_through_and_a_second_run_asks_nothing(
     tiny_model: VoiceTextBlender, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
-    first = run_instruct(
-        tiny_model, tmp_path / 'wav', limit=3, cache=AnswerCache(tmp_path / 'j.jsonl'), on_task=told.append
+    first = ask(
+        tiny_model, 'instruct', AnswerCache(tmp_path / 'j.jsonl'), told.append, folder=tmp_path / 'wav', limit=3
     )
     assert told == ['instruct: typed', 'instruct: spoken']
-    assert list(first['tasks']) == ['typed', 'spoken'] and len(first['samples']) == 6
-    for entry in first['tasks'].values():
-        assert entry['n'] == 3 and entry['value'] == np.mean(entry['items']) and 0 <= entry['p_value'] <= 1
-        assert entry['base'].keys() == {'value', 'interval', 'items'}
+    figures = first.of('instruct')
+    assert [m.task for m in figures] == ['typed', 'spoken', 'spoken_minus_typed'] and len(first.samples) == 6
+    for m in figures[:2]:
+        items = [s.scores['followed'][0] for s in first.scores if s.task == m.task]
+        assert m.n == 3 and m.value == 100 * np.mean(items) and 0 <= m.p <= 1 and m.base is not None
     # LoRA without training is the base LLM
-    assert [s['answer'] for s in first['samples'][:3]] == [s['base_answer'] for s in first['samples'][:3]]
-    assert [s['base_answer'] for s in first['samples'][:3]] == [s['base_answer'] for s in first['samples'][3:]]
+    assert [s.hypothesis for s in first.samples[:3]] == [s.base for s in first.samples[:3]]
+    assert [s.base for s in first.samples[:3]] == [s.base for s in first.samples[3:]]
 
     def nobody(*args: Any, **kwargs: Any) -> None:
         raise AssertionError('asked again')
@@ -149,7 +157,8 @@ def test_a_tiny_model_runs_through_and_a_second_run_asks_nothing(
     monkeypatch.setattr(tiny_model, 'answer', nobody)
     cache = AnswerCache(tmp_path / 'j.jsonl')
     assert cache.resumed == 9  # typed by both, spoken by one
-    assert run_instruct(tiny_model, tmp_path / 'wav', limit=3, cache=cache) == first
+    again = ask(tiny_model, 'instruct', cache, folder=tmp_path / 'wav', limit=3)
+    assert (again.metrics, again.samples) == (first.metrics, first.samples)
 
 
 def test_one_that_hears_and_follows_has_all_and_the_deaf_one_nothing(
@@ -160,28 +169,29 @@ def test_one_that_hears_and_follows_has_all_and_the_deaf_one_nothing(
         return [answer_of(t, p.id, 0) if use_lora else DEAF[0] for t, p in zip(said, prompts, strict=True)]
 
     monkeypatch.setattr(tiny_model, 'answer', good)
-    found = run_instruct(tiny_model, tmp_path, limit=10)
-    assert len({s['id'].partition('-')[0] for s in found['samples']}) == 10  # one of each form
-    for entry in found['tasks'].values():
-        assert entry['value'] == 1.0 and entry['base']['value'] == 0.0 and entry['p_value'] < 0.01
-    assert found['spoken_minus_typed'] == {'value': 0.0, 'interval': [0.0, 0.0], 'p_value': 1.0}
+    found = ask(tiny_model, 'instruct', folder=tmp_path, limit=10)
+    assert len({s.id.partition('-')[0] for s in found.samples}) == 10  # one of each form
+    *forms, difference = found.of('instruct')
+    for m in forms:
+        assert m.value == 100.0 and m.base == 0.0 and m.p < 0.01
+    assert (difference.value, difference.interval, difference.p) == (0.0, (0.0, 0.0), 1.0)
 
     def deaf(prompts: list, **kwargs: Any) -> list[str]:
         return [answer_of(p.turns[0].text, p.id, 0) if p.is_text_only else DEAF[0] for p in prompts]
 
     monkeypatch.setattr(tiny_model, 'answer', deaf)
-    found = run_instruct(tiny_model, tmp_path, limit=10)
-    assert found['tasks']['typed']['value'] == 1.0 and found['tasks']['spoken']['value'] == 0.0
-    assert found['spoken_minus_typed']['value'] == -1.0 and found['spoken_minus_typed']['p_value'] < 0.01
+    typed, spoken, difference = ask(tiny_model, 'instruct', folder=tmp_path, limit=10).of('instruct')
+    assert typed.value == 100.0 and spoken.value == 0.0
+    assert difference.value == -100.0 and difference.p < 0.01
 
 
 def test_it_is_part_of_the_evaluation_and_its_table(tiny_model: VoiceTextBlender, tmp_path: Path) -> None:
     result = run_suites(tiny_model, Plan(('instruct',), limit=1, folder=tmp_path / 'audio'))
-    file = result.to_json(tmp_path / 'eval.json')
-    assert Evaluation.from_json(file).suites['instruct']['tasks'].keys() == {'typed', 'spoken'}
+    back = Evaluation.read(result.write(tmp_path / 'eval.jsonl'))
+    assert {m.task for m in back.of('instruct')} == {'typed', 'spoken', 'spoken_minus_typed'}
     assert list((tmp_path / 'audio' / 'instruct').glob('*.wav'))
     console = Console(file=io.StringIO(), width=120)
-    result.show(console)
+    show(result, console)
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert 'spoken' in shown and 'followed' in shown
     with pytest.raises(VtbConfigError, match='folder'):

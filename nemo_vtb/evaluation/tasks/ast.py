@@ -1,0 +1,30 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Translating held-out recordings: BLEU and chrF by sacrebleu."""
+
+from collections.abc import Sequence
+
+from nemo_vtb.evaluation.metrics import Measure, bleu_of, chrf_of
+from nemo_vtb.evaluation.task import Example
+from nemo_vtb.evaluation.tasks.held_out import HeldOut
+
+
+class Translate(HeldOut):
+    """BLEU and chrF; the target language decides the tokeniser."""
+
+    name, metrics = 'ast', ('BLEU', 'chrF')
+
+    def measures(self, examples: Sequence[Example]) -> Sequence[Measure]:
+        """Both."""
+        return bleu_of(examples[0].lang), chrf_of()
