@@ -88,7 +88,8 @@ def test_a_stopped_rank_ends_the_run(tmp_path: Path) -> None:
     text = (tmp_path / 'watchdog/report.txt').read_text()
     assert text in output and 'missing: rank 1\n' in text
     stacks = (tmp_path / 'watchdog/stacks_rank0.txt').read_text()
-    assert 'backward' in stacks or 'all_reduce' in stacks
+    # at which of a step's collectives the signal found it differs from run to run
+    assert any(waits in stacks for waits in ('backward', 'all_reduce', 'broadcast')), stacks
     time.sleep(1)
     # it could not end by itself; where nobody collects orphans, its number stays
     left = Path(f'/proc/{pid}/stat')
