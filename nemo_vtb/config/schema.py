@@ -40,21 +40,29 @@ SOURCE_TYPES = (
     'nemo_sft_jsonl',
     'lhotse',
     'lhotse_shar',
+    'openai_messages',
+    'parquet',
+    's2s_as_conversation',
+    'share_gpt_webdataset',
+    'txt',
+    'txt_jsonl',
+    'txt_pair',
 )
-"""NeMo's names for the `type` of an `input_cfg` entry that are read: `nemo_vtb.data.sources` has a reader for each."""
+"""The `type` of an `input_cfg` entry, by NeMo's names: `nemo_vtb.data.readers` has a reader for each."""
 
+_DUPLEX = 'speech that overlaps is not trained: write the cuts with one supervision for each turn, s2s_as_conversation'
 UNREAD_TYPES = {
-    'parquet': 'write the rows as JSON lines of type multimodal_conversation or nemo',
-    's2s_as_conversation': 'spoken answers are not trained: write multimodal_conversation with answers as text',
-    'share_gpt_webdataset': 'unpack the shards and name the JSON lines, with type share_gpt',
-    'txt': 'plain text has no turns: write conversations as nemo_sft_jsonl or multimodal_conversation',
-    'txt_jsonl': 'plain text has no turns: write conversations as nemo_sft_jsonl or multimodal_conversation',
-    'txt_pair': 'write each pair as one conversation of type nemo_sft_jsonl or multimodal_conversation',
+    'lhotse_magpietts_data_as_continuation': 'spoken answers are not trained: name the cuts as lhotse_as_conversation',
+    'multi_speaker_simulator': 'write the mixtures out as recordings with a manifest of type nemo',
+    'nemo_tarred_to_duplex': 'it adds silent answers for duplex models: name the same files as nemo_tarred',
+    's2s_duplex_overlap_as_s2s_duplex': _DUPLEX,
+    's2s_duplex_reverse_role': _DUPLEX,
 }
 """NeMo's types that are refused by name -> what to do instead."""
 
 NEMO_ENTRY_KEYS = (
-    'paths', 'language', 'audio_locator_tag', 'token_equivalent_duration', 'audio_prompt_mapping', 'shuffle',
+    'language', 'source_language', 'target_language', 'questions_language', 'sampling_rate', 'audio_locator_tag',
+    'token_equivalent_duration', 'audio_prompt_mapping', 'shuffle',
     'shuffle_shards', 'shard_seed', 'slice_length', 'metadata_only', 'force_finite', 'force_map_dataset',
     'force_iterable_dataset', 'max_open_streams', 'skip_missing_manifest_entries', 'tarred_random_access', 'indexed',
 )  # fmt: skip
@@ -96,15 +104,27 @@ class EntryKeys:
     shar_path: Any = key(None, "lhotse's Shar shards", unit='folder, list or mapping')
     audio_root: str | None = key(None, 'Where relative paths of recordings begin; null: beside the manifest')
     audio_placeholders: Any = key(None, 'share_gpt: what stands for a recording', unit='text or list')
+    paths: Any = key(None, "NeMo's name of manifest_filepath for txt, txt_jsonl, nemo_sft_jsonl", unit='as above')
+    source_paths: Any = key(None, 'txt_pair: texts of the user, one on each line', unit='as above')
+    target_paths: Any = key(None, 'txt_pair: the answers, line by line', unit='as above')
+    questions_path: str | None = key(None, 'txt_pair: instructions, one of which stands before each text')
+    data_dir: str | None = key(None, 'share_gpt_webdataset: folder of the shards')
     text_field: str | None = key('text', 'Field of an ASR manifest with the transcript')
     lang_field: str | None = key('lang', 'Field of an ASR manifest with the language')
+    audio_field: str | None = key('audio', 'parquet: column of the recordings')
+    duration_field: str | None = key('duration', 'parquet: column of their durations')
+    input_roles: Any = key(None, 's2s_as_conversation: speakers that are heard; null: user, User', unit='list')
+    output_roles: Any = key(
+        None, 's2s_as_conversation: speakers whose text is learnt; null: assistant, agent and capitalized', unit='list'
+    )
+    strip_timestamp_tokens: bool = key(True, 's2s_as_conversation: whether tokens as <|3|> are taken out of the text')
     durations: str | None = key(
         None, 'Whether recordings are opened to count frames; null: as data.durations', choices=('probe', 'trust')
     )
     system_prompt: str | None = key(None, 'System prompt for conversations without one')
     context: str | None = key(None, 'Text before a first turn that begins with speech')
     prompt: Any = key(
-        None, 'Instructions for ASR manifests, with {source_lang} and {target_lang}', unit='text or list'
+        None, 'Instructions for ASR manifests, with {source_lang}, {target_lang} and {style}', unit='text or list'
     )
     tags: Mapping[str, Any] | None = key(None, "Where NeMo has system_prompt and context")
     reweight_temperature: Any = key(None, 'group: weights inside it are raised to this power', unit='number or list')

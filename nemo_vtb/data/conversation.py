@@ -38,8 +38,7 @@ _ROLE_NAMES = {
     'gpt': 'assistant',
     'model': 'assistant',
 }
-# names that corpora and NeMo's Canary manifests use for the two tasks of the kind asr_ast
-_TASK_NAMES = {
+TASK_NAMES = {
     'asr': 'asr',
     'transcribe': 'asr',
     'transcription': 'asr',
@@ -48,6 +47,7 @@ _TASK_NAMES = {
     'translation': 'ast',
     's2t_translation': 'ast',
 }
+"""Names that corpora and NeMo's Canary manifests use for the two tasks of the kind asr_ast."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +253,7 @@ UNREAD_PARTS = ('audio', 'audios', 'image', 'images', 'ori_sound', 'sound', 'too
 """Keys beside `conversations` with which other layouts bring what a turn would have to say here."""
 
 _LAYOUTS = {
-    'messages': "OpenAI's or ms-swift's layout: `vtb data make text` converts chats; recordings are turns here",
+    'messages': "OpenAI's or ms-swift's layout: type: openai_messages reads it, `vtb data make text` converts it",
     'audio_filepath': 'a NeMo manifest: type: nemo, or nemo_tarred with its archives',
     'recording': 'a lhotse cut: type: lhotse_as_conversation',
     'tracks': 'a lhotse cut: type: lhotse_as_conversation',
@@ -397,14 +397,14 @@ def task_of(conversation: Conversation) -> str:
     if name is None:
         spoken, wanted = custom.get('source_lang') or custom.get('lang'), custom.get('target_lang')
         return 'ast' if spoken and wanted and spoken != wanted else 'asr'
-    if str(name).lower() not in _TASK_NAMES:
+    if str(name).lower() not in TASK_NAMES:
         raise VtbDataError(
             'Unknown task.',
             field=f'conversation {conversation.id}: custom.task',
             got=name,
-            allowed=', '.join(sorted(_TASK_NAMES)),
+            allowed=', '.join(sorted(TASK_NAMES)),
         )
-    return _TASK_NAMES[str(name).lower()]
+    return TASK_NAMES[str(name).lower()]
 
 
 def conversation_from_messages(

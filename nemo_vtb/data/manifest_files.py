@@ -25,7 +25,7 @@ import os
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import IO, Any
@@ -229,13 +229,13 @@ def unpack_gzip(path: str) -> str:
 
 
 def _unpack(path: str, opener: Any, name: str) -> str:
-    def fill(out: IO[bytes]) -> None:
+    def fill(out: IO[bytes], _: Path) -> None:
         with opener(path, 'rb') as stream:
             while block := stream.read(_CHUNK):
                 out.write(block)
                 _check_growth(path, out.tell())
 
-    return _cached([path], name, fill)
+    return cached_copy([path], name, fill)
 
 
 def shar_shards(value: Any, where: str) -> list[tuple[str, str]]:
@@ -274,7 +274,7 @@ def unpack_shar(cuts: str, archive: str) -> str:
         VtbDataError: A file is cut off or damaged, or the two do not belong together.
     """
 
-    def fill(out: IO[bytes]) -> None:
+    def fill(out: IO[bytes], _: Path) -> None:
         members = _recordings(archive)
         with gzip.open(cuts, 'rb') if cuts.endswith('.gz') else open(cuts, 'rb') as stream:
             for number in count(1):
@@ -284,7 +284,7 @@ def unpack_shar(cuts: str, archive: str) -> str:
                 out.write(_with_member(raw, next(members, None), archive, f'{cuts}:{number}') + b'\n')
                 _check_growth(cuts, out.tell())
 
-    return _cached([cuts, archive], f'{Path(cuts).name.removesuffix(".gz")}', fill)
+    return cached_copy([cuts, archive], f'{Path(cuts).name.removesuffix(".gz")}', fill)
 
 
 def _paired(cuts: list[str], archives: list[str], where: str, got: Any) -> list[tuple[str, str]]:
@@ -346,8 +346,21 @@ def _check_growth(path: str, size: int) -> None:
         )
 
 
-def _cached(originals: list[str], name: str, fill: Any) -> str:
-    digest = hashlib.sha256()
+def cached_copy(
+    originals: Sequence[str], name: str, fill: Callable[[IO[bytes], Path], None], variant: str = ''
+) -> str:
+    """Path of a file in the cache that is made of others; made on first use, whole or not at all.
+
+    Args:
+        originals: What it is made of; when one of them changes, it is made anew.
+        name: Of the file.
+        fill: Writes it: (stream, folder in which it stands in the end). What it puts beside the stream comes along.
+        variant: All else that decides its contents.
+
+    Raises:
+        VtbDataError: An original does not exist, is cut off or damaged.
+    """
+    digest = hashlib.sha256(variant.encode())
     for path in originals:
         if not os.path.isfile(path):
             raise VtbDataError('The manifest does not exist.', field='manifest', got=path, remedy='correct the path')
@@ -358,7 +371,7 @@ def _cached(originals: list[str], name: str, fill: Any) -> str:
     if not (folder / name).is_file():
         try:
             with atomic_replace(folder, folder=True, keep_existing=True) as new, open(new / name, 'wb') as out:
-                fill(out)
+                fill(out, folder)
         except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
             raise VtbDataError(
                 'A compressed manifest is cut off or damaged.',

@@ -13,17 +13,14 @@
 # limitations under the License.
 """NeMo `input_cfg` entries -> sources: which files, which kind, which weight, how a line becomes a conversation."""
 
-import hashlib
-import re
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from nemo_vtb.config.schema import UNREAD_TYPES, DataSettings
-from nemo_vtb.constants import KINDS, LANGUAGES
+from nemo_vtb.constants import KINDS
 from nemo_vtb.data.audio import probe
 from nemo_vtb.data.augment import SPEEDS, Augmenter, augmentations_of
 from nemo_vtb.data.conversation import (
@@ -32,15 +29,12 @@ from nemo_vtb.data.conversation import (
     Conversation,
     Text,
     Turn,
-    conversation_from_dict,
-    layout_hint,
     parse_line,
     read_jsonl,
 )
 from nemo_vtb.data.faults import Reason, data_fault, guarded
 from nemo_vtb.data.filters import KEYS as FILTER_KEYS
 from nemo_vtb.data.filters import filters_of
-from nemo_vtb.data.lhotse_manifests import is_cut, sound_of_cut, unsupported_cut
 from nemo_vtb.data.limits import read_line
 from nemo_vtb.data.manifest_files import (
     check_lines,
@@ -53,12 +47,15 @@ from nemo_vtb.data.manifest_files import (
     unpack_gzip,
     unpack_shar,
 )
+from nemo_vtb.data.readers import SOURCE_TYPES as SOURCE_TYPES
+from nemo_vtb.data.unpack import unpack_entry
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 
 _PROBE_BYTES = 1 << 26
 _INHERITED = ('kind', 'system_prompt', 'max_repeats', 'tags', 'durations')
 _OPTIONS = (
-    'audio_placeholders', 'audio_root', 'context', 'durations', 'lang_field', 'prompt', 'system_prompt', 'text_field',
+    'audio_placeholders', 'audio_root', 'context', 'durations', 'input_roles', 'lang_field', 'output_roles', 'prompt',
+    'strip_timestamp_tokens', 'system_prompt', 'text_field',
 )  # fmt: skip
 EVAL_SECTIONS = ('validation_ds', 'test_ds')
 
@@ -301,14 +298,19 @@ def _parse_entry(entry: dict[str, Any], where: str, temperatures: Sequence[float
         )
     if parts := split_weighted(entry, where):
         return _of_weight(parts, [_parse_entry(part, where, temperatures) for part in parts], 1.0)
-    named, files, bases = _shar(entry, where) if entry.get('shar_path') else _manifests(entry, where)
-    tars, shards = _archives(entry, named, where)
+    shards: Mapping[int, int] = {}
+    if (unpacked := unpack_entry(entry, where)) is not None:
+        files, bases, tars = unpacked.files, unpacked.bases, unpacked.tars
+    else:
+        named, files, bases = _shar(entry, where) if entry.get('shar_path') else _manifests(entry, where)
+        tars, shards = _archives(entry, named, where)
     options = _options(entry)
     kind = entry.get('kind') or _infer_kind(str(kind_of_entry), files, options, where)
     if kind not in KINDS:
         raise VtbConfigError('Unknown kind of data.', field=f'{where}.kind', got=kind, allowed=', '.join(KINDS))
     shar = entry.get('shar_path')
-    name = str(entry.get('source') or (Path(shar).name if isinstance(shar, str) else Path(files[0]).stem))
+    named_after = Path(shar).name if isinstance(shar, str) else Path(files[0]).stem
+    name = str(entry.get('source') or (unpacked.name if unpacked else named_after))
     repeats = entry.get('max_repeats')
     return [SourceSpec(name, str(kind_of_entry), kind, files, 1.0, repeats, tars, bases, options, shards)]
 
@@ -345,7 +347,7 @@ def _shar(entry: Mapping[str, Any], where: str) -> tuple[tuple[str, ...], tuple[
 
 def _manifests(entry: Mapping[str, Any], where: str) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
     """The files that are named, those to read, and where these are unpacked copies, the folders of the originals."""
-    key = 'cuts_path' if entry.get('cuts_path') and not entry.get('manifest_filepath') else 'manifest_filepath'
+    key = next((name for name in ('manifest_filepath', 'paths', 'cuts_path') if entry.get(name)), 'manifest_filepath')
     if not entry.get(key):
         raise VtbConfigError(
             'A source needs a manifest.',
@@ -424,173 +426,12 @@ def _with_trust(conversation: Conversation, whole: bool) -> Conversation:
 def _with_prompts(conversation: Conversation, options: Mapping[str, Any]) -> Conversation:
     """NeMo's tags: `context` stands before a first turn that begins with speech, `system_prompt` before all."""
     turns = list(conversation.turns)
-    first = next(n for n, turn in enumerate(turns) if turn.role == 'user')
+    first = next((n for n, turn in enumerate(turns) if turn.role == 'user'), None)  # None: plain text
     context, system = options.get('context'), options.get('system_prompt')
-    if context and isinstance(turns[first].parts[0], Audio):
+    if context and first is not None and isinstance(turns[first].parts[0], Audio):
         turns[first] = Turn('user', (Text(context), *turns[first].parts))
     if system and turns[0].role != 'system':
         turns.insert(0, Turn('system', (Text(system),)))
     if turns == list(conversation.turns):
         return conversation
     return Conversation(conversation.id, tuple(turns), conversation.kind, conversation.source, conversation.custom)
-
-
-def _read_conversation(spec: SourceSpec, line: Mapping[str, Any], base: str, where: str) -> Conversation:
-    return conversation_from_dict(line, kind=spec.kind or None, source=spec.name, base_dir=base, where=where)
-
-
-def _read_share_gpt(spec: SourceSpec, line: Mapping[str, Any], base: str, where: str) -> Conversation:
-    """ShareGPT with optional recordings: `sound`/`ori_sound` (NeMo: one for all placeholders) or `audios` (a list)."""
-    entries = line.get('conversations')
-    if not isinstance(entries, list):
-        raise data_fault(
-            Reason.MISSING_KEY, field=f'{where}: conversations', got=entries, allowed='[{...}, ...]',
-            remedy=layout_hint(line),
-        )  # fmt: skip
-    listed, single = line.get('audios'), line.get('sound') or line.get('ori_sound')
-    listed = [listed] if isinstance(listed, str) else listed
-    queue = deque(listed) if isinstance(listed, list) else None
-    # NeMo's two; and <audio>, which is an ordinary word where there is no recording at all
-    marks = ['<sound>', '<speech>', *(['<audio>'] if single or queue is not None else [])]
-    given = spec.options.get('audio_placeholders') or marks
-    marks = [given] if isinstance(given, str) else list(given)
-    pattern = re.compile('|'.join(map(re.escape, marks)))
-    turns: list[dict[str, Any]] = []
-    for entry in entries:
-        if not isinstance(entry, Mapping) or not isinstance(entry.get('value'), str):
-            raise data_fault(Reason.MISSING_KEY, field=f'{where}: value', got=entry, allowed='{"from", "value"}')
-        turns += _split_share_gpt(entry, pattern, queue, single, where)
-    unused = list(queue or ()) or (single if not any(turn.get('type') == 'audio' for turn in turns) else None)
-    if unused or (listed is not None and queue is None):
-        raise data_fault(
-            Reason.PLACEHOLDER_MISMATCH,
-            field=where,
-            got=f'recordings without a placeholder: {unused or listed}',
-            allowed=f'{", ".join(marks)} in a turn of the user',
-        )
-    rest = {key: value for key, value in line.items() if key not in ('audios', 'sound', 'ori_sound')}
-    return conversation_from_dict(
-        {**rest, 'conversations': turns}, kind=spec.kind or None, source=spec.name, base_dir=base, where=where
-    )
-
-
-def _split_share_gpt(
-    entry: Mapping[str, Any], pattern: re.Pattern[str], queue: deque | None, single: str | None, where: str
-) -> list[dict[str, Any]]:
-    role = entry.get('from')
-    pieces = pattern.split(entry['value'])
-    if len(pieces) == 1 or str(role).lower() not in ('human', 'user'):
-        return [{'from': role, 'type': 'text', 'value': entry['value']}]
-    turns = []
-    for number, piece in enumerate(pieces):
-        if piece.strip():
-            turns.append({'from': role, 'type': 'text', 'value': piece.strip()})
-        if number + 1 == len(pieces):
-            continue
-        path = queue.popleft() if queue else (None if queue is not None else single)
-        if not path:
-            raise data_fault(Reason.PLACEHOLDER_MISMATCH, field=where, got='a placeholder without a recording')
-        span = {key: entry[key] for key in ('duration', 'offset') if entry.get(key) is not None}
-        turns.append({'from': role, 'type': 'audio', 'value': path, **span})
-    return turns
-
-
-def _read_lhotse(spec: SourceSpec, line: Mapping[str, Any], base: str, where: str) -> Conversation:
-    """A line of a NeMo manifest, or of a lhotse cut manifest: a `MonoCut` of one plain file."""
-    if not is_cut(line):
-        return _read_manifest(spec, line, base, where)
-    path, channel = sound_of_cut(line, where)
-    supervisions = line.get('supervisions') or [{}]
-    if not isinstance(supervisions, list) or not all(isinstance(each, Mapping) for each in supervisions):
-        raise data_fault(Reason.MISSING_KEY, field=f'{where}: supervisions', got=supervisions, allowed='[{...}]')
-    custom = line.get('custom') if isinstance(line.get('custom'), Mapping) else {}
-    manifest = {
-        'text': supervisions[0].get('text'),
-        'lang': supervisions[0].get('language'),
-        **(supervisions[0].get('custom') or {}),
-        **(custom or {}),
-        'id': line.get('id'),
-        'audio_filepath': path,
-        'offset': line.get('start'),
-        'duration': line.get('duration'),
-    }
-    if (count := len(supervisions)) > 1 and not _own_answer(manifest):
-        raise unsupported_cut(where, 'supervisions', f'{count} supervisions', 'cuts.trim_to_supervisions()')
-    conversation = _read_manifest(spec, manifest, base, where)
-    if channel is None:
-        return conversation
-    parts = [
-        tuple(replace(p, channel=channel) if isinstance(p, Audio) else p for p in t.parts) for t in conversation.turns
-    ]
-    turns = tuple(Turn(turn.role, each) for turn, each in zip(conversation.turns, parts, strict=True))
-    return replace(conversation, turns=turns)
-
-
-def _own_answer(line: Mapping[str, Any]) -> Any:
-    return line.get('answer') or line.get('target_text') or line.get('translation')
-
-
-def _read_manifest(spec: SourceSpec, line: Mapping[str, Any], base: str, where: str) -> Conversation:
-    """A line of a NeMo ASR/AST/SQA manifest: instruction, recording -> answer, translation or transcript."""
-    path = line.get('audio_filepath')
-    transcript = line.get(spec.options.get('text_field', 'text'))
-    answer = _own_answer(line) or transcript
-    for name, value in (('audio_filepath', path), ('text', answer)):
-        if not isinstance(value, str) or not value.strip():
-            hint = layout_hint(line) if path is None else None
-            raise data_fault(Reason.MISSING_KEY, field=f'{where}: {name}', got=value, allowed='a text', remedy=hint)
-    span = {key: line[key] for key in ('duration', 'offset') if line.get(key) is not None}
-    user = [{'from': 'User', 'type': 'text', 'value': text} for text in _instructions(spec, line, where)]
-    spoken = {'from': 'User', 'type': 'audio', 'value': path, 'text': transcript, **span}
-    turns = [*user, spoken, {'from': 'Assistant', 'type': 'text', 'value': answer}]
-    if line.get('system_prompt'):
-        turns.insert(0, {'from': 'System', 'type': 'text', 'value': line['system_prompt']})
-    id_ = line.get('id') or line.get('key') or where
-    return conversation_from_dict(
-        {'id': id_, 'conversations': turns, 'custom': line.get('custom') or {}},
-        kind=spec.kind or 'asr_ast',
-        source=spec.name,
-        base_dir=base,
-        where=where,
-    )
-
-
-def _instructions(spec: SourceSpec, line: Mapping[str, Any], where: str) -> list[str]:
-    """The instruction for a recording: the line's own words, else one of the source's prompts, else a plain phrase."""
-    language = spec.options.get('lang_field', 'lang')
-    for name in ('context', 'question', 'source_lang', 'target_lang', language):
-        if not isinstance(line.get(name), str | None):
-            raise data_fault(Reason.MISSING_KEY, field=f'{where}: {name}', got=line[name], allowed='a text')
-    own = [line[name] for name in ('context', 'question') if (line.get(name) or '').strip()]
-    if own or spec.options.get('context'):
-        return own
-    source, target = line.get('source_lang') or line.get(language), line.get('target_lang')
-    names = {
-        'source_lang': LANGUAGES.get(source or '', source or 'the spoken language'),
-        'target_lang': LANGUAGES.get(target or '', target or 'the spoken language'),
-    }
-    translates = bool(target) and target != source
-    prompts = spec.options.get('prompt')
-    if prompts is None:
-        prompts = 'Translate the speech to {target_lang}.' if translates else 'Transcribe the speech.'
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    # by a hash of the recording: the same line asks the same in every epoch and after every resume
-    digest = hashlib.sha256(f'{line.get("audio_filepath")}:{line.get("offset")}'.encode(errors='replace')).digest()
-    chosen = str(prompts[int.from_bytes(digest[:4], 'little') % len(prompts)])
-    return [chosen.replace('{source_lang}', names['source_lang']).replace('{target_lang}', names['target_lang'])]
-
-
-Reader = Callable[[SourceSpec, Mapping[str, Any], str, str], Conversation]
-
-SOURCE_TYPES: dict[str, Reader] = {
-    'multimodal_conversation': _read_conversation,
-    'nemo_sft_jsonl': _read_conversation,
-    'share_gpt': _read_share_gpt,
-    'nemo': _read_manifest,
-    'nemo_tarred': _read_manifest,
-    'lhotse': _read_lhotse,
-    'lhotse_as_conversation': _read_lhotse,
-    'lhotse_shar': _read_lhotse,
-    'sqa_as_conversation': _read_lhotse,
-}
-"""Types of `input_cfg` that can be read; add your own reader here (a function that loader processes can import)."""

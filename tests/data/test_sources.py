@@ -214,7 +214,7 @@ def test_temperatures_that_fit_no_level_are_refused(tmp_path: Path, temperature:
     ('entry', 'named'),
     [
         ({'type': 'nemo_tared'}, 'multimodal_conversation'),
-        ({'type': 'parquet', 'manifest_filepath': 'M'}, 'lhotse_shar'),
+        ({'type': 'multi_speaker_simulator', 'manifest_filepath': 'M'}, 'lhotse_shar'),
         ({'type': 'multimodal_conversation'}, 'manifest_filepath'),
         ({'type': 'multimodal_conversation', 'manifest_filepath': 'M', 'kind': 'speech'}, 'Unknown kind'),
         ({'type': 'nemo_tarred', 'manifest_filepath': 'M', 'tarred_audio_filepaths': ['a', 'b']}, '2 archives'),
