@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""`vtb data`: indexes sources, previews packed rows, shows the ledger of a run, makes data."""
+"""`vtb data`: indexes sources, tells their lengths, previews packed rows, shows the ledger of a run, makes data."""
 
 import argparse
 import json
@@ -38,6 +38,7 @@ _EXAMPLES = """\
 examples:
   vtb data index CONFIG.yaml [FILE.jsonl ...] [KEY=VALUE ...] [--workers N] [--shard I/N]
   vtb data preview CONFIG.yaml [KEY=VALUE ...] [-n ROWS] [--png FILE]
+  vtb data stats CONFIG.yaml [KEY=VALUE ...] [--json] [--picture FILE] [--buckets N]
   vtb data ledger RUN [--json] [--png FILE]
   vtb data make KIND OUT [INPUT ...] [KEY=VALUE ...] [--config FILE] [--workers N] [--shard I/N]
 """
@@ -171,10 +172,7 @@ def _preview(arguments: argparse.Namespace, console: 'Console') -> int:
     from nemo_vtb.data.sampler import make_plan
     from nemo_vtb.data.sources import train_specs
 
-    config, files, overrides = _targets([arguments.config, *arguments.overrides])
-    if files:
-        raise VtbConfigError('Not an override.', field='KEY=VALUE', got=files[0], allowed='KEY=VALUE')
-    settings, meter = _settings(config, overrides)
+    settings, meter = _settings(*_config_and_overrides(arguments))
     sources = [
         FittedSource(open_source(spec, settings, meter), meter, settings.max_tokens, settings.overlong)
         for spec in train_specs(settings)
@@ -190,7 +188,33 @@ def _preview(arguments: argparse.Namespace, console: 'Console') -> int:
     return 0
 
 
+def _stats(arguments: argparse.Namespace, console: 'Console') -> int:
+    from nemo_vtb.data.index import open_source
+    from nemo_vtb.data.sources import train_specs
+    from nemo_vtb.data.stats import Stats, draw_stats, print_stats
+
+    settings, meter = _settings(*_config_and_overrides(arguments))
+    indexes = [open_source(spec, settings, meter, check=False) for spec in train_specs(settings)]
+    stats = Stats.of(indexes, settings.max_tokens, arguments.buckets)
+    if arguments.json:
+        console.out(json.dumps(stats.to_json(), ensure_ascii=False), highlight=False)
+    else:
+        print_stats(stats, console)
+    if arguments.picture:
+        path = draw_stats(stats, arguments.picture)
+        if not arguments.json:
+            console.print(f'plot: {path}', highlight=False, soft_wrap=True)
+    return 0
+
+
 # ---- what is read
+
+
+def _config_and_overrides(arguments: argparse.Namespace) -> tuple[Path, list[str]]:
+    config, files, overrides = _targets([arguments.config, *arguments.overrides])
+    if files:
+        raise VtbConfigError('Not an override.', field='KEY=VALUE', got=files[0], allowed='KEY=VALUE')
+    return config, overrides
 
 
 def _targets(words: Sequence[str]) -> tuple[Path, list[str], list[str]]:
@@ -227,28 +251,35 @@ def _all_specs(settings: 'DataSettings') -> list['SourceSpec']:
 def _file_specs(files: Sequence[str]) -> list['SourceSpec']:
     """Files without an `input_cfg`; the first line decides the format."""
     from nemo_vtb.assets.resolve import resolve_asset
-    from nemo_vtb.data.conversation import read_jsonl
     from nemo_vtb.data.sources import parse_input_cfg
 
     entries = []
     for file in map(resolve_asset, files):
         if not Path(file).is_file():
             raise VtbDataError('The file does not exist.', field='FILE', got=file, remedy='correct the path')
-        first = next(iter(read_jsonl(file)), (0, 0, {}))[2]
-        type_ = 'nemo' if 'audio_filepath' in first else 'multimodal_conversation'
-        type_ = 'lhotse_as_conversation' if 'recording' in first else type_
-        entries.append({'type': type_, 'manifest_filepath': file})
+        entries.append({'type': _type_of(file), 'manifest_filepath': file})
     return parse_input_cfg(entries, 'FILE')
+
+
+def _type_of(file: str) -> str:
+    """The format of a file by its name, or by the keys of its first line."""
+    from nemo_vtb.data.conversation import read_jsonl
+
+    if Path(file).suffix in ('.parquet', '.txt'):
+        return Path(file).suffix[1:]
+    first = next(iter(read_jsonl(file)), (0, 0, {}))[2]
+    types = {'recording': 'lhotse_as_conversation', 'audio_filepath': 'nemo', 'messages': 'openai_messages'}
+    return next((type_ for key, type_ in types.items() if key in first), 'multimodal_conversation')
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='vtb data',
-        description='Index data, preview rows, show ledgers, make data.',
+        description='Index data, show its lengths, preview rows, show ledgers, make data.',
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(required=True, metavar='index|ledger|make|preview')
+    commands = parser.add_subparsers(required=True, metavar='index|ledger|make|preview|stats')
     add_make_parser(commands)
     index = commands.add_parser('index', help='count the tokens of sources ahead of training')
     index.add_argument(
@@ -272,6 +303,15 @@ def _parser() -> argparse.ArgumentParser:
     preview.add_argument('-n', '--rows', type=_positive, default=12, metavar='N', help='rows to plot (default: 12)')
     preview.add_argument('--png', default='preview.png', metavar='FILE', help='the plot (default: preview.png)')
     preview.set_defaults(action=_preview)
+    stats = commands.add_parser('stats', help='lengths of sources and kinds: histograms, percentiles, bins of buckets')
+    stats.add_argument('config', metavar='CONFIG', help='a training YAML')
+    stats.add_argument('overrides', nargs='*', metavar='KEY=VALUE', help='overrides of its keys')
+    stats.add_argument('--json', action='store_true', help='print all figures as one JSON line')
+    stats.add_argument('--picture', metavar='FILE', help='also plot the histograms')
+    stats.add_argument(
+        '--buckets', type=_positive, default=30, metavar='N', help='buckets of the bins (default: 30, as in NeMo)'
+    )
+    stats.set_defaults(action=_stats)
     return parser
 
 

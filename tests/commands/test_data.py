@@ -83,6 +83,21 @@ def test_a_preview_follows_changes_of_keys(config: Path, tmp_path: Path, capsys:
     assert 2 * 192 < tokens <= 2 * 384
 
 
+def test_lengths_are_those_of_the_index(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = tmp_path / 's.png'
+    assert main(['stats', str(config), 'data.max_tokens=96', '--buckets', '3']) == 0
+    out = capsys.readouterr().out
+    assert 'bucket_duration_bins (3 buckets)=[' in out and 'text.train' in out and 'text.validation' not in out
+    assert main(['stats', str(config), 'data.max_tokens=96', '--json', '--picture', str(picture)]) == 0
+    stats = json.loads(capsys.readouterr().out)
+    assert picture.read_bytes()[:4] == b'\x89PNG'
+    assert set(stats['kinds']) == {'text', 'asr_ast', 'speech_qa', 'mixed_modal'} and stats['max_tokens'] == 96
+    assert stats['total']['conversations'] == sum(each['conversations'] for each in stats['sources'].values())
+    assert stats['kinds']['text']['with_audio'] == 0 and stats['kinds']['asr_ast']['duration_s']['min'] > 0
+    with pytest.raises(VtbConfigError, match='Not an override'):
+        main(['stats', str(config), 'other.jsonl'])
+
+
 def test_files_are_counted_as_the_configuration_would(
     config: Path, corpus: TinyCorpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
