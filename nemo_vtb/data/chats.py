@@ -93,7 +93,7 @@ def _entry(role: Any, part: Any, where: str) -> dict[str, Any]:
         raise data_fault(Reason.UNKNOWN_TURN_TYPE, field=f'{where}.type', got=got, allowed='text, input_audio')
     holder, name = slot
     value = holder.get(name)
-    if isinstance(value, str) and is_embedded(value):  # what could be decoded is a path by now: `unpack.py`
+    if isinstance(value, str) and value and is_embedded(value):  # what could be decoded is a path by now: `unpack.py`
         raise audio_fault(
             Reason.AUDIO_UNREADABLE, field=f'{where}.{name}', got=f'{value[:40]}... ({len(value)} characters)',
             allowed='base64 or a path', remedy='write the recording again',
