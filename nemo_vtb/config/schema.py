@@ -281,6 +281,11 @@ class DataSettings:
         32, 'A conversation that fails while it is loaded is compensated for after so many global batches',
         unit='batches', low=1,
     )  # fmt: skip
+    plan_ahead: int | None = key(
+        None, 'Global batches that one process of the job plans ahead for all ranks; 0: each rank plans for itself, '
+        'when it loads; null: 4 if a global batch has 16 rows or more',
+        unit='batches', low=0,
+    )  # fmt: skip
     index_dir: str | None = key(None, 'Folder of the indexes; null: `index` in the cache')
     index_workers: int = key(
         0, 'Processes that build an index; 0: one for each core if files are large', unit='processes'

@@ -37,12 +37,13 @@ from nemo_vtb.data.index import FittedSource, SourceIndex, open_source
 from nemo_vtb.data.ledger import Ledger
 from nemo_vtb.data.manifest_files import manifest_cache
 from nemo_vtb.data.packing import pack_all
+from nemo_vtb.data.planner import Planner, batches_ahead, spare_batches
 from nemo_vtb.data.sampler import BatchPlan, RowPlan, TokenBudgetPlan, TokenBudgetSampler, make_plan
 from nemo_vtb.data.sources import EVAL_SECTIONS, SourceSpec, eval_specs, train_augmenter, train_specs
 from nemo_vtb.data.template import ChatRenderer
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 from nemo_vtb.io import clear_leftovers
-from nemo_vtb.parallel.dims import ParallelDims
+from nemo_vtb.parallel.dims import ParallelDims, is_distributed
 
 logger = logging.getLogger(__name__)
 
@@ -176,7 +177,8 @@ class TrainLoader(_Loader):
     """
 
     def __init__(self, dataset: RowDataset, sampler: TokenBudgetSampler, settings: DataSettings) -> None:
-        super().__init__(dataset, settings.num_workers, _prefetch(settings, sampler.batch))
+        ahead = 0 if sampler.planner is None else sampler.planner.ahead
+        super().__init__(dataset, settings.num_workers, _prefetch(settings, sampler.batch, ahead))
         # not `sampler`: with overfit_batches Lightning would put one of its own in its place
         self.row_sampler, self.settings = sampler, settings
 
@@ -291,12 +293,21 @@ class VtbDataModule(pl.LightningDataModule):
         dims, settings = self.dims, self.settings
         batch = BatchPlan.of(self.trainer, settings.rows_per_batch, dims.data_size)
         repeat = self._overfitted(batch)
-        sampler = TokenBudgetSampler(self.plan, batch, dims.data_rank, self._length(), settings.balance, repeat)
+        planner = None if repeat else self._planner(batch)
+        num_batches = self._length()
+        sampler = TokenBudgetSampler(self.plan, batch, dims.data_rank, num_batches, settings.balance, repeat, planner)
         if self.sampler is not None:  # a second fit goes on after what was trained on
             sampler.load_state_dict(self.sampler.state_dict())
         self.sampler = sampler
         dataset = RowDataset(self.sources, self.collator, augmenter=self.augmenter)
         return TrainLoader(dataset, sampler, settings)
+
+    def _planner(self, batch: BatchPlan) -> Planner | None:
+        """The process that plans ahead; None where each rank plans for itself."""
+        prefetched = self.settings.num_workers * self.settings.prefetch_factor
+        ahead = batches_ahead(self.settings.plan_ahead, self.settings.refund_batches, prefetched, batch)
+        together = self.dims.world_size == 1 or is_distributed()
+        return Planner(self.dims, ahead) if ahead and together else None
 
     def val_dataloader(self) -> list[EvalLoader]:
         """One loader for each named validation set."""
@@ -391,22 +402,21 @@ def _pack_for(lengths: Sequence[int], max_tokens: int, ranks: int) -> list[list[
     return rows
 
 
-def _prefetch(settings: DataSettings, batch: BatchPlan) -> int:
+def _prefetch(settings: DataSettings, batch: BatchPlan, ahead: int) -> int:
     """Rows that each loader process may keep ready, so that a compensation is always in time for the plan.
 
     Raises:
         VtbConfigError: There are too many loader processes for `refund_batches`.
     """
     workers = max(1, settings.num_workers)
-    # half of the time is for telling the other ranks, and the plan is one batch ahead of the loader
-    rows = (settings.refund_batches // 2 - 2) * batch.rows_per_rank
-    if settings.num_workers and rows < workers:
+    rows = (spare_batches(settings.refund_batches) - ahead) * batch.rows_per_rank
+    if (settings.num_workers and rows < workers) or (ahead and rows < 0):
         raise VtbConfigError(
             'The loader processes run further ahead than the compensation for a skipped conversation waits.',
             field='data.refund_batches',
             got=settings.refund_batches,
-            allowed=f'>= {2 * (math.ceil(workers / batch.rows_per_rank) + 2)}',
-            remedy='raise it, or lower data.num_workers',
+            allowed=f'>= {2 * (math.ceil(workers / batch.rows_per_rank) + 2 + ahead)}',
+            remedy='raise it, or lower data.num_workers or data.plan_ahead',
         )
     return max(1, min(settings.prefetch_factor, rows // workers))
 

@@ -19,7 +19,8 @@ a source is a seeded permutation per epoch that is computed, not stored. Nothing
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from heapq import heappop, heapreplace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -31,6 +32,8 @@ from nemo_vtb.errors import VtbCheckpointError, VtbConfigError, VtbDataError
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
+
+    from nemo_vtb.data.planner import Planner
 
 STATE_VERSION = 1
 _BLOCK = 1024  # positions of a permutation computed at once
@@ -76,6 +79,52 @@ class RowPlan:
 
 
 PlanState = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchCounts:
+    """What a global batch holds, over all ranks.
+
+    Args:
+        rows: Its rows.
+        tokens: Of all of them.
+        sources: Number of the source -> conversations, tokens, supervised tokens, seconds of audio.
+    """
+
+    rows: int
+    tokens: int
+    sources: Mapping[int, tuple[int, int, int, float]]
+
+    @classmethod
+    def of(cls, rows: Sequence[RowPlan], sources: Sequence[BudgetedSource]) -> 'BatchCounts':
+        """Count the rows of all ranks."""
+        entries: dict[int, list[int]] = {}
+        for row in rows:
+            for number, entry in row.items:
+                entries.setdefault(number, []).append(entry)
+        found = {}
+        for number, chosen in entries.items():
+            tokens, supervised, seconds = sources[number].measure(np.array(chosen, dtype=np.int64))
+            sums = (int(tokens.sum()), int(supervised.sum()), float(seconds.sum(dtype=np.float64)))
+            found[number] = (len(chosen), *sums)
+        return cls(len(rows), sum(row.num_tokens for row in rows), found)
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedBatch:
+    """One global batch.
+
+    Args:
+        number: From 0, over the whole run.
+        rows: Those of one rank, or of all ranks.
+        counts: Of all ranks.
+        snapshot: The plan behind it (`TokenBudgetPlan.snapshot`).
+    """
+
+    number: int
+    rows: Sequence[RowPlan]
+    counts: BatchCounts
+    snapshot: tuple
 
 
 class _Stream:
@@ -343,6 +392,12 @@ class TokenBudgetPlan:
             self._budget,
         )
 
+    def follow(self, snapshot: tuple) -> None:
+        """Stand where the same plan stands in another process, but for its pools: this one plans no more rows."""
+        self.row, self._draws = snapshot[0], list(snapshot[1])
+        if snapshot[7] is not None and snapshot[7] != self._budget:
+            self._take_budget(snapshot[7])
+
     def state_of(self, snapshot: tuple) -> PlanState:
         """A snapshot as JSON-able state: O(1) in the size of the data and in the length of the run."""
         row, draws, spent, kind_spent, total, alive, pools, budget = snapshot
@@ -580,12 +635,24 @@ def split_rows(rows: Sequence[RowPlan], world_size: int, *, balance: bool = True
         return [list(rows[rank::world_size]) for rank in range(world_size)]
     each = len(rows) // world_size
     shares: list[list[RowPlan]] = [[] for _ in range(world_size)]
-    loads = [0.0] * world_size
+    loads = [(0.0, rank) for rank in range(world_size)]  # a heap of the ranks that may get more
     for row in sorted(rows, key=lambda r: (-r.cost, r.index)):
-        rank = min((r for r in range(world_size) if len(shares[r]) < each), key=lambda r: (loads[r], r))
+        load, rank = loads[0]
         shares[rank].append(row)
-        loads[rank] += row.cost
+        if len(shares[rank]) < each:
+            heapreplace(loads, (load + row.cost, rank))
+        else:
+            heappop(loads)
     return [sorted(share, key=lambda r: r.index) for share in shares]
+
+
+def plan_batch(plan: TokenBudgetPlan, size: int) -> PlannedBatch | None:
+    """The next global batch with the rows of all ranks; None where the data is used up before it is full."""
+    number = plan.row // size
+    rows = [row for row in (plan.next_row() for _ in range(size)) if row is not None]
+    if len(rows) < size:
+        return None
+    return PlannedBatch(number, rows, BatchCounts.of(rows, plan.sources), plan.snapshot())
 
 
 @dataclass(frozen=True, slots=True)
@@ -658,6 +725,8 @@ class TokenBudgetSampler:
         num_batches: Global batches of the whole run; None is endless.
         balance: See `split_rows`.
         repeat: The first so many global batches come again and again (`trainer.overfit_batches`); 0: never.
+        planner: Process that plans for all ranks, ahead of training; None: the rows are planned here, when they are
+            asked for.
     """
 
     def __init__(
@@ -668,8 +737,9 @@ class TokenBudgetSampler:
         num_batches: int | None = None,
         balance: bool = True,
         repeat: int = 0,
+        planner: 'Planner | None' = None,
     ) -> None:
-        self.plan, self.batch, self.rank = plan, batch, rank
+        self.plan, self.batch, self.rank, self.planner = plan, batch, rank, planner
         self.num_batches, self.balance = num_batches, balance
         self._repeated = self._first_batches(repeat) if repeat else []
         self.used_up = False
@@ -687,7 +757,7 @@ class TokenBudgetSampler:
         self.batches = self.plan.row // self.batch.rows
         "Global batches that were trained on."
         self._snapshots = {self.batches: self.plan.snapshot()}
-        self._contents: dict[int, list[RowPlan]] = {}
+        self._contents: dict[int, PlannedBatch] = {}  # with the rows of this rank
 
     def __len__(self) -> int:
         """Rows of this rank over the whole run.
@@ -700,21 +770,48 @@ class TokenBudgetSampler:
         return self.num_batches * self.batch.rows_per_rank
 
     def __iter__(self) -> Iterator[RowPlan]:
-        size = self.batch.rows
-        while self.num_batches is None or self.plan.row < self.num_batches * size:
-            rows = [row for row in (self.plan.next_row() for _ in range(size)) if row is not None]
-            if len(rows) < size:
-                self.used_up = True
-                return
-            batch = self.plan.row // size
-            if self._repeated:
-                rows = self._repeated[(batch - 1) % len(self._repeated)]
-            self._snapshots[batch], self._contents[batch - 1] = self.plan.snapshot(), rows
-            yield from split_rows(rows, self.batch.ranks, balance=self.balance)[self.rank]
+        for planned in self._planned_here() if self.planner is None else self._planned_ahead(self.planner):
+            self._snapshots[planned.number + 1], self._contents[planned.number] = planned.snapshot, planned
+            yield from planned.rows
+        self.used_up = self.num_batches is None or self.plan.row < self.num_batches * self.batch.rows
 
-    def take_batch(self) -> list[RowPlan]:
-        """Count the next global batch as trained on; returns its rows of all ranks."""
-        rows = self._contents.pop(self.batches)
+    def _planned_here(self) -> Iterator[PlannedBatch]:
+        while self.num_batches is None or self.plan.row < self.num_batches * self.batch.rows:
+            planned = plan_batch(self.plan, self.batch.rows)
+            if planned is None:
+                return
+            if self._repeated:
+                rows = self._repeated[planned.number % len(self._repeated)]
+                planned = replace(planned, rows=rows, counts=BatchCounts.of(rows, self.plan.sources))
+            shares = split_rows(planned.rows, self.batch.ranks, balance=self.balance)
+            yield replace(planned, rows=shares[self.rank])
+
+    def _planned_ahead(self, planner: 'Planner') -> Iterator[PlannedBatch]:
+        self.rewind()  # the plan here followed the other, without its pools
+        for planned in planner.batches(self.plan, self.batch, self.num_batches, self.balance):
+            self.plan.follow(planned.snapshot)
+            yield planned
+
+    def compensate(self, row: int, source: int, entry: int) -> None:
+        """See `TokenBudgetPlan.compensate`; all ranks call it alike."""
+        self.plan.compensate(row, source, entry)
+        if self.planner is not None:
+            self.planner.tell('compensate', row, source, entry)
+
+    def change_budget(self, row: int, budget: Mapping[str, float]) -> None:
+        """See `TokenBudgetPlan.change_budget`; all ranks call it alike."""
+        self.plan.change_budget(row, budget)
+        if self.planner is not None:
+            self.planner.tell('change_budget', row, dict(budget))
+
+    @property
+    def coming(self) -> BatchCounts:
+        """What the global batch holds that `take_batch` counts next."""
+        return self._contents[self.batches].counts
+
+    def take_batch(self) -> Sequence[RowPlan]:
+        """Count the next global batch as trained on; returns its rows of this rank."""
+        rows = self._contents.pop(self.batches).rows
         self.batches += 1
         for older in [number for number in self._snapshots if number < self.batches]:
             del self._snapshots[older]

@@ -69,7 +69,11 @@ class Spread:
         counts, edges = np.histogram(values, bins=_HISTOGRAM_BINS)
         found = np.percentile(values, PERCENTILES)
         return cls(
-            *(float(f(values)) for f in (np.mean, np.std, np.min, np.max, np.sum)),
+            float(values.mean()),
+            float(values.std()),
+            float(values[0]),
+            float(values[-1]),
+            float(values.sum()),
             {f'{p:g}': round(float(v), 4) for p, v in zip(PERCENTILES, found, strict=True)},
             [round(float(edge), 4) for edge in edges],
             counts.tolist(),
@@ -88,7 +92,8 @@ def bucket_bounds(values: np.ndarray, buckets: int) -> list[float]:
     """
     sums = np.cumsum(values)
     part = sums[-1] / buckets
-    bounds, before = [], 0.0
+    bounds: list[float] = []
+    before = 0.0
     while True:
         at = int(np.searchsorted(sums, before + part, side='right')) + 1
         if at >= len(values):
@@ -129,8 +134,16 @@ class Lengths:
 
         seconds, tokens = joined('seconds'), joined('length')
         heard = seconds[seconds > 0]
-        spreads = (Spread.of(each, buckets) for each in (heard, tokens, joined('text'), joined('supervised')))
-        return cls(len(tokens), len(heard), int((tokens > max_tokens).sum()), *spreads, kind)
+        return cls(
+            len(tokens),
+            len(heard),
+            int((tokens > max_tokens).sum()),
+            Spread.of(heard, buckets),
+            Spread.of(tokens, buckets),
+            Spread.of(joined('text'), buckets),
+            Spread.of(joined('supervised'), buckets),
+            kind,
+        )
 
 
 @dataclass(frozen=True, slots=True)

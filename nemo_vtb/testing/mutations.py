@@ -170,11 +170,23 @@ def good_line(type_: str, folder: Path, number: int) -> dict[str, Any]:
             return {'id': id_, 'audios': [wav], 'conversations': turns}
         case 'nemo':
             return {'id': id_, 'audio_filepath': wav, 'duration': 0.5, 'text': 'the green one', 'lang': 'en'}
+        case 'openai_messages':
+            asked = [{'type': 'text', 'text': 'What is said?'}, {'type': 'audio', 'audio': wav}]
+            answer = {'role': 'assistant', 'content': 'the green one'}
+            return {'id': id_, 'messages': [{'role': 'user', 'content': asked}, answer]}
+        case 'txt_jsonl':
+            return {'id': id_, 'text': 'the green one'}
     source = {'type': 'file', 'channels': [0], 'source': wav}
     recording = {'id': 'a', 'sources': [source], 'sampling_rate': 16000, 'num_samples': 8000, 'duration': 0.5}
+    said = [{'id': 's', 'text': 'the green one', 'language': 'en'}]
+    if type_ == 's2s_as_conversation':
+        said = [
+            {'id': who, 'speaker': who, 'start': 0.25 * n, 'duration': 0.25, 'text': 'the green one'}
+            for n, who in enumerate(('user', 'agent'))
+        ]
     return {
         'id': id_, 'type': 'MonoCut', 'start': 0.0, 'duration': 0.5, 'channel': 0, 'recording': recording,
-        'supervisions': [{'id': 's', 'text': 'the green one', 'language': 'en'}],
+        'supervisions': said,
     }  # fmt: skip
 
 

@@ -22,6 +22,7 @@ of the kinds are written by hand (`WRITTEN`); the others put a value of a wrong 
 its bytes, as a seed draws them (`mutations.py`).
 """
 
+import base64
 import io
 import os
 import tarfile
@@ -158,6 +159,30 @@ def _cut(**changes: Any) -> Make:
     return make
 
 
+def _message(value: str | None = None, **keys: Any) -> Make:
+    """A chat in OpenAI's layout with a recording inside, None: one that is right; with keys of its answer changed."""
+
+    def make(folder: Path, number: int) -> Line:
+        line = good_line('openai_messages', folder, number)
+        asked, answer = line['messages']
+        sound = value or base64.b64encode((folder / 'a.wav').read_bytes()).decode()
+        asked['content'][1] = {'type': 'input_audio', 'input_audio': {'data': sound, 'format': 'wav'}}
+        return line | {'messages': [asked, answer | keys]}
+
+    return make
+
+
+def _changed(type_: str, **keys: Any) -> Make:
+    """A line of a format that would be taken, with keys changed; of a dialogue, those of its first turn."""
+
+    def make(folder: Path, number: int) -> Line:
+        line = good_line(type_, folder, number)
+        (line['supervisions'][0] if type_ == 's2s_as_conversation' else line).update(keys)
+        return line
+
+    return make
+
+
 def _many_clips(folder: Path, number: int) -> Line:
     write_wav(folder / 'a.wav', 0.1)
     return chat(f'{folder.name}-{number}', *[spoken(f'{folder.name}/a.wav')] * 100)
@@ -271,6 +296,13 @@ WRITTEN: tuple[Fault, ...] = (
     Fault('lhotse', 'a channel that is not there', 'audio_no_channel', 'skipped', _cut(channel=7), type='lhotse'),
     Fault('lhotse', 'a command as the source', 'refused_path', 'skipped',
           _cut(recording={'sources': [{'type': 'command', 'channels': [1], 'source': 'cat a'}]}), type='lhotse'),
+    Fault('chat', 'a recording inside', TAKEN, 'unpacked into the cache', _message(), type='openai_messages'),
+    Fault('chat', 'base64 rubbish', 'audio_unreadable', 'skipped', _message('no base64 !'), type='openai_messages'),
+    Fault('chat', 'a tool call', 'unread_part', 'skipped', _message(tool_calls=[{}]), type='openai_messages'),
+    Fault('canary', 'an unknown task', 'missing_key', 'skipped', _changed('nemo', taskname='sing'), type='nemo'),
+    Fault('dialogue', 'an unknown speaker', 'unknown_role', 'skipped',
+          _changed('s2s_as_conversation', speaker='narrator'), type='s2s_as_conversation'),
+    Fault('text', 'no text', 'missing_key', 'skipped', _changed('txt_jsonl', text=''), type='txt_jsonl'),
 )  # fmt: skip
 """The kinds of fault that were written by hand; `mutated` adds as many that a seed draws."""
 

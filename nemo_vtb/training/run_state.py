@@ -321,7 +321,7 @@ class RunState(RowCounter):
         now = min(MAX_TEXT, text + self._settings.budget_auto)
         changed = {kind: now if kind == 'text' else s * (1 - now) / (1 - text) for kind, s in budget.items()}
         step = batches + 1 + self._settings.refund_batches  # nobody has planned as far as that
-        plan.change_budget(step * rows, changed)
+        self._sampler.change_budget(step * rows, changed)
         logger.warning(
             'Retention %.1f %%, limit %.1f %%: share of text-only conversations %.1f %% -> %.1f %% from step %d on',
             *(100 * share for share in (retention, limit, text, now)),
@@ -443,24 +443,18 @@ class RunState(RowCounter):
             counter.ready = counter.started = counter.processed = counter.completed = value
         loop._batches_that_stepped = batches
 
-    def _count_batch(self, sampler: TokenBudgetSampler, *, trained: bool = True) -> list[RowPlan]:
+    def _count_batch(self, sampler: TokenBudgetSampler, *, trained: bool = True) -> Sequence[RowPlan]:
         assert self.ledger is not None
         if (budget := sampler.plan.change_at(sampler.batches * sampler.batch.rows)) is not None:
             shares = sampler.plan.shares_of(budget)
             self.ledger.change_shares({s.name: share for s, share in zip(self._sources, shares, strict=True)})
-        rows = sampler.take_batch()
+        counts, rows = sampler.coming, sampler.take_batch()
         if not trained:
-            self.ledger.close_bad_batch(sum(row.num_tokens for row in rows))
+            self.ledger.close_bad_batch(counts.tokens)
             return rows
-        entries: dict[int, list[int]] = {}
-        for row in rows:
-            for number, entry in row.items:
-                entries.setdefault(number, []).append(entry)
-        for number, chosen in entries.items():
-            tokens, supervised, seconds = self._sources[number].measure(np.array(chosen, dtype=np.int64))
-            sums = (int(tokens.sum()), int(supervised.sum()), float(seconds.sum(dtype=np.float64)))
-            self.ledger.add(self._sources[number].name, len(chosen), *sums)
-        self.ledger.close_batch(len(rows))
+        for number, sums in counts.sources.items():
+            self.ledger.add(self._sources[number].name, *sums)
+        self.ledger.close_batch(counts.rows)
         return rows
 
     def _blame(self, suspects: Sequence[Suspect], rows: Sequence[RowPlan], batch: int) -> None:
@@ -486,7 +480,7 @@ class RunState(RowCounter):
         for _, fault in sorted(faults.items()):
             source, entry = fault['number'], fault['entry']
             row = (fault['batch'] + 1 + self._settings.refund_batches) * sampler.batch.rows
-            sampler.plan.compensate(row, source, entry)
+            sampler.compensate(row, source, entry)
             tokens, supervised, seconds = (float(v[0]) for v in self._sources[source].measure(np.array([entry])))
             name = self._sources[source].name
             if not fault.get('left_out'):

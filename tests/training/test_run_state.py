@@ -53,10 +53,13 @@ def run(data: VtbDataModule, state: RunState, count: int | None = None) -> list[
 
 
 @pytest.mark.parametrize('stops', [(0,), (3, 4), (7, 1, 2)])
-@pytest.mark.parametrize('workers', [0, 2])
-def test_a_resumed_run_is_the_run(module: Make, tmp_path: Path, stops: tuple[int, ...], workers: int) -> None:
+@pytest.mark.parametrize(('workers', 'ahead'), [(0, 0), (2, 0), (2, 3)])
+def test_a_resumed_run_is_the_run(
+    module: Make, tmp_path: Path, stops: tuple[int, ...], workers: int, ahead: int
+) -> None:
     keys = {'num_batches': 40, 'num_workers': workers}
     expected = run(module(**keys), RunState(tmp_path))
+    keys |= {'plan_ahead': ahead}
     state, seen = RunState(tmp_path), []
     for stop in stops:
         seen += run(module(**keys), state, stop)  # the workers have prefetched more than that
@@ -151,14 +154,14 @@ def test_lost_tokens_are_given_back_so_that_shares_hold(damaged: Make, tmp_path:
     assert state.ledger.skipped > 10
 
 
-@pytest.mark.parametrize('stop', [1, 9, 30])
-def test_resume_is_exact_also_with_faults(damaged: Make, tmp_path: Path, stop: int) -> None:
+@pytest.mark.parametrize(('stop', 'ahead'), [(1, 0), (9, 0), (30, 0), (9, 1)])
+def test_resume_is_exact_also_with_faults(damaged: Make, tmp_path: Path, stop: int, ahead: int) -> None:
     expected = run(damaged(), RunState(tmp_path))
     state = RunState(tmp_path)
-    seen = run(damaged(), state, stop)
+    seen = run(damaged(plan_ahead=ahead), state, stop)
     again = RunState(tmp_path)
     again.load(json.loads(json.dumps(state.state())))
-    assert seen + run(damaged(), again) == expected
+    assert seen + run(damaged(plan_ahead=ahead), again) == expected
 
 
 def test_a_resume_keeps_the_lines_of_the_quarantine(damaged: Make, tmp_path: Path) -> None:
@@ -322,9 +325,11 @@ def test_the_run_needs_a_length_and_a_batch_that_fits(module: Make, tmp_path: Pa
         fit(module(None, rows_per_batch=4), tmp_path, 2, accumulate_grad_batches=3)
 
 
-def _rank(rank: int, world: int, port: int, folder: Path, renderer: ChatRenderer, faulty: bool, queue: Any) -> None:
+def _rank(
+    rank: int, world: int, port: int, folder: Path, renderer: ChatRenderer, faulty: bool, ahead: int, queue: Any
+) -> None:
     dist.init_process_group('gloo', f'tcp://127.0.0.1:{port}', rank=rank, world_size=world)
-    cfg = data_cfg(folder, rows_per_batch=4, refund_batches=8, max_skip_ratio=0.5)
+    cfg = data_cfg(folder, rows_per_batch=4, refund_batches=8, max_skip_ratio=0.5, plan_ahead=ahead)
     data = VtbDataModule(cfg, renderer, count_frames, num_batches=20, dims=ParallelDims(rank, world))
     data.setup('fit')
     state = RunState(folder / 'run')
@@ -342,8 +347,12 @@ def _rank(rank: int, world: int, port: int, folder: Path, renderer: ChatRenderer
 
 
 @pytest.mark.integration
+@pytest.mark.parametrize('ahead', [0, 1])
 @pytest.mark.parametrize('faulty', [False, True])
-def test_ranks_share_one_plan_also_with_faults(tmp_path: Path, renderer: ChatRenderer, faulty: bool) -> None:
+def test_ranks_share_one_plan_also_with_faults(
+    tmp_path: Path, renderer: ChatRenderer, faulty: bool, ahead: int
+) -> None:
+    """One rank that plans for itself, and several: each for itself, or one process for all."""
     results = {}
     context = multiprocessing.get_context('fork')
     for world in (1, 2, 4):
@@ -352,7 +361,10 @@ def test_ranks_share_one_plan_also_with_faults(tmp_path: Path, renderer: ChatRen
         with socket.create_server(('127.0.0.1', 0)) as server:
             port = server.getsockname()[1]
         ranks = [
-            context.Process(target=_rank, args=(r, world, port, folder, renderer, faulty, queue)) for r in range(world)
+            context.Process(
+                target=_rank, args=(r, world, port, folder, renderer, faulty, ahead if world > 1 else 0, queue)
+            )
+            for r in range(world)
         ]
         for process in ranks:
             process.start()
