@@ -178,7 +178,7 @@ def good_line(type_: str, folder: Path, number: int) -> dict[str, Any]:
             return {'id': id_, 'text': 'the green one'}
     source = {'type': 'file', 'channels': [0], 'source': wav}
     recording = {'id': 'a', 'sources': [source], 'sampling_rate': 16000, 'num_samples': 8000, 'duration': 0.5}
-    said = [{'id': 's', 'text': 'the green one', 'language': 'en'}]
+    said: list[dict[str, Any]] = [{'id': 's', 'text': 'the green one', 'language': 'en'}]
     if type_ == 's2s_as_conversation':
         said = [
             {'id': who, 'speaker': who, 'start': 0.25 * n, 'duration': 0.25, 'text': 'the green one'}
