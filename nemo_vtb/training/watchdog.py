@@ -66,6 +66,7 @@ class Watchdog(pl.Callback):
         self._rows, self._step = 0, trainer.global_step
         self._move(_LOADER)
         self._done.clear()
+        self._tell()  # before the first step: a rank that is stopped in it can be ended by the others
         self._thread = threading.Thread(target=self._watch, name='watchdog', daemon=True)
         self._thread.start()
 

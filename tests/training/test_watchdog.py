@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -56,6 +57,16 @@ def test_what_cannot_be_read_has_never_answered(tmp_path: Path) -> None:
 
 def test_it_looks_often_enough() -> None:
     assert Watchdog(1200.0).every_s == 10.0 and Watchdog(5.0).every_s == 0.5
+
+
+def test_a_rank_is_known_before_its_first_step(tmp_path: Path) -> None:
+    """Where it is stopped in that step, the others must know which process to end."""
+    watchdog = Watchdog(limit_s=600)
+    trainer = SimpleNamespace(log_dir=str(tmp_path), global_rank=1, world_size=2, global_step=7)
+    watchdog.on_train_start(trainer, None)  # type: ignore[arg-type]
+    _, state = read_states(tmp_path / 'watchdog', 2)
+    watchdog.on_train_end()
+    assert state is not None and (state['pid'], state['step']) == (os.getpid(), 7)
 
 
 @pytest.mark.slow
