@@ -97,19 +97,19 @@ def _one_of(answer: str, texts: Sequence[str]) -> bool:
 
 
 def _wer(answer: str, text: str, at_most: float, lang: str = 'en') -> bool:
-    from nemo_vtb.evaluation.metrics import wer
+    from nemo_vtb.evaluation.metrics import error_rate
 
     # The clip says: "...": a sentence around the transcript is no error of hearing
     candidates = (answer, *re.findall(r'["“„«]([^"“”„«»]+)["”“»]', answer))
-    return min(wer([text], [candidate], lang=lang).value for candidate in candidates) <= at_most
+    return min(error_rate(lang).of(text, candidate) for candidate in candidates) <= at_most
 
 
 def _chrf(answer: str, text: str, at_least: float, unlike: str = '') -> bool:
-    from nemo_vtb.evaluation.metrics import chrf
+    from nemo_vtb.evaluation.metrics import chrf_of
 
-    value = chrf([text], [answer]).value
+    value = chrf_of().of(text, answer)
     # between related languages an untranslated sentence is not far from the translation
-    return value >= at_least and (not unlike or value > chrf([unlike], [answer]).value)
+    return value >= at_least and (not unlike or value > chrf_of().of(unlike, answer))
 
 
 def _last_number(answer: str, value: int) -> bool:

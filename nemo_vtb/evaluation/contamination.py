@@ -15,17 +15,18 @@
 
 import filecmp
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from nemo_vtb.assets.resolve import resolve_asset
 from nemo_vtb.data.conversation import read_jsonl
+from nemo_vtb.data.faults import Reason, guarded
 from nemo_vtb.data.normalizers import normalize_answer
-from nemo_vtb.errors import VtbError
+from nemo_vtb.errors import VtbDataError
 from nemo_vtb.evaluation.result import Sample
 from nemo_vtb.factory.contamination import spans_of, texts_of
 
-_MIN_WORDS = 5  # "thank you" is in every set
+_MIN_WORDS = 6  # "thank you" is in every set
 
 
 def training_data(run_config: Any) -> list[Path]:
@@ -34,22 +35,17 @@ def training_data(run_config: Any) -> list[Path]:
     Args:
         run_config: Of the manifest of a `.nemo`; None where it has none.
     """
-    data = (run_config or {}).get('data') if isinstance(run_config, Mapping) else None
-    found = []
-    for value in _values((data or {}).get('train_ds'), 'manifest_filepath'):
-        try:
-            path = Path(resolve_asset(value))
-        except VtbError:
-            continue
-        if path.is_file() and path.suffix in ('.jsonl', '.json'):
-            found.append(path)
-    return list(dict.fromkeys(found))
+    section = run_config  # of a stranger, maybe: nothing in it is what it should be
+    for key in ('data', 'train_ds'):
+        section = section.get(key) if isinstance(section, Mapping) else None
+    paths = [Path(value) for value in _values(section, 'manifest_filepath')]
+    return list(dict.fromkeys(p for p in paths if p.suffix in ('.jsonl', '.json') and p.is_file()))
 
 
 def warnings_of(files: Sequence[Path], samples: Sequence[Sample]) -> list[str]:
     """A sentence for each training file that holds a recording or a transcript of these answers.
 
-    A recording is known by its place, or by its name and all its bytes; a transcript of at least five words by its
+    A recording is known by its place, or by its name and all its bytes; a transcript of at least six words by its
     words. A recording that was renamed and cut is found by `avoid` of the factory, before training.
 
     Args:
@@ -68,10 +64,12 @@ def warnings_of(files: Sequence[Path], samples: Sequence[Sample]) -> list[str]:
     for file in files if samples else ():
         heard: dict[Path, None] = {}
         read: dict[str, None] = {}
-        for _, _, row in read_jsonl(file, lambda *_: None):
-            for place, *_ in spans_of(row, file.parent):
-                heard |= dict.fromkeys(p for p in by_name.get(Path(place).name, ()) if _equal(p, Path(place)))
-            read |= dict.fromkeys(key for text in texts_of(row) if (key := _key(text)) in transcripts)
+        for number, _, row in read_jsonl(file, lambda *_: None):
+            # what training skips cannot have taught anything
+            with suppress(VtbDataError), guarded(Reason.OTHER, f'{file}:{number}'):
+                for place, *_ in spans_of(row, file.parent):
+                    heard |= dict.fromkeys(p for p in by_name.get(Path(place).name, ()) if _equal(p, Path(place)))
+                read |= dict.fromkeys(key for text in texts_of(row) if (key := _key(text)) in transcripts)
         if heard:
             first = next(iter(heard))
             told.append(
@@ -91,10 +89,11 @@ def _values(section: Any, name: str) -> Iterator[str]:
     if isinstance(section, Mapping):
         for key, value in section.items():
             if key == name:
-                yield from [value] if isinstance(value, str) else [v for v in value or () if isinstance(v, str)]
+                values = value if isinstance(value, list) else [value]
+                yield from (v for v in values if isinstance(v, str))
             else:
                 yield from _values(value, name)
-    elif isinstance(section, list | tuple):
+    elif isinstance(section, list):
         for value in section:
             yield from _values(value, name)
 

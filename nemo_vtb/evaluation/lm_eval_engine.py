@@ -43,12 +43,13 @@ def ask_task(
         use_lora: False for the base LLM.
         batch_size: Requests in one batch.
     """
-    from nemo_vtb.evaluation.lm_eval_model import BlenderLM
+    with _quiet():
+        from nemo_vtb.evaluation.lm_eval_model import BlenderLM
 
-    adapter = BlenderLM(model, use_lora=use_lora, batch_size=batch_size)
-    manager = task_manager(settings['selected'], settings['include'])
-    options = {'chat_template': settings['chat_template'], 'limit': settings['limit']}
-    return run_task(adapter, name, settings['selected'], manager, **options)
+        adapter = BlenderLM(model, use_lora=use_lora, batch_size=batch_size)
+        manager = task_manager(settings['selected'], settings['include'])
+        options = {'chat_template': settings['chat_template'], 'limit': settings['limit']}
+        return run_task(adapter, name, settings['selected'], manager, **options)
 
 
 def check_installed() -> None:
@@ -100,15 +101,14 @@ def run_task(
     from lm_eval import simple_evaluate
 
     task = load_tasks(manager, selected)[name]
-    with _quiet():
-        results = simple_evaluate(
-            lm,
-            tasks=[task],
-            task_manager=manager,
-            apply_chat_template=chat_template,
-            limit=limit,
-            bootstrap_iters=1000,
-        )
+    results = simple_evaluate(
+        lm,
+        tasks=[task],
+        task_manager=manager,
+        apply_chat_template=chat_template,
+        limit=limit,
+        bootstrap_iters=1000,
+    )
     numbers, samples = results['results'][name], results['samples'][name]
     # the first number that the task names is the one that it is known for
     metric, chosen = next(
@@ -158,7 +158,8 @@ def load_tasks(manager: 'TaskManager', names: Sequence[str]) -> dict[str, Any]:
         if name in found:
             continue
         try:
-            found |= manager.load([name])['tasks']
+            with _quiet():
+                found |= manager.load([name])['tasks']
         except KeyError as error:
             near = manager.match_tasks([f'*{name.removeprefix("vtb_")[:4]}*'])[:8]
             raise VtbConfigError(

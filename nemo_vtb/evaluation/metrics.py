@@ -22,6 +22,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -194,6 +195,7 @@ def corpus(measure: Measure, references: Sequence[str], hypotheses: Sequence[str
 # ---- recognition
 
 
+@cache
 def error_rate(lang: str = 'en', normalizer: str | None = None, metric: str = 'WER') -> Measure:
     """Word (or character) error rate: wrong, missing and added ones over those of all references.
 
@@ -228,28 +230,10 @@ def error_rate(lang: str = 'en', normalizer: str | None = None, metric: str = 'W
     )  # fmt: skip
 
 
-def wer(
-    references: Sequence[str], hypotheses: Sequence[str], *, lang: str = 'en', normalizer: str | None = None
-) -> Score:
-    """Word error rate of lists; arguments as those of `corpus` and `error_rate`.
-
-    Raises:
-        VtbConfigError: Unknown normaliser.
-        VtbDataError: Lists of different lengths, or nothing to score.
-    """
-    return corpus(error_rate(lang, normalizer), references, hypotheses)
-
-
-def cer(
-    references: Sequence[str], hypotheses: Sequence[str], *, lang: str = 'en', normalizer: str | None = None
-) -> Score:
-    """Character error rate of lists; arguments and errors as those of `wer`."""
-    return corpus(error_rate(lang, normalizer, 'CER'), references, hypotheses)
-
-
 # ---- translation
 
 
+@cache
 def bleu_of(lang: str = 'en') -> Measure:
     """Corpus BLEU by sacrebleu with its signature; `lang` of the target decides the tokeniser."""
     from sacrebleu.metrics import BLEU
@@ -258,6 +242,7 @@ def bleu_of(lang: str = 'en') -> Measure:
     return _sacrebleu('BLEU', BLEU(tokenize=tokenizer), RESAMPLES)
 
 
+@cache
 def chrf_of() -> Measure:
     """Corpus chrF by sacrebleu with its signature."""
     from sacrebleu.metrics import CHRF
@@ -277,16 +262,6 @@ def _sacrebleu(name: str, metric: Any, resamples: int) -> Measure:
     # the signature of a metric that has scored nothing lacks the number of references
     metric.corpus_score(['a'], [['a']])
     return Measure(name, statistics, value, True, '', str(metric.get_signature()), resamples)
-
-
-def bleu(references: Sequence[str], hypotheses: Sequence[str], *, lang: str = 'en') -> Score:
-    """Corpus BLEU of lists; errors as those of `corpus`."""
-    return corpus(bleu_of(lang), references, hypotheses)
-
-
-def chrf(references: Sequence[str], hypotheses: Sequence[str]) -> Score:
-    """Corpus chrF of lists; errors as those of `corpus`."""
-    return corpus(chrf_of(), references, hypotheses)
 
 
 # ---- answers
@@ -331,16 +306,6 @@ F1 = mean_of('F1', _f1, signature='SQuAD normalisation')
 """Mean F1 of the words that answer and reference share; the best of several references."""
 
 
-def exact_match(references: Sequence[str], hypotheses: Sequence[str]) -> Score:
-    """`EXACT_MATCH` of lists; errors as those of `corpus`."""
-    return corpus(EXACT_MATCH, references, hypotheses)
-
-
-def f1(references: Sequence[str], hypotheses: Sequence[str]) -> Score:
-    """`F1` of lists; errors as those of `corpus`."""
-    return corpus(F1, references, hypotheses)
-
-
 def is_long(references: Sequence[str]) -> bool:
     """Whether references are sentences rather than names: those are never answered word by word."""
     return sum(len(r.split()) for r in references) > _LONG_WORDS * len(references)
@@ -363,24 +328,6 @@ PERPLEXITY = Measure(
     nothing='There is no target to measure the perplexity on.',
 )  # fmt: skip
 """exp(nll / targets); an example contributes the sum of its negative log-likelihoods (nats) and its targets."""
-
-
-def perplexity(nll_sums: Sequence[float], targets: Sequence[float]) -> Score:
-    """Perplexity of all chats together; the interval resamples chats.
-
-    Args:
-        nll_sums: Sum of the negative log-likelihoods (nats) of each chat's targets.
-        targets: Number of targets of each chat.
-
-    Returns:
-        The score; its `n` counts targets.
-
-    Raises:
-        VtbDataError: Lists of different lengths, or no target.
-    """
-    _check_pairs('perplexity', nll_sums, targets)
-    found = aggregate(PERPLEXITY, list(zip(nll_sums, targets, strict=True)))
-    return Score(found.metric, found.value, found.low, found.high, int(sum(targets)), False, found.signature)
 
 
 # ---- intervals

@@ -161,7 +161,7 @@ def evaluate_file(
     output = Path(output or Path(file).with_suffix('.eval.jsonl'))
     plan = replace(plan, folder=plan.folder or output.with_suffix('.audio'))
     with _ranks() as dims:
-        model = restore(str(file), device)
+        model = restore(str(file), _device(device, dims))
         name = '.answers.jsonl' if dims.data_rank == 0 else f'.answers.{dims.data_rank}.jsonl'
         cache = AnswerCache(output.with_suffix(name), stamp_of(file))
         result = run_suites(model, plan, cache=cache, console=console if dims.is_writer else None, dims=dims)
@@ -346,6 +346,14 @@ def _ranks() -> Iterator[ParallelDims]:
     finally:
         if begun:
             dist.destroy_process_group()
+
+
+def _device(device: str, dims: ParallelDims) -> str:
+    """A GPU of its own for each rank, where torchrun started several."""
+    import torch
+
+    own = device == 'auto' and dims.data_size > 1 and torch.cuda.is_available()
+    return f'cuda:{os.environ.get("LOCAL_RANK", "0")}' if own else device
 
 
 def _teller(console: 'Console | None') -> Callable[..., None]:

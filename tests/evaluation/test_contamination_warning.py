@@ -57,9 +57,9 @@ def test_recordings_are_known_by_place_or_bytes_and_transcripts_by_words(tmp_pat
     manifest(train, audio_filepath='b.wav', text='The green lamp stands behind the old door.')
     [told] = warnings_of(files, [sample(tmp_path / 'a.wav')])
     assert told.startswith('1 of 1 evaluation transcripts stand in the training data')
-    # four words are in every set
-    manifest(train, audio_filepath='b.wav', text='Turn on the lamp.')
-    assert warnings_of(files, [sample(tmp_path / 'a.wav', 'turn on the lamp')]) == []
+    # so few words are in every set
+    manifest(train, audio_filepath='b.wav', text='Tell me where the lamp is.')
+    assert warnings_of(files, [sample(tmp_path / 'a.wav', 'tell me where the lamp is')]) == []
 
 
 def test_vtb_eval_warns(corpus: TinyCorpus, tmp_path: Path) -> None:

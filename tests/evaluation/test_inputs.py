@@ -34,6 +34,7 @@ from nemo_vtb.evaluation.inputs import (
     find_datasets,
     print_answers,
 )
+from nemo_vtb.evaluation.result import Evaluation
 from nemo_vtb.testing import TinyCorpus
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -120,7 +121,7 @@ def test_misspelt_setting_names_the_nearest() -> None:
 def test_scripts_run(nemo_file: Path, corpus: TinyCorpus, tmp_path: Path) -> None:
     wavs = ','.join(str(p) for p in sorted((corpus.folder / 'wav').glob('test-asr_ast-*.wav'))[:2])
     commands = {
-        'eval': [f'data=[{corpus.folder}]', 'limit=2', f'output={tmp_path}/e.json'],
+        'eval': [f'data=[{corpus.folder}]', 'limit=2', f'output={tmp_path}/e.jsonl'],
         'generate': [f'audio=[{wavs}]', 'prompt=Transcribe the recording.', f'output={tmp_path}/a.jsonl'],
     }
     for name, overrides in commands.items():
@@ -131,7 +132,7 @@ def test_scripts_run(nemo_file: Path, corpus: TinyCorpus, tmp_path: Path) -> Non
         assert done.returncode == 0, done.stdout + done.stderr
         assert ('Held-out data' if name == 'eval' else 'Answers') in done.stdout
     assert len((tmp_path / 'a.jsonl').read_text().splitlines()) == 2
-    assert json.loads((tmp_path / 'e.json').read_text())['rows']
+    assert Evaluation.read(tmp_path / 'e.jsonl').of('speech')
 
 
 @pytest.mark.slow

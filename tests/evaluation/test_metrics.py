@@ -23,6 +23,7 @@ import sacrebleu
 from nemo_vtb.data.normalizers import get_normalizer
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 from nemo_vtb.evaluation import metrics
+from nemo_vtb.evaluation.metrics import aggregate, corpus, error_rate
 
 REFERENCES = ['Turn on the lamp.', "Don't go, Mister Smith!", 'Twenty two cats sat on the mat.']
 HYPOTHESES = ['turn on lamp', 'do not go mr smith', '22 cats sat on a mat']
@@ -30,7 +31,7 @@ HYPOTHESES = ['turn on lamp', 'do not go mr smith', '22 cats sat on a mat']
 
 def test_wer_counts_words_over_the_whole_corpus() -> None:
     # one word missing of 4, contractions and titles are equal for Whisper's normaliser, one of 6 wrong
-    score = metrics.wer(REFERENCES, HYPOTHESES)
+    score = corpus(error_rate(), REFERENCES, HYPOTHESES)
     normalize = get_normalizer('english')
     expected = jiwer.wer([normalize(r) for r in REFERENCES], [normalize(h) for h in HYPOTHESES])
     assert score.value == pytest.approx(100 * expected) == pytest.approx(100 * 2 / 15)
@@ -41,36 +42,36 @@ def test_wer_counts_words_over_the_whole_corpus() -> None:
 def test_cer_equals_jiwer() -> None:
     normalize = get_normalizer('basic')
     expected = jiwer.cer([normalize(r) for r in REFERENCES], [normalize(h) for h in HYPOTHESES])
-    assert metrics.cer(REFERENCES, HYPOTHESES, lang='de').value == pytest.approx(100 * expected)
+    assert corpus(error_rate('de', metric='CER'), REFERENCES, HYPOTHESES).value == pytest.approx(100 * expected)
 
 
 def test_words_for_an_empty_reference_are_insertions() -> None:
-    assert metrics.wer(['[noise]', 'a lamp'], ['so much', 'a lamp']).value == pytest.approx(100.0)
+    assert corpus(error_rate(), ['[noise]', 'a lamp'], ['so much', 'a lamp']).value == pytest.approx(100.0)
     with pytest.raises(VtbDataError, match='empty after normalisation'):
-        metrics.wer(['[noise]'], ['so'])
+        corpus(error_rate(), ['[noise]'], ['so'])
 
 
 def test_unknown_normaliser_is_an_error_that_lists_the_known() -> None:
     with pytest.raises(VtbConfigError) as caught:
-        metrics.wer(['a'], ['a'], normalizer='whisper')
+        metrics.error_rate(normalizer='whisper')
     assert caught.value.got == 'whisper' and 'english' in str(caught.value.allowed)
 
 
 def test_accents_of_other_languages_are_kept() -> None:
-    assert metrics.wer(['¿Qué pasó?'], ['que paso'], lang='es').value == pytest.approx(100.0)
-    assert metrics.wer(['¿Qué pasó?'], ['qué pasó'], lang='es').value == 0
+    assert corpus(error_rate('es'), ['¿Qué pasó?'], ['que paso']).value == pytest.approx(100.0)
+    assert corpus(error_rate('es'), ['¿Qué pasó?'], ['qué pasó']).value == 0
 
 
 def test_bleu_and_chrf_equal_sacrebleu() -> None:
-    bleu, chrf = metrics.bleu(REFERENCES, HYPOTHESES), metrics.chrf(REFERENCES, HYPOTHESES)
+    bleu, chrf = (corpus(m, REFERENCES, HYPOTHESES) for m in (metrics.bleu_of(), metrics.chrf_of()))
     assert bleu.value == sacrebleu.corpus_bleu(HYPOTHESES, [REFERENCES]).score
     assert chrf.value == sacrebleu.corpus_chrf(HYPOTHESES, [REFERENCES]).score
     assert 'tok:13a' in bleu.signature and 'nc:6' in chrf.signature
-    assert 'tok:zh' in metrics.bleu(['你好吗'], ['你好'], lang='zh').signature
+    assert 'tok:zh' in metrics.bleu_of('zh').signature
 
 
 def test_bleu_interval_resamples_the_same_corpus_score() -> None:
-    perfect = metrics.bleu(REFERENCES, REFERENCES)
+    perfect = corpus(metrics.bleu_of(), REFERENCES, REFERENCES)
     assert perfect.value == perfect.low == perfect.high == pytest.approx(100.0)
 
 
@@ -86,16 +87,16 @@ def test_bleu_interval_resamples_the_same_corpus_score() -> None:
     ],
 )
 def test_exact_match_and_f1(reference: str, hypothesis: str, equal: float, shared: float) -> None:
-    assert metrics.exact_match([reference], [hypothesis]).value == equal
-    assert metrics.f1([reference], [hypothesis]).value == pytest.approx(shared)
+    assert corpus(metrics.EXACT_MATCH, [reference], [hypothesis]).value == equal
+    assert corpus(metrics.F1, [reference], [hypothesis]).value == pytest.approx(shared)
 
 
 def test_perplexity_is_the_exponential_of_the_mean_over_all_targets() -> None:
-    score = metrics.perplexity([10.0, 2.0], [5, 1])
-    assert score.value == pytest.approx(math.exp(2.0)) and score.n == 6
-    assert metrics.perplexity([1e6, 1e6], [1, 1]).value == math.inf
+    score = aggregate(metrics.PERPLEXITY, [(10.0, 5.0), (2.0, 1.0)])
+    assert score.value == pytest.approx(math.exp(2.0)) and score.n == 2
+    assert aggregate(metrics.PERPLEXITY, [(1e6, 1.0), (1e6, 1.0)]).value == math.inf
     with pytest.raises(VtbDataError, match='no target'):
-        metrics.perplexity([0.0], [0])
+        aggregate(metrics.PERPLEXITY, [(0.0, 0.0)])
 
 
 def test_interval_is_seeded_and_covers_the_mean_of_a_known_distribution() -> None:
@@ -112,8 +113,8 @@ def test_interval_is_seeded_and_covers_the_mean_of_a_known_distribution() -> Non
     assert metrics.bootstrap_interval(mean, 1) == (None, None)
 
 
-@pytest.mark.parametrize('function', [metrics.wer, metrics.cer, metrics.bleu, metrics.chrf, metrics.f1])
-def test_unequal_or_empty_lists_are_refused(function: object) -> None:
+@pytest.mark.parametrize('measure', [error_rate(), metrics.bleu_of(), metrics.chrf_of(), metrics.F1])
+def test_unequal_or_empty_lists_are_refused(measure: metrics.Measure) -> None:
     for pair in (([], []), (['a'], [])):
         with pytest.raises(VtbDataError, match='as many answers as references'):
-            function(*pair)
+            corpus(measure, *pair)

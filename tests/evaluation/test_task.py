@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from nemo_vtb.data.conversation import Conversation, Text, Turn
-from nemo_vtb.evaluation.metrics import EXACT_MATCH, Measure, aggregate, bleu, bleu_of, compare_pairs, error_rate, wer
+from nemo_vtb.evaluation.metrics import EXACT_MATCH, Measure, aggregate, bleu_of, compare_pairs, corpus, error_rate
 from nemo_vtb.evaluation.task import Context, Example, Task
 
 REFERENCES = ['turn on the lamp', 'the cat sat on the mat', 'yes']
@@ -42,7 +42,7 @@ def test_scores_of_examples_add_up_to_the_corpus() -> None:
     examples = task.examples(Context())
     rows = [task.score(e, a)['WER'] for e, a in zip(examples, ANSWERS, strict=True)]
     assert rows == [(1.0, 4.0), (1.0, 6.0), (3.0, 1.0)]
-    assert aggregate(task.measures(examples)[0], rows) == wer(REFERENCES, ANSWERS)
+    assert aggregate(task.measures(examples)[0], rows) == corpus(error_rate(), REFERENCES, ANSWERS)
     assert len(task.examples(Context(limit=2))) == 2
 
 
@@ -51,7 +51,7 @@ def test_bleu_is_tested_in_pairs() -> None:
     ours = [measure.statistics((r,), a) for r, a in zip(REFERENCES * 9, REFERENCES * 9, strict=True)]
     base = [measure.statistics((r,), a) for r, a in zip(REFERENCES * 9, ANSWERS * 9, strict=True)]
     found = compare_pairs(measure, ours, base)
-    assert found.base == bleu(REFERENCES * 9, ANSWERS * 9).value
+    assert found.base == corpus(measure, REFERENCES * 9, ANSWERS * 9).value
     assert found.change == pytest.approx(100 - found.base) and found.p < 0.01
     assert compare_pairs(measure, base, base).p == 1.0
 
