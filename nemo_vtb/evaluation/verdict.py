@@ -32,6 +32,8 @@ WER_GOAL, WER_LIMIT = 20.0, 60.0
 # percent of the answers of a task with a symptom: worth a word, and worth nothing else
 ILL_SOME, ILL_MOST = 10.0, 50.0
 _FEW = 3
+# nobody was trained for these: what is wrong there stands in the table
+_UNTAUGHT = ('emergent: ', 'ladder: ')
 _PARTS = {'chats': 'held-out chats', 'tasks': 'mean over the text tasks'}
 _INFO = ('datasets', 'limit', 'max_new_tokens', 'suites', 'judge', 'contamination')
 
@@ -109,7 +111,7 @@ def _symptoms(evaluation: Evaluation) -> list[tuple[str, str]]:
     return [
         ('red' if (m.value or 0.0) >= ILL_MOST else 'amber', f'{SYMPTOMS[m.name]} ({m.value:.0f} % of {m.task}).')
         for m in found
-        if m.n >= _FEW and (m.value or 0.0) >= ILL_SOME and m.name in SYMPTOMS
+        if m.n >= _FEW and (m.value or 0.0) >= ILL_SOME and m.name in SYMPTOMS and not m.task.startswith(_UNTAUGHT)
     ]
 
 

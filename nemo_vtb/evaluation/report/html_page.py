@@ -141,10 +141,11 @@ def _section(
     task = None
     for cells in side_by_side(evaluations, suite):
         first = next(m for m in cells if m is not None)
-        if suite == 'speech' and first.task == 'text':
-            continue  # what it kept is shown beside it
+        # perplexities are shown as what is kept; a difference of two rows that are there needs no line of its own
+        if (suite == 'speech' and first.task == 'text') or first.name == 'points':
+            continue
         ruled = bool(rows) and (len(cells) > 1 or suite == 'speech' and task != first.task)
-        label, detail = _labels(suite, first, cells)
+        label, detail = _labels(first, cells, evaluations)
         lines = [_line(suite, m, who if named else '', colour)
                  for m, (who, colour) in zip(cells, colours.items(), strict=True)]  # fmt: skip
         rows.append({'label': label, 'detail': detail, 'lines': lines, 'ruled': ruled})
@@ -155,16 +156,26 @@ def _section(
             'base': base}  # fmt: skip
 
 
-def _labels(suite: str, m: Metric, cells: Sequence[Metric | None]) -> tuple[str, str]:
+def _labels(m: Metric, cells: Sequence[Metric | None], evaluations: Sequence[Evaluation]) -> tuple[str, str]:
+    """What a row is called, and how it was measured; how it moved from the base LLM, where one model is shown."""
     better = 'higher is better' if m.higher_is_better else 'lower is better'
-    if suite == 'retention':
+    if m.suite == 'retention':
         name = {'chats': 'held-out chats', 'tasks': 'text tasks', 'retention': 'Retention'}.get(m.task, m.task)
-        return f'{name}: {m.source}' if m.source else name, f'{m.signature.split(";")[0]}, n = {m.n}'
-    label = _TASKS.get(m.task, title_of(m)) if suite == 'speech' else title_of(m)
-    if suite == 'text' and m.base is not None and len(cells) == 1:
-        p = '' if m.p is None else f', p = {m.p:.3f}'
-        return label, f'{m.name} {number(m.base, m)} \u2192 {number(m.value, m)}, n = {m.n}{p}'
+        figure = next(
+            (f for f in evaluations[0].of('speech', 'text') if m.task == 'chats' and f.source == m.source), None
+        )
+        detail = f'{m.signature.split(";")[0]}, n = {m.n}'
+        moved = _moved(figure) if figure is not None and len(cells) == 1 else detail
+        return f'{name}: {m.source}' if m.source else name, moved
+    label = _TASKS.get(m.task, title_of(m)) if m.suite == 'speech' else title_of(m)
+    if m.suite == 'text' and m.base is not None and len(cells) == 1:
+        return label, _moved(m)
     return f'{label}: {m.source}' if m.source else label, f'{m.name}, {better}, n = {m.n}'
+
+
+def _moved(m: Metric) -> str:
+    p = '' if m.p is None else f', p = {m.p:.3f}'
+    return f'{m.name} {number(m.base, m)} \u2192 {number(m.value, m)}, n = {m.n}{p}'
 
 
 def _line(suite: str, m: Metric | None, who: str, colour: str) -> dict[str, Any]:
