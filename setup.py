@@ -77,6 +77,8 @@ EXTRAS_REQUIRE = {
     # httpx, tenacity and xxhash come with NeMo and transformers already
     'eval': ['lm-eval==0.4.13', 'httpx>=0.27', 'tenacity>=8.2'],
     'factory': ['httpx>=0.27', 'tenacity>=8.2', 'xxhash>=3.4'],
+    # `s3://`, `gs://`, `ais://`: NeMo brings both already
+    'stores': ['pyarrow>=20', 'aistore>=2'],
     'docs': ['mkdocs-material>=9.8,<10'],
     'dev': [
         'build>=1.2',

@@ -16,6 +16,7 @@
 python benchmarks/resume_matrix.py --quick     # 3 kills
 python benchmarks/resume_matrix.py             # 20 kills
 python benchmarks/resume_matrix.py --full      # 100 kills
+python benchmarks/resume_matrix.py --s3        # the data in an S3 server on loopback, read in blocks
 
 Each attempt is examples/speechllm_joint_sft.py itself, with a tiny model that has dropout, dither and SpecAugment, in
 a process forked after the imports (so that a kill costs two seconds, not twenty). Compared are the conversations of
@@ -54,6 +55,7 @@ from rich.table import Table
 from nemo_vtb.testing import tiny_corpus, tiny_model_cfg
 from nemo_vtb.testing.failpoints import install
 from nemo_vtb.testing.oracle import RowRecorder, read_rows
+from nemo_vtb.testing.s3_server import S3Process
 from nemo_vtb.training.history import read_history
 
 STEPS = 24
@@ -163,6 +165,18 @@ def kill(processes: Sequence[int]) -> bool:
     return bool(running)
 
 
+def store_data(folder: Path) -> S3Process:
+    """Put the corpus into an S3 server, and let the configuration read it there, in blocks of neighbours."""
+    server = S3Process(folder / 'corpus')
+    os.environ |= server.environment
+    path = folder / 'tiny.yaml'
+    text = path.read_text(encoding='utf-8').replace(f'{folder / "corpus"}/', 's3://bucket/')
+    cfg = OmegaConf.create(text)
+    cfg.data.order, cfg.data.shuffle_window, cfg.data.durations = 'blocks', 4, 'trust'
+    OmegaConf.save(cfg, path)
+    return server
+
+
 def write_config(folder: Path) -> None:
     """The configuration of examples/speechllm_joint_sft.py with a tiny model and corpus, as one YAML file."""
     corpus = tiny_corpus(folder / 'corpus', 8)
@@ -208,11 +222,13 @@ class Matrix:
     Args:
         folder: Where everything goes.
         seed: Of the moments of the kills.
+        s3: Whether the data lie in an S3 server.
     """
 
-    def __init__(self, folder: Path, seed: int) -> None:
+    def __init__(self, folder: Path, seed: int, s3: bool = False) -> None:
         self.folder, self.random = folder, random.Random(seed)
         in_child(lambda: write_config(folder))
+        self.server = store_data(folder) if s3 else None
 
     def run(self, name: str, *overrides: str) -> Run:
         """A run that has not begun."""
@@ -349,9 +365,11 @@ def in_child(action: Any) -> None:
         raise SystemExit('The set-up failed.')
 
 
-def measure(folder: Path, kills: int, cases: Sequence[tuple[int, int, int]], seed: int) -> dict[str, Any]:
+def measure(
+    folder: Path, kills: int, cases: Sequence[tuple[int, int, int]], seed: int, s3: bool = False
+) -> dict[str, Any]:
     """All runs; prints a line for each."""
-    matrix = Matrix(folder, seed)
+    matrix = Matrix(folder, seed, s3)
     matrix.reference()
     rows = len(matrix.rows)
     console.print(f'uninterrupted: {rows} rows, {STEPS} steps, {matrix.start_s:.1f} s + {matrix.train_s:.1f} s')
@@ -379,7 +397,11 @@ def measure(folder: Path, kills: int, cases: Sequence[tuple[int, int, int]], see
         failures += bool(run.problems)
         verdict = '[green]same conversations' if not run.problems else f'[red]{run.problems[0]}'
         console.print(f'{before} -> {after} ranks, {workers} workers: {verdict}')
-    return {
+    asked = {}
+    if matrix.server:
+        asked = {'s3_requests': len(matrix.server.requests())}
+        matrix.server.close()
+    return asked | {
         'kills': done,
         'not_bit_exact': not_exact,
         'runs': number,
@@ -397,6 +419,7 @@ def main() -> int:
     size.add_argument('--full', action='store_true', help='100 kills')
     parser.add_argument('--kills', type=int, help='so many kills')
     parser.add_argument('--seed', type=int, default=0, help='of the moments (default: 0)')
+    parser.add_argument('--s3', action='store_true', help='the data in an S3 server on loopback, read in blocks')
     parser.add_argument('--keep', metavar='FOLDER', help='keep all files there')
     args = parser.parse_args()
     kills = args.kills or (3 if args.quick else 100 if args.full else 20)
@@ -410,7 +433,7 @@ def main() -> int:
         getattr(nemo_vtb, name)
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        figures = measure(Path(args.keep or folder).resolve(), kills, cases, args.seed)
+        figures = measure(Path(args.keep or folder).resolve(), kills, cases, args.seed, args.s3)
     ok = figures['kills'] >= kills and not figures['not_bit_exact'] and not figures['reshard_failures']
     figures |= {'seed': args.seed, 'seconds': round(time.perf_counter() - begin, 1)}
     print(json.dumps({'benchmark': 'resume_matrix', 'ok': ok, **figures}))

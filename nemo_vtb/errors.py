@@ -17,6 +17,7 @@ import copyreg
 import errno
 import functools
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,15 @@ from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec('P')
 R = TypeVar('R')
+
+_ADDRESS = re.compile(r'([A-Za-z][A-Za-z0-9+.-]*://)([^\s/?#\'"]*@)?([^\s?\'"<>]*)(\?[^\s\'"<>]*)?')
+
+
+def redacted(text: str) -> str:
+    """A text in which no address has a user, a password or a query: a query may be a signature."""
+    if '://' not in text:
+        return text
+    return _ADDRESS.sub(lambda m: f'{m[1]}{"***@" if m[2] else ""}{m[3]}{"?***" if m[4] else ""}', text)
 
 
 class VtbError(Exception):
@@ -46,12 +56,14 @@ class VtbError(Exception):
         allowed: object = None,
         remedy: str | None = None,
     ) -> None:
-        self.field, self.got, self.allowed, self.remedy = field, got, allowed, remedy
+        self.field = redacted(field) if field is not None else None
+        self.got = redacted(got) if isinstance(got, str) else got
+        self.allowed, self.remedy = allowed, remedy
         lines = [message] if message else []
         for name, value in (('field', field), ('got', got), ('allowed', allowed), ('remedy', remedy)):
             if value is not None:
                 lines.append(f'  {name + ":":<9}{_short(value)}')
-        super().__init__('\n'.join(lines))
+        super().__init__(redacted('\n'.join(lines)))
 
     def __reduce__(self) -> tuple:
         # loader workers send exceptions through pickle, which would call __init__ with the message alone
@@ -83,6 +95,20 @@ class VtbDataError(VtbError, ValueError):
 
 class VtbIndexError(VtbError, RuntimeError):
     """The index of a source was removed or damaged while it was in use."""
+
+
+class VtbStoreError(VtbError, RuntimeError):
+    """An object store refuses all that is asked of it, or does not answer.
+
+    Args:
+        message: As of `VtbError`.
+        busy: Whether it may answer later: it was asked again and again, and one object cannot be had.
+        parts: As of `VtbError`.
+    """
+
+    def __init__(self, message: str = '', *, busy: bool = False, **parts: Any) -> None:
+        self.busy = busy
+        super().__init__(message, **parts)
 
 
 class VtbAudioError(VtbDataError):

@@ -168,6 +168,31 @@ def meter(renderer: Any) -> Any:
     return Meter(renderer, count_frames)
 
 
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """An S3 server on loopback, asked again at once; `put_folder` of `data_helpers` fills it."""
+    from nemo_vtb.data import audio, object_files, stores
+    from nemo_vtb.testing.s3_server import serve_s3
+
+    def forget() -> None:
+        stores.forget_facts()
+        stores._client_of.cache_clear()
+        object_files.forget_ranges()
+        audio._probe.cache_clear()
+        audio._members.cache_clear()
+
+    monkeypatch.setattr(stores, 'BACKOFF_S', 0.001)
+    monkeypatch.setattr(object_files, '_cache', None)
+    monkeypatch.setenv('NEMO_VTB_CACHE', str(tmp_path / 'cache'))
+    with serve_s3() as server:
+        for name, value in server.environment().items():
+            monkeypatch.setenv(name, value)
+        server.forget = forget
+        forget()
+        yield server
+        forget()
+
+
 @pytest.fixture(scope='session')
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four kinds, 184 conversations; read only, its index is built once."""

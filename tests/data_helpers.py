@@ -13,7 +13,9 @@
 # limitations under the License.
 """Small real files for the tests of the data engine: WAVs, manifests, a frame counter, a synthetic source."""
 
+import io
 import json
+import tarfile
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -104,6 +106,23 @@ def data_cfg(folder: Path, **keys: Any) -> dict[str, Any]:
         'num_workers': 0,
         'index_dir': str(folder / 'index'),
     } | keys
+
+
+def put_folder(server: Any, folder: Path, bucket: str) -> None:
+    """All files below a folder as objects of a store."""
+    for path in sorted(folder.rglob('*')):
+        if path.is_file():
+            server.put(f'{bucket}/{path.relative_to(folder)}', path.read_bytes())
+
+
+def write_tar(path: Path, members: dict[str, bytes]) -> Path:
+    """An archive of members in this order."""
+    with tarfile.open(path, 'w') as tar:
+        for name, content in members.items():
+            item = tarfile.TarInfo(name)
+            item.size = len(content)
+            tar.addfile(item, io.BytesIO(content))
+    return path
 
 
 class FakeSource:

@@ -263,6 +263,14 @@ class DataSettings:
         'manifest, which is then checked when the recording is read',
         choices=('probe', 'trust'),
     )  # fmt: skip
+    allowed_urls: Any = key(
+        (), 'Addresses that manifests may name beside what is in their own store: a store, or a folder in one',
+        unit='list',
+    )  # fmt: skip
+    store_cache: str | None = key(
+        None, 'Folder that keeps whole objects of stores, for all processes of a node; null: read by ranges'
+    )
+    store_cache_gb: float = key(100.0, 'store_cache: most that it takes; the least used goes', unit='GB', low=0.0)
     max_line_bytes: int = key(1 << 21, 'Longest line of a manifest; a longer one is skipped', unit='bytes', low=1)
     max_turns: int = key(1000, 'Most turns of a conversation; one with more is skipped', unit='turns', low=1)
     max_clip_seconds: float = key(

@@ -17,24 +17,30 @@ The number of samples is decided in one place, `clip_span`, for the index and fo
 of a row is exact.
 """
 
+import hashlib
 import io
+import json
 import os
 import re
 import stat
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from nemo_vtb.data.addresses import is_address
 from nemo_vtb.data.conversation import Audio
 from nemo_vtb.data.faults import Reason, audio_fault, guarded
 from nemo_vtb.data.limits import LIMITS, Limits
-from nemo_vtb.errors import VtbAudioError, VtbDataError
+from nemo_vtb.data.object_files import RangeFile, fetch_ahead, open_file, read_range
+from nemo_vtb.data.stores import ObjectChanged, file_facts, object_identity
+from nemo_vtb.errors import VtbAudioError, VtbDataError, VtbStoreError
+from nemo_vtb.io import cache_dir, file_lock, read_json_object, write_atomically
 
 DURATION_TOLERANCE_S = 0.1
 """A duration field may differ from the recording by this much before it counts as a lie."""
@@ -46,6 +52,9 @@ _MOST_SAMPLES_A_BYTE = 65536
 "No codec packs more: FLAC's largest block has 65,535 samples. A header that claims more does not know the length."
 _BLOCK = 1 << 16
 _SEGMENT = re.compile(r'^(.+)-sub\d+(\.\w+)?$')
+_SIGNED_TAR = re.compile(r'\.tar\?[^!]*(?=!/)')
+_WHOLE_BYTES = 16 << 20
+"A recording in a store is read at once up to here, and by ranges beyond."
 _RECODE = 'convert it to WAV or FLAC: ffmpeg -i RECORDING -ar 16000 -ac 1 NEW.wav'
 
 
@@ -88,22 +97,23 @@ def probe(path: str | Path) -> AudioHeader:
     """
     archive, member = _split(str(path))
     with _decoding(str(path)):
-        found = os.stat(archive)
-        if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for ever
+        if not is_address(archive) and not stat.S_ISREG(os.stat(archive).st_mode):  # a pipe would be waited for
             raise audio_fault(Reason.AUDIO_NOT_A_FILE, field='audio', got=str(path), allowed='a recording')
-        size = _member(archive, member)[1] if member else found.st_size
-        return _probe(str(path), archive, size, found.st_mtime_ns)
+        found = file_facts(archive)
+        size = _member(archive, member)[1] if member else found.size
+        return _probe(str(path), archive, size, found.tag)
 
 
 @lru_cache(maxsize=1024)  # segments of one long recording ask for the same header again and again
-def _probe(path: str, file: str, size: int, _mtime_ns: int) -> AudioHeader:
+def _probe(path: str, file: str, size: int, _tag: str) -> AudioHeader:
     import soundfile
 
     if size == 0:
         raise audio_fault(Reason.AUDIO_EMPTY_FILE, field='audio', got=path)
-    if not os.access(file, os.R_OK):
+    if not is_address(file) and not os.access(file, os.R_OK):
         raise audio_fault(Reason.AUDIO_NO_PERMISSION, field='audio', got=path)
-    info = soundfile.info(_without_name(open_audio(path)))
+    with _opened(path) as source:
+        info = soundfile.info(source)
     seekable = info.frames <= size * _MOST_SAMPLES_A_BYTE
     frames = info.frames if seekable else _count_samples(path)
     if frames <= 0:
@@ -236,8 +246,8 @@ def _decode_span(path: str, span: ClipSpan, seekable: bool) -> np.ndarray:
 
     if seekable:
         try:
-            source = _without_name(open_audio(path))
-            return soundfile.read(source, span.count, span.start, dtype='float32', always_2d=True)[0]
+            with _opened(path) as source:
+                return soundfile.read(source, span.count, span.start, dtype='float32', always_2d=True)[0]
         except soundfile.SoundFileError:
             if not span.start:
                 raise
@@ -254,7 +264,8 @@ def _count_samples(path: str) -> int:
         return sum(_blocks(file, 1 << 30))
 
 
-def _from_the_start(path: str) -> Any:
+@contextmanager
+def _from_the_start(path: str) -> Iterator[Any]:
     """An open recording that libsndfile is never asked to seek in: it fails where the length is not known."""
     import soundfile
 
@@ -262,7 +273,8 @@ def _from_the_start(path: str) -> Any:
         def seekable(self) -> bool:
             return False
 
-    return Sequential(_without_name(open_audio(path)))
+    with _opened(path) as source, Sequential(source) as file:
+        yield file
 
 
 def _blocks(file: Any, count: int) -> Iterator[int]:
@@ -272,7 +284,18 @@ def _blocks(file: Any, count: int) -> Iterator[int]:
         yield taken
 
 
-def _without_name(source: str | io.BytesIO) -> Any:
+@contextmanager
+def _opened(path: str) -> Iterator[Any]:
+    """What libsndfile reads a recording from. It drops what a store raises meanwhile; here it is raised."""
+    source = open_audio(path)
+    try:
+        yield _without_name(source)
+    finally:
+        if isinstance(source, RangeFile) and source.error is not None:
+            raise source.error
+
+
+def _without_name(source: str | io.BytesIO | RangeFile) -> Any:
     """The descriptor of a file whose name soundfile would believe: it never looks into a `.raw`."""
     if isinstance(source, str) and source.lower().endswith('.raw'):
         return os.open(source, os.O_RDONLY)
@@ -282,7 +305,11 @@ def _without_name(source: str | io.BytesIO) -> Any:
 def _split(path: str) -> tuple[str, str]:
     """`shard.tar!/name.wav` -> ('shard.tar', 'name.wav'); any other path -> (path, '')."""
     archive, mark, member = path.partition('.tar!/')
-    return (f'{archive}.tar', member) if mark else (path, '')
+    if mark:
+        return f'{archive}.tar', member
+    if is_address(path) and (signed := _SIGNED_TAR.search(path)):
+        return path[: signed.end()], path[signed.end() + 2 :]
+    return path, ''
 
 
 def archive_of(path: str) -> str:
@@ -290,38 +317,73 @@ def archive_of(path: str) -> str:
     return _split(path)[0]
 
 
-def open_audio(path: str) -> str | io.BytesIO:
-    """The path itself, or the bytes of a member of an archive."""
+def open_audio(path: str) -> str | io.BytesIO | RangeFile:
+    """The path itself; the bytes of a member of an archive, or of a recording in a store (long ones by ranges).
+
+    Raises:
+        OSError: It is not there, or may not be read.
+        VtbAudioError: The archive has no such member.
+        VtbStoreError: The store refuses the credentials, or does not answer.
+    """
     archive, member = _split(path)
-    if not member:
+    if member:
+        return io.BytesIO(read_range(archive, *_member(archive, member)))
+    if not is_address(path):
         return path
-    offset, size = _member(archive, member)
-    with open(archive, 'rb') as stream:
-        stream.seek(offset)
-        return io.BytesIO(stream.read(size))
+    size = file_facts(path).size
+    return RangeFile(path) if size > _WHOLE_BYTES else io.BytesIO(read_range(path, 0, size))
+
+
+def fetch_audio_ahead(audios: Iterable[Audio]) -> None:
+    """Read recordings that lie in stores, several at once, so that they are there when they are decoded."""
+    paths = dict.fromkeys(audio.path for audio in audios if is_address(audio.path))
+    if len(paths) > 1:
+        fetch_ahead([partial(open_audio, path) for path in paths])
 
 
 def _member(archive: str, member: str) -> tuple[int, int]:
-    status = os.stat(archive)
-    members, name = _members(archive, status.st_size, status.st_mtime_ns), _member_name(member)
+    facts = file_facts(archive)
+    members, name = _members(archive, facts.size, facts.tag), _member_name(member)
     # NeMo's converter calls the segments of x.wav x-sub1.wav, x-sub2.wav; the archive holds x.wav alone
     found = members.get(name) or members.get(_SEGMENT.sub(r'\1\2', name))
+    if found is None and name.endswith('.*'):  # Shar in a store, whose archive was not looked into
+        found = next((place for each, place in members.items() if os.path.splitext(each)[0] == name[:-2]), None)
     if found is None:
         raise audio_fault(Reason.AUDIO_NOT_IN_TAR, field='audio', got=f'{member} in {archive}', remedy='write it anew')
     return found
 
 
 @lru_cache(maxsize=64)
-def _members(archive: str, size: int, _mtime_ns: int) -> dict[str, tuple[int, int]]:
-    """Offset and size of all members that are whole; a cut archive simply has fewer."""
+def _members(archive: str, size: int, _tag: str) -> dict[str, tuple[int, int]]:
+    """Offset and size of all members that are whole; those of an object are found once for all processes."""
+    if not is_address(archive):
+        return _find_members(archive, size)
+    key = hashlib.sha256(json.dumps(object_identity(archive)).encode()).hexdigest()[:32]
+    table = cache_dir() / 'members' / key[:2] / f'{key}.json'
+    if found := read_json_object(table):
+        return {name: (place[0], place[1]) for name, place in found.items()}
+    with file_lock(table.with_suffix('.lock')):
+        if found := read_json_object(table):
+            return {name: (place[0], place[1]) for name, place in found.items()}
+        members = _find_members(archive, size)
+        write_atomically(table, json.dumps(members))
+    return members
+
+
+def _find_members(archive: str, size: int) -> dict[str, tuple[int, int]]:
+    """The members of an archive; one that is cut simply has fewer."""
     members: dict[str, tuple[int, int]] = {}
-    try:
-        with tarfile.open(archive, 'r:') as tar:
-            for item in tar:
-                if item.isfile() and item.offset_data + item.size <= size:
-                    members.setdefault(_member_name(item.name), (item.offset_data, item.size))
-    except Exception:  # noqa: BLE001 - a header can raise anything; what lies behind it is reported by member
-        pass
+    with open_file(archive) as stream:
+        try:
+            with tarfile.open(fileobj=stream, mode='r:') as tar:
+                for item in tar:
+                    if item.isfile() and item.offset_data + item.size <= size:
+                        members.setdefault(_member_name(item.name), (item.offset_data, item.size))
+        except VtbStoreError:
+            raise
+        except Exception:  # noqa: BLE001 - a header can raise anything; what lies behind it is reported by member
+            if isinstance(stream, RangeFile) and stream.error is not None:
+                raise stream.error from None
     return members
 
 
@@ -330,6 +392,10 @@ def _member_name(name: str) -> str:
 
 
 def _os_fault(path: str | Path, error: OSError) -> VtbDataError:
+    if isinstance(error, ObjectChanged):
+        return audio_fault(
+            Reason.AUDIO_CHANGED, field='audio', got=f'{path} ({error})', remedy='restore it, or build the index anew'
+        )
     reason = Reason.AUDIO_NO_PERMISSION if isinstance(error, PermissionError) else Reason.AUDIO_MISSING
     return audio_fault(
         reason, field='audio', got=f'{path} ({error.strerror})', remedy='correct the path in the manifest'

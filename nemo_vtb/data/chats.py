@@ -15,7 +15,7 @@
 
 import base64
 import binascii
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,13 @@ _UNREAD = ('tool_calls', 'function_call', 'audio', 'reasoning', 'reasoning_conte
 
 
 def conversation_of_chat(
-    line: Mapping[str, Any], *, kind: str | None, source: str, base_dir: str | Path, where: str
+    line: Mapping[str, Any],
+    *,
+    kind: str | None,
+    source: str,
+    base_dir: str | Path,
+    where: str,
+    allowed: Sequence[str] = (),
 ) -> Conversation:
     """Read a chat in OpenAI's layout.
 
@@ -38,6 +44,7 @@ def conversation_of_chat(
         source: Name of the source that the line comes from.
         base_dir: Folder to which relative audio paths refer.
         where: File and line for messages.
+        allowed: As of `conversation_from_dict`.
 
     Raises:
         VtbDataError: As of `conversation_from_dict`; or a message has a part that is not read.
@@ -52,9 +59,8 @@ def conversation_of_chat(
     for number, message in enumerate(messages):
         entries += _entries(message, f'{where}: messages[{number}]')
     rest = {name: value for name, value in line.items() if name != 'messages'}
-    return conversation_from_dict(
-        {'id': where, **rest, 'conversations': entries}, kind=kind, source=source, base_dir=base_dir, where=where
-    )
+    options: dict[str, Any] = {'source': source, 'base_dir': base_dir, 'where': where, 'allowed': allowed}
+    return conversation_from_dict({'id': where, **rest, 'conversations': entries}, kind=kind, **options)
 
 
 def _entries(message: Any, where: str) -> Iterator[dict[str, Any]]:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_vtb.constants import KINDS
+from nemo_vtb.data.addresses import is_address, resolve_address
 from nemo_vtb.data.faults import Reason, data_fault, is_unicode
 from nemo_vtb.errors import VtbDataError
 
@@ -196,7 +197,13 @@ _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def conversation_from_dict(
-    d: Mapping[str, Any], *, kind: str | None = None, source: str = '', base_dir: str | Path = '', where: str = ''
+    d: Mapping[str, Any],
+    *,
+    kind: str | None = None,
+    source: str = '',
+    base_dir: str | Path = '',
+    where: str = '',
+    allowed: Sequence[str] = (),
 ) -> Conversation:
     """Read one line of NeMo's `multimodal_conversation`: `{"id", "conversations": [{"type", "from", "value", ...}]}`.
 
@@ -206,6 +213,7 @@ def conversation_from_dict(
         source: Name of the source that the line comes from.
         base_dir: Folder to which relative audio paths refer.
         where: File and line for messages.
+        allowed: Addresses that recordings may have beside those in the store of `base_dir`.
 
     Raises:
         VtbDataError: A key is missing or of the wrong type, a role is unknown, or there is nothing to learn from.
@@ -229,7 +237,7 @@ def conversation_from_dict(
     entries = _with_system(entries, d.get('system'), where)
     grouped: list[tuple[str, list[Text | Audio]]] = []
     for number, entry in enumerate(entries):
-        role, part = _read_entry(entry, base_dir, f'{where}: conversations[{number}]')
+        role, part = _read_entry(entry, base_dir, f'{where}: conversations[{number}]', allowed)
         if grouped and grouped[-1][0] == role:
             grouped[-1][1].append(part)
         else:
@@ -283,7 +291,7 @@ def _with_system(entries: list, system: Any, where: str) -> list:
     return [{'from': 'System', 'type': 'text', 'value': system}, *entries]
 
 
-def _read_entry(entry: Any, base_dir: str | Path, where: str) -> tuple[str, Text | Audio]:
+def _read_entry(entry: Any, base_dir: str | Path, where: str, allowed: Sequence[str]) -> tuple[str, Text | Audio]:
     if not isinstance(entry, (dict, Mapping)):
         raise data_fault(Reason.MISSING_KEY, field=where, got=entry, allowed='{"type", "from", "value"}')
     role = _ROLE_NAMES.get(str(entry.get('from', '')).lower())
@@ -307,7 +315,7 @@ def _read_entry(entry: Any, base_dir: str | Path, where: str) -> tuple[str, Text
             said = entry.get('text')
             if not isinstance(said, str | None):
                 raise data_fault(Reason.MISSING_KEY, field=f'{where}.text', got=said, allowed='a text')
-            return role, Audio(_resolve(value, base_dir), *_read_span(entry, where), text=said)
+            return role, Audio(_resolve(value, base_dir, allowed), *_read_span(entry, where), text=said)
         case 'audio':
             raise data_fault(Reason.WRONG_TURNS, field=f'{where}.from', got=entry['from'], allowed='User')
         case other:
@@ -337,8 +345,11 @@ def is_number(value: Any) -> bool:
         return False
 
 
-def _resolve(path: str, base_dir: str | Path) -> str:
-    if path.lstrip().startswith('pipe:') or path.rstrip().endswith('|') or '://' in path or '\0' in path:
+def _resolve(path: str, base_dir: str | Path, allowed: Sequence[str] = ()) -> str:
+    command = path.lstrip().startswith('pipe:') or path.rstrip().endswith('|') or '\0' in path
+    if not command and (is_address(path) or (is_address(str(base_dir)) and '://' not in path and path[:1] != '/')):
+        return resolve_address(path, str(base_dir), allowed)
+    if command or '://' in path:
         raise data_fault(
             Reason.REFUSED_PATH,
             field='value',

@@ -49,7 +49,7 @@ def cut_of(audio: Audio, id_: str) -> Cut:
     span = clip_span(replace(audio, speed=1.0), header, header.sample_rate)
     opened = open_audio(audio.path)
     in_memory = not isinstance(opened, str)
-    source: Any = opened if isinstance(opened, str) else opened.getvalue()
+    source: Any = opened if isinstance(opened, str) else opened.read()
     recording = Recording(
         id=id_,
         sources=[AudioSource('memory' if in_memory else 'file', list(range(header.num_channels)), source)],

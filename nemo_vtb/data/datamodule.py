@@ -29,8 +29,10 @@ import numpy as np
 import torch
 
 from nemo_vtb.config.schema import DataSettings
+from nemo_vtb.data.audio import fetch_audio_ahead
 from nemo_vtb.data.augment import Augmenter
 from nemo_vtb.data.collate import Collator, PackedRow, PackItem, pack_row
+from nemo_vtb.data.conversation import Audio
 from nemo_vtb.data.counting import Meter
 from nemo_vtb.data.faults import Reason, data_fault, skip_table
 from nemo_vtb.data.index import FittedSource, SourceIndex, open_source
@@ -40,8 +42,9 @@ from nemo_vtb.data.packing import pack_all
 from nemo_vtb.data.planner import Planner, batches_ahead, spare_batches
 from nemo_vtb.data.sampler import BatchPlan, RowPlan, TokenBudgetPlan, TokenBudgetSampler, make_plan
 from nemo_vtb.data.sources import EVAL_SECTIONS, SourceSpec, eval_specs, train_augmenter, train_specs
+from nemo_vtb.data.stores import forget_facts
 from nemo_vtb.data.template import ChatRenderer
-from nemo_vtb.errors import VtbConfigError, VtbDataError
+from nemo_vtb.errors import VtbConfigError, VtbDataError, VtbStoreError
 from nemo_vtb.io import clear_leftovers
 from nemo_vtb.parallel.dims import ParallelDims, is_distributed
 
@@ -82,6 +85,7 @@ class RowDataset(torch.utils.data.Dataset):
         items, faults = [], []
         worker = torch.utils.data.get_worker_info()
         mine, pid = self.reading[0 if worker is None else worker.id], os.getpid()
+        self._fetch_ahead(row)
         for place, (source, entry) in enumerate(row.items):
             mine.copy_(torch.tensor([pid, row.index, source, entry]))
             try:
@@ -92,6 +96,17 @@ class RowDataset(torch.utils.data.Dataset):
         packed.faults, packed.dataset = faults, self.dataset
         return packed
 
+    def _fetch_ahead(self, row: RowPlan) -> None:
+        """Read the recordings of the row that lie in stores at the same time: one slow answer delays one of many."""
+        audios: list[Audio] = []
+        for source, entry in row.items:
+            if self.sources[source].in_store:
+                try:
+                    audios += self.sources[source].read(entry).audios
+                except VtbDataError:
+                    continue  # said when it is loaded
+        fetch_audio_ahead(audios)
+
     def _load(self, source: int, entry: int, number: int) -> PackItem:
         """One conversation as it is heard in this pass over its source."""
         for attempt in range(_RETRIES + 1):
@@ -100,6 +115,10 @@ class RowDataset(torch.utils.data.Dataset):
                 heard = () if self.augmenter is None else (self.augmenter.of(f'{conversation.id}:{number}'),)
                 item = self.collator.prepare(conversation, *heard)
                 break
+            except VtbStoreError as error:
+                if not error.busy:
+                    raise  # nothing can be read from this store: the run ends, and resumes from its checkpoint
+                raise data_fault(Reason.STORE_FAILED, field=error.field or '', got=error.got) from error
             except VtbDataError as error:
                 # network file systems fail now and then; a file that is broken fails again
                 if attempt == _RETRIES or error.reason not in _TRANSIENT:
@@ -234,6 +253,7 @@ class VtbDataModule(pl.LightningDataModule):
         dims: ParallelDims | None = None,
     ) -> None:
         super().__init__()
+        forget_facts()  # of objects, which may have changed since an earlier run in this process
         self.settings = cfg if isinstance(cfg, DataSettings) else DataSettings.from_config(cfg)
         self.meter = Meter.of(self.settings, renderer, frame_counter)
         options: dict[str, Any] = {'resample': self.settings.resample, 'limits': self.meter.limits}

@@ -47,7 +47,7 @@ class Reason(StrEnum):
         'bad_span',
         'offset or duration is no number of seconds, negative, or beyond the end of the recording',
     )
-    REFUSED_PATH = 'refused_path', 'an audio path is a command or an address'
+    REFUSED_PATH = 'refused_path', 'an audio path is a command, or an address that nobody allowed'
     UNREAD_PART = 'unread_part', 'the line has a part that is not read for this type: recordings, images, tools'
     PLACEHOLDER_MISMATCH = 'placeholder_mismatch', 'there are more or fewer placeholders than recordings'
     UNSUPPORTED_CUT = (
@@ -69,6 +69,7 @@ class Reason(StrEnum):
     AUDIO_TOO_LOUD = 'audio_too_loud', 'samples lie beyond 2^31: no level of sound, and its square overflows'
     AUDIO_WRONG_RATE = 'audio_wrong_rate', 'the sampling rate differs and data.train_ds.resample is false'
     AUDIO_CHANGED = 'audio_changed', 'the recording has another length, size or time than when it was indexed'
+    STORE_FAILED = 'store_failed', 'the object store did not answer, in all tries'
     AUDIO_NOT_IN_TAR = 'audio_not_in_tar', 'the archive has no member of that name'
     DURATION_MISMATCH = 'duration_mismatch', 'the duration field differs from the recording by more than the tolerance'
     OVERLONG = 'overlong', 'longer than max_tokens, and it cannot be cut between turns'

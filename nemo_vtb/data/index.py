@@ -338,6 +338,11 @@ class FittedSource:
     def __len__(self) -> int:
         return len(self.index) if self._entries is None else len(self._entries)
 
+    @property
+    def in_store(self) -> bool:
+        """Whether recordings may have to be fetched."""
+        return self.index.spec.in_store
+
     def skipped(self) -> list[dict[str, Any]]:
         """What is missing from it before training: broken when the index was built, or too long."""
         return [*self.index.quarantined(), *self.dropped]

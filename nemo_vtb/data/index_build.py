@@ -36,6 +36,7 @@ from typing import Any
 
 import numpy as np
 
+from nemo_vtb.data.addresses import is_address
 from nemo_vtb.data.conversation import BOM, Conversation, at_speed, parse_line
 from nemo_vtb.data.counting import Meter
 from nemo_vtb.data.faults import Reason, audio_fault
@@ -43,6 +44,7 @@ from nemo_vtb.data.filters import check_filters
 from nemo_vtb.data.index_integrity import audio_identity, write_meta
 from nemo_vtb.data.limits import read_line
 from nemo_vtb.data.sources import SourceSpec, has_offset
+from nemo_vtb.data.stores import object_identity
 from nemo_vtb.errors import VtbDataError
 from nemo_vtb.io import atomic_replace, file_digest, head_tail_digest, json_line
 
@@ -84,6 +86,8 @@ def index_fingerprint(spec: SourceSpec, meter: Meter) -> str:
 
 
 def _identity_of(path: str) -> list[Any]:
+    if is_address(path):
+        return object_identity(path)
     stat = os.stat(path)
     return [os.path.abspath(path), stat.st_size, stat.st_mtime_ns, head_tail_digest(path)]
 
@@ -260,7 +264,7 @@ def _write(spec: SourceSpec, meter: Meter, folder: Path, fingerprint: str, parts
             for f, s, c in zip(spec.files, map(os.path.getsize, spec.files), contents, strict=True)
         ],
         'entries': sum(len(p.columns['length']) for p in parts),
-        'archives': [head_tail_digest(tar) for tar in spec.tars],
+        'archives': [object_identity(tar) if is_address(tar) else head_tail_digest(tar) for tar in spec.tars],
         'lines': sum(p.lines for p in parts),
         'left_out': sum(p.omitted for p in parts),
         'quarantined': dict(Counter(fault['reason'] for fault in faults)),

@@ -15,13 +15,13 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from nemo_vtb.data.audio import archive_of
 from nemo_vtb.data.conversation import Audio
+from nemo_vtb.data.stores import file_facts
 from nemo_vtb.io import file_digest
 
 META = 'meta.json'
@@ -66,7 +66,7 @@ def sealed(value: Any) -> str:
 
 
 def audio_identity(audios: Iterable[Audio]) -> dict[str, int]:
-    """Bytes of the recordings of a conversation (or of their archives), and a stamp of sizes and times of change.
+    """Bytes of the recordings of a conversation (or of their archives), and a stamp of sizes and times (or tags).
 
     Returns:
         `audio_bytes` and `audio_stamp`, a signed number of 64 bits; zeros for a conversation without audio, or with
@@ -75,12 +75,12 @@ def audio_identity(audios: Iterable[Audio]) -> dict[str, int]:
     Raises:
         OSError: A recording is gone.
     """
-    found = [os.stat(archive_of(audio.path)) for audio in audios if not audio.trusted]
+    found = [file_facts(archive_of(audio.path)) for audio in audios if not audio.trusted]
     if not found:
         return {'audio_bytes': 0, 'audio_stamp': 0}
-    raw = json.dumps([[stat.st_size, stat.st_mtime_ns] for stat in found]).encode()
+    raw = json.dumps([[facts.size, int(t) if (t := facts.tag).isdigit() else t] for facts in found]).encode()
     stamp = int.from_bytes(hashlib.sha256(raw).digest()[:8], 'little', signed=True)
-    return {'audio_bytes': sum(stat.st_size for stat in found), 'audio_stamp': stamp}
+    return {'audio_bytes': sum(facts.size for facts in found), 'audio_stamp': stamp}
 
 
 def _own_digest(meta: Mapping[str, Any]) -> str:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_vtb.constants import LANGUAGES, SAMPLE_RATE
+from nemo_vtb.data.addresses import is_address
 from nemo_vtb.data.conversation import parse_line, read_jsonl
 from nemo_vtb.data.faults import Reason, data_fault, guarded
 from nemo_vtb.data.manifest_files import unpack_gzip
@@ -253,9 +254,10 @@ def sound_of_cut(cut: Mapping[str, Any], where: str) -> tuple[Any, int | None]:
     if changed := [each for each in recording.get('transforms') or () if not _keeps_sound(each)]:
         raise unsupported_cut(where, 'recording.transforms', changed, 'cuts.save_audios(folder)')
     for source in sources:
-        if source.get('type') != 'file':
+        fetched = source.get('type') == 'url' and is_address(str(source.get('source')))
+        if source.get('type') != 'file' and not fetched:
             raise data_fault(
-                Reason.REFUSED_PATH, field=f'{where}: recording.sources', got=source, allowed='type "file"'
+                Reason.REFUSED_PATH, field=f'{where}: recording.sources', got=source, allowed='type "file" or "url"'
             )
         channels = source.get('channels', [0])
         if isinstance(channels, list) and channel in channels:

@@ -30,7 +30,10 @@ from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
+from nemo_vtb.data.addresses import is_address, malformed, without_query
 from nemo_vtb.data.limits import read_line
+from nemo_vtb.data.object_files import copy_object, open_file
+from nemo_vtb.data.stores import facts_of_all, file_facts, object_identity, object_names
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 from nemo_vtb.io import atomic_replace, cache_dir, head_tail_digest
 
@@ -152,21 +155,33 @@ def _numbers(paths: Sequence[str], pattern: re.Pattern[str]) -> dict[int, int]:
     return numbers if len(numbers) == len(paths) else {}
 
 
-def check_path(path: str, field: str, what: str) -> None:
-    """Refuse what is no local file.
+def check_paths(paths: Sequence[str], field: str, what: str) -> None:
+    """Refuse what is neither a file nor an object.
 
     Raises:
-        VtbConfigError: A command or an address, which NeMo would run or fetch.
-        VtbDataError: The file does not exist.
+        VtbConfigError: A command, which NeMo would run, or an address of nothing that can be read.
+        VtbDataError: The file or the object does not exist, or may not be read.
+        VtbStoreError: The store refuses the credentials or has no such bucket, or does not answer.
     """
-    if path.startswith('pipe:') or path.rstrip().endswith('|') or '://' in path:
-        raise VtbConfigError(
-            f'The {what} is a command or an address.', field=field, got=path, allowed='a file on a mounted disk',
-            remedy='download it first, or mount the store',
-        )  # fmt: skip
-    if not os.path.isfile(path):
+    for path in paths:
+        command = path.startswith('pipe:') or path.rstrip().endswith('|') or ('://' in path and not is_address(path))
+        if command or (is_address(path) and malformed(path)):
+            raise VtbConfigError(
+                f'The {what} is a command or no address.', field=field, got=path,
+                allowed='a file, or an object at s3://, gs://, https://, ais:// ...', remedy=malformed(path),
+            )  # fmt: skip
+    facts_of_all(list(paths))
+    for path in paths:
+        wrong = 'does not exist'
+        try:
+            if (file_facts(path).size >= 0 and is_address(path)) or os.path.isfile(path):
+                continue
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            wrong = f'cannot be read ({error.strerror})'
         raise VtbDataError(
-            f'The {what} does not exist.',
+            f'The {what} {wrong}.',
             field=field,
             got=path,
             remedy='resolve_assets(cfg) before it' if path.startswith('asset:') else 'correct the path',
@@ -208,12 +223,15 @@ def plain_archive(path: str, field: str) -> str:
         VtbConfigError: It is not called `*.tar`.
         VtbDataError: It is cut off or damaged, or grows beyond any recording.
     """
-    with open(path, 'rb') as stream:
+    name = _name_of(path)
+    if is_address(path) and name.endswith('.tar'):  # the name decides: thousands of shards are not looked into
+        return path
+    with open_file(path) as stream:
         head = stream.read(6)
     opener = next((opener for magic, opener in _OPENERS.items() if head.startswith(magic)), None)
     if opener is not None:
-        return _unpack(path, opener, f'{Path(path).name.split(".")[0]}.tar')
-    if not path.endswith('.tar'):
+        return _unpack(path, opener, f'{name.split(".")[0]}.tar')
+    if not name.endswith('.tar'):
         raise VtbConfigError('Not an archive by its name.', field=field, got=path, allowed='*.tar, *.tar.gz, *.tgz')
     return path
 
@@ -225,12 +243,40 @@ def unpack_gzip(path: str) -> str:
         VtbDataError: It is cut off or damaged, or grows beyond any text.
     """
 
-    return _unpack(path, gzip.open, Path(path).name.removesuffix('.gz'))
+    return _unpack(path, gzip.open, _name_of(path).removesuffix('.gz'))
+
+
+def is_gzip(path: str) -> bool:
+    """Whether a manifest is gzipped, by its name."""
+    return _name_of(path).endswith('.gz')
+
+
+def plain_manifest(path: str) -> str:
+    """Path of a manifest whose lines can be read at their place: itself, or its copy if it is gzipped or in a store.
+
+    Raises:
+        OSError: The object is not there, or may not be read.
+        VtbDataError: It is cut off or damaged, or grows beyond any text.
+        VtbStoreError: The store refuses the credentials, or does not answer.
+    """
+    if is_gzip(path):
+        return unpack_gzip(path)
+    if not is_address(path):
+        return path
+
+    def fill(out: IO[bytes], _: Path) -> None:
+        copy_object(path, out)  # type: ignore[arg-type]
+
+    return cached_copy([path], _name_of(path), fill)
+
+
+def _name_of(path: str) -> str:
+    return Path(without_query(path) if is_address(path) else path).name
 
 
 def _unpack(path: str, opener: Any, name: str) -> str:
     def fill(out: IO[bytes], _: Path) -> None:
-        with opener(path, 'rb') as stream:
+        with open_file(path) as packed, opener(packed, 'rb') as stream:
             while block := stream.read(_CHUNK):
                 out.write(block)
                 _check_growth(path, out.tell())
@@ -255,14 +301,23 @@ def shar_shards(value: Any, where: str) -> list[tuple[str, str]]:
         return _paired(fields[_CUTS], fields[_RECORDING], where, value)
     shards = []
     for folder in expand_paths(value):
-        if not Path(folder).is_dir():
-            raise VtbDataError('The folder does not exist.', field=where, got=folder, remedy='correct the path')
-        names = sorted(p.name for p in Path(folder).iterdir() if p.is_file())
+        names = _names_in(folder, where)
         cuts, archives = (
             [f'{folder}/{n}' for n in names if n.split('.')[0] == field] for field in (_CUTS, _RECORDING)
         )
         shards += _paired(cuts, archives, where, folder)
     return shards
+
+
+def _names_in(folder: str, where: str) -> list[str]:
+    try:
+        if is_address(folder):
+            return object_names(folder)
+        return sorted(p.name for p in Path(folder).iterdir() if p.is_file())
+    except OSError as error:
+        raise VtbDataError(
+            'The folder does not exist.', field=where, got=folder, allowed=error.strerror, remedy='correct the path'
+        ) from error
 
 
 def unpack_shar(cuts: str, archive: str) -> str:
@@ -275,16 +330,17 @@ def unpack_shar(cuts: str, archive: str) -> str:
     """
 
     def fill(out: IO[bytes], _: Path) -> None:
-        members = _recordings(archive)
-        with gzip.open(cuts, 'rb') if cuts.endswith('.gz') else open(cuts, 'rb') as stream:
+        members = None if is_address(archive) else _recordings(archive)
+        with open_file(cuts) as packed, gzip.open(packed, 'rb') if is_gzip(cuts) else packed as stream:
             for number in count(1):
                 raw = read_line(stream, _FREE_GROWTH)[0]
                 if not raw:
                     break
-                out.write(_with_member(raw, next(members, None), archive, f'{cuts}:{number}') + b'\n')
+                member = None if members is None else next(members, '')
+                out.write(_with_member(raw, member, archive, f'{cuts}:{number}') + b'\n')
                 _check_growth(cuts, out.tell())
 
-    return cached_copy([cuts, archive], f'{Path(cuts).name.removesuffix(".gz")}', fill)
+    return cached_copy([cuts, archive], _name_of(cuts).removesuffix('.gz'), fill)
 
 
 def _paired(cuts: list[str], archives: list[str], where: str, got: Any) -> list[tuple[str, str]]:
@@ -319,6 +375,8 @@ def _with_member(raw: bytes, member: str | None, archive: str, where: str) -> by
     except (ValueError, KeyError, TypeError):
         return line
     if member is None:
+        member = f'{id_}.*'  # an archive in a store is not looked into before it is read
+    elif not member:
         member = f'{id_}.missing'  # the index reports it: not in the archive
     elif os.path.splitext(member.removeprefix('./'))[0] != id_:
         raise VtbDataError(
@@ -330,12 +388,13 @@ def _with_member(raw: bytes, member: str | None, archive: str, where: str) -> by
         )
     # the archive holds the cut's own channel, with its transforms done
     channels = [cut['channel']] if isinstance(cut.get('channel'), int) else cut.get('channel', [0])
-    recording['sources'] = [{'type': 'file', 'channels': channels, 'source': f'{Path(archive).absolute()}!/{member}'}]
+    place = archive if is_address(archive) else Path(archive).absolute()
+    recording['sources'] = [{'type': 'file', 'channels': channels, 'source': f'{place}!/{member}'}]
     return json.dumps(cut, ensure_ascii=False).encode()
 
 
 def _check_growth(path: str, size: int) -> None:
-    allowed = os.path.getsize(path) * _MAX_GROWTH + _FREE_GROWTH
+    allowed = file_facts(path).size * _MAX_GROWTH + _FREE_GROWTH
     if size > allowed:
         raise VtbDataError(
             'A compressed manifest unpacks to more than text ever does; the copy is removed.',
@@ -362,6 +421,9 @@ def cached_copy(
     """
     digest = hashlib.sha256(variant.encode())
     for path in originals:
+        if is_address(path):
+            digest.update(json.dumps(object_identity(path)).encode())
+            continue
         if not os.path.isfile(path):
             raise VtbDataError('The manifest does not exist.', field='manifest', got=path, remedy='correct the path')
         stat = os.stat(path)

@@ -43,7 +43,8 @@ if TYPE_CHECKING:
 
 
 def _read_conversation(spec: 'SourceSpec', line: Mapping[str, Any], base: str, where: str) -> Conversation:
-    return conversation_from_dict(line, kind=spec.kind or None, source=spec.name, base_dir=base, where=where)
+    options: dict[str, Any] = {'source': spec.name, 'base_dir': base, 'where': where, 'allowed': spec.allowed}
+    return conversation_from_dict(line, kind=spec.kind or None, **options)
 
 
 def _read_share_gpt(spec: 'SourceSpec', line: Mapping[str, Any], base: str, where: str) -> Conversation:
@@ -76,9 +77,7 @@ def _read_share_gpt(spec: 'SourceSpec', line: Mapping[str, Any], base: str, wher
             allowed=f'{", ".join(marks)} in a turn of the user',
         )
     rest = {key: value for key, value in line.items() if key not in ('audios', 'sound', 'ori_sound')}
-    return conversation_from_dict(
-        {**rest, 'conversations': turns}, kind=spec.kind or None, source=spec.name, base_dir=base, where=where
-    )
+    return _read_conversation(spec, {**rest, 'conversations': turns}, base, where)
 
 
 def _split_share_gpt(
@@ -186,10 +185,7 @@ def _read_dialogue(spec: 'SourceSpec', line: Mapping[str, Any], base: str, where
         turns.append({'from': role, 'type': 'audio', 'value': path, 'text': words, **span})
         channels.append(channel)
     said_by = {'id': line.get('id', where), 'conversations': turns, 'custom': custom}
-    kind = spec.kind or None
-    return _of_channels(
-        conversation_from_dict(said_by, kind=kind, source=spec.name, base_dir=base, where=where), channels
-    )
+    return _of_channels(_read_conversation(spec, said_by, base, where), channels)
 
 
 def _own_answer(line: Mapping[str, Any]) -> Any:
@@ -220,6 +216,7 @@ def _read_manifest(spec: 'SourceSpec', line: Mapping[str, Any], base: str, where
         source=spec.name,
         base_dir=base,
         where=where,
+        allowed=spec.allowed,
     )
 
 
@@ -339,7 +336,8 @@ def _read_text(spec: 'SourceSpec', line: Mapping[str, Any], base: str, where: st
 
 
 def _read_messages(spec: 'SourceSpec', line: Mapping[str, Any], base: str, where: str) -> Conversation:
-    return conversation_of_chat(line, kind=spec.kind or None, source=spec.name, base_dir=base, where=where)
+    options: dict[str, Any] = {'source': spec.name, 'base_dir': base, 'where': where, 'allowed': spec.allowed}
+    return conversation_of_chat(line, kind=spec.kind or None, **options)
 
 
 def _read_parquet(spec: 'SourceSpec', line: Mapping[str, Any], base: str, where: str) -> Conversation:

@@ -21,6 +21,7 @@ from typing import Any
 
 from nemo_vtb.config.schema import UNREAD_TYPES, DataSettings
 from nemo_vtb.constants import KINDS
+from nemo_vtb.data.addresses import ANY, is_address, parent_of, stores_named, without_query
 from nemo_vtb.data.audio import probe
 from nemo_vtb.data.augment import SPEEDS, Augmenter, augmentations_of
 from nemo_vtb.data.conversation import (
@@ -38,15 +39,16 @@ from nemo_vtb.data.filters import filters_of
 from nemo_vtb.data.limits import read_line
 from nemo_vtb.data.manifest_files import (
     check_lines,
-    check_path,
+    check_paths,
     expand_paths,
     pair_archives,
     plain_archive,
+    plain_manifest,
     shar_shards,
     split_weighted,
-    unpack_gzip,
     unpack_shar,
 )
+from nemo_vtb.data.object_files import use_cache
 from nemo_vtb.data.readers import SOURCE_TYPES as SOURCE_TYPES
 from nemo_vtb.data.unpack import unpack_entry
 from nemo_vtb.errors import VtbConfigError, VtbDataError
@@ -76,6 +78,8 @@ class SourceSpec:
     options: Mapping[str, Any] = field(default_factory=dict)
     shards: Mapping[int, int] = field(default_factory=dict)
     "Place in `tars` of each `shard_id`, where one manifest has several archives."
+    stores: tuple[str, ...] = ()
+    "Object stores that the configuration names for this source: its lines may name what is in them."
 
     def read(self, line: Mapping[str, Any], file: int, where: str) -> Conversation | None:
         """Turn one parsed line into a conversation; None where the line itself says `_skipme`.
@@ -112,10 +116,20 @@ class SourceSpec:
 
     def describe(self) -> dict[str, Any]:
         """All that decides what the lines become; part of the fingerprint of an index."""
-        bases = {'bases': list(self.bases)} if self.bases else {}
+        bases = {'bases': [without_query(b) if is_address(b) else b for b in self.bases]} if self.bases else {}
         options = {key: value for key, value in self.options.items() if key != 'augment'}
         options |= {'speeds': self.speeds} if len(self.speeds) > 1 else {}  # all else leaves lengths as they are
         return {'type': self.type, 'kind': self.kind, 'name': self.name, 'options': options} | bases
+
+    @property
+    def allowed(self) -> tuple[str, ...]:
+        """Addresses that its lines may name, beside those in the store of their manifest."""
+        return (*self.stores, *self.options.get('allowed_urls', ()))
+
+    @property
+    def in_store(self) -> bool:
+        """Whether recordings may have to be fetched."""
+        return bool(self.allowed)
 
     @property
     def speeds(self) -> tuple[float, ...]:
@@ -125,7 +139,7 @@ class SourceSpec:
 
 @lru_cache(maxsize=4096)
 def _parent(path: str) -> str:
-    return str(Path(path).parent)
+    return parent_of(path)
 
 
 def parse_input_cfg(
@@ -228,10 +242,26 @@ def _of_loader(
     loader: Mapping[str, Any], where: str, settings: DataSettings, temperature: Any = None
 ) -> list[SourceSpec]:
     """The sources of a loader section, with its filters, and its `text_field` where an entry has none."""
+    use_cache(settings)
     common = {key: loader[key] for key in _FIELDS if loader.get(key) is not None}
+    common |= {'allowed_urls': allowed} if (allowed := _allowed_urls(settings)) else {}
     common |= {'filters': filters} if (filters := filters_of(loader)) else {}
     sources = parse_input_cfg(_entries(loader), where, temperature)
     return [replace(s, options=_with_durations({**common, **s.options}, settings)) for s in sources]
+
+
+def _allowed_urls(settings: DataSettings) -> list[str]:
+    given = settings.allowed_urls or ()
+    listed = [given] if isinstance(given, str) else list(given)
+    for each in listed:
+        if not isinstance(each, str) or not is_address(each):
+            raise VtbConfigError(
+                'Not an address.',
+                field='data.allowed_urls',
+                got=each,
+                allowed="['s3://BUCKET/', 'https://HOST/FOLDER/']",
+            )
+    return sorted(listed)
 
 
 def _with_durations(options: dict[str, Any], settings: DataSettings) -> dict[str, Any]:
@@ -301,10 +331,13 @@ def _parse_entry(entry: dict[str, Any], where: str, temperatures: Sequence[float
     shards: Mapping[int, int] = {}
     if (unpacked := unpack_entry(entry, where)) is not None:
         files, bases, tars = unpacked.files, unpacked.bases, unpacked.tars
+        named = unpacked.bases
     else:
         named, files, bases = _shar(entry, where) if entry.get('shar_path') else _manifests(entry, where)
-        tars, shards = _archives(entry, named, where)
+        tars, shards = _archives(entry, files if entry.get('shar_path') else named, where)
     options = _options(entry)
+    root = [str(entry['audio_root'])] if entry.get('audio_root') else []
+    stores = stores_named([*named, *tars, *root])
     kind = entry.get('kind') or _infer_kind(str(kind_of_entry), files, options, where)
     if kind not in KINDS:
         raise VtbConfigError('Unknown kind of data.', field=f'{where}.kind', got=kind, allowed=', '.join(KINDS))
@@ -312,7 +345,7 @@ def _parse_entry(entry: dict[str, Any], where: str, temperatures: Sequence[float
     named_after = Path(shar).name if isinstance(shar, str) else Path(files[0]).stem
     name = str(entry.get('source') or (unpacked.name if unpacked else named_after))
     repeats = entry.get('max_repeats')
-    return [SourceSpec(name, str(kind_of_entry), kind, files, 1.0, repeats, tars, bases, options, shards)]
+    return [SourceSpec(name, str(kind_of_entry), kind, files, 1.0, repeats, tars, bases, options, shards, stores)]
 
 
 def _of_weight(
@@ -334,15 +367,15 @@ def _archives(entry: Mapping[str, Any], files: Sequence[str], where: str) -> tup
         return (), {}
     tars, shards = pair_archives(files, expand_paths(entry['tarred_audio_filepaths']), where)
     where = f'{where}.tarred_audio_filepaths'
-    for path in tars:
-        check_path(path, where, 'archive')
+    check_paths(tars, where, 'archive')
     return tuple(plain_archive(path, where) for path in tars), shards
 
 
 def _shar(entry: Mapping[str, Any], where: str) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
     shards = shar_shards(entry['shar_path'], f'{where}.shar_path')
+    check_paths([path for shard in shards for path in shard if is_address(path)], f'{where}.shar_path', 'shard')
     files = tuple(unpack_shar(cuts, archive) for cuts, archive in shards)
-    return files, files, ()
+    return tuple(path for shard in shards for path in shard), files, ()
 
 
 def _manifests(entry: Mapping[str, Any], where: str) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
@@ -356,12 +389,11 @@ def _manifests(entry: Mapping[str, Any], where: str) -> tuple[tuple[str, ...], t
             allowed='a JSONL file, a pattern or a list',
         )
     files = tuple(expand_paths(entry[key]))
-    for path in files:
-        check_path(path, f'{where}.{key}', 'manifest')
-    plain = tuple(unpack_gzip(path) if path.endswith('.gz') else path for path in files)
+    check_paths(files, f'{where}.{key}', 'manifest')
+    plain = tuple(map(plain_manifest, files))
     for path in plain:
         check_lines(path, f'{where}.{key}')
-    return files, plain, () if plain == files else tuple(str(Path(path).parent) for path in files)
+    return files, plain, () if plain == files else tuple(map(_parent, files))
 
 
 def _options(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -376,7 +408,7 @@ def _infer_kind(type_: str, files: Sequence[str], options: Mapping[str, Any], wh
         return 'asr_ast'
     if type_ == 'sqa_as_conversation':
         return 'speech_qa'
-    probe = SourceSpec('probe', type_, '', tuple(files), options=options)
+    probe = SourceSpec('probe', type_, '', tuple(files), options=options, stores=(ANY,))
     for number, path in enumerate(files):
         with open(path, 'rb') as stream:
             while raw := read_line(stream, _PROBE_BYTES)[0]:

@@ -31,17 +31,18 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import IO, Any
 
+from nemo_vtb.data.addresses import parent_of
 from nemo_vtb.data.chats import audio_slot, embedded_recording, is_embedded
 from nemo_vtb.data.conversation import BOM
 from nemo_vtb.data.limits import read_line
 from nemo_vtb.data.manifest_files import (
     cached_copy,
     check_lines,
-    check_path,
+    check_paths,
     expand_paths,
     manifest_cache,
     plain_archive,
-    unpack_gzip,
+    plain_manifest,
 )
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 
@@ -89,8 +90,7 @@ def _paths(entry: Mapping[str, Any], keys: Sequence[str], where: str, what: str 
             'A source needs its files.', field=f'{where}.{key}', got=None, allowed='a path, a pattern or a list'
         )
     paths = expand_paths(entry[key])
-    for path in paths:
-        check_path(path, f'{where}.{key}', what)
+    check_paths(paths, f'{where}.{key}', what)
     return paths
 
 
@@ -99,7 +99,7 @@ def _paths(entry: Mapping[str, Any], keys: Sequence[str], where: str, what: str 
 
 def _text(entry: Mapping[str, Any], where: str) -> Unpacked:
     paths = _paths(entry, ('paths', 'manifest_filepath'), where, 'text file')
-    files = [_lines_of([path], _text_lines) for path in map(_plain, paths)]
+    files = [_lines_of([path], _text_lines) for path in map(plain_manifest, paths)]
     return Unpacked(Path(files[0]).stem, tuple(files))
 
 
@@ -111,13 +111,9 @@ def _pairs(entry: Mapping[str, Any], where: str) -> Unpacked:
             got=f'{len(targets)} files for {len(sources)}', allowed='as many',
         )  # fmt: skip
     questions = _paths(entry, ('questions_path',), where, 'text file') if entry.get('questions_path') else []
-    pairs = zip(map(_plain, sources), map(_plain, targets), strict=True)
+    pairs = zip(map(plain_manifest, sources), map(plain_manifest, targets), strict=True)
     files = [_lines_of([source, target, *questions], _pair_lines) for source, target in pairs]
     return Unpacked(Path(files[0]).stem, tuple(files))
-
-
-def _plain(path: str) -> str:
-    return unpack_gzip(path) if path.endswith('.gz') else path
 
 
 def _lines_of(originals: Sequence[str], lines: Callable[..., Iterator[bytes]]) -> str:
@@ -181,10 +177,10 @@ def _json(value: Any) -> bytes:
 
 def _chats(entry: Mapping[str, Any], where: str) -> Unpacked:
     paths = _paths(entry, ('manifest_filepath', 'paths'), where)
-    plain = [_plain(path) for path in paths]
+    plain = [plain_manifest(path) for path in paths]
     for path in plain:
         check_lines(path, f'{where}.manifest_filepath')
-    folders = tuple(str(Path(path).parent) for path in paths)
+    folders = tuple(map(parent_of, paths))
     return Unpacked(Path(plain[0]).stem, tuple(map(_with_archive, plain)), folders)
 
 
@@ -278,8 +274,7 @@ def webdataset_shards(folder: Any, where: str) -> list[str]:
         shards = sorted(map(str, Path(folder).rglob('*.tar')))
     if not shards:
         raise VtbConfigError('There are no archives.', field=where, got=str(folder), allowed='*.tar or wids-meta.json')
-    for shard in shards:
-        check_path(shard, where, 'archive')
+    check_paths(shards, where, 'archive')
     return shards
 
 
@@ -334,7 +329,8 @@ def _sample_line(stem: str, said: list[bytes], sounds: list[str]) -> bytes:
 
 
 def _parquet(entry: Mapping[str, Any], where: str) -> Unpacked:
-    paths = _paths(entry, ('manifest_filepath',), where, 'parquet file')
+    named = _paths(entry, ('manifest_filepath',), where, 'parquet file')
+    paths = [plain_manifest(path) for path in named]
     columns = [_columns(path, entry, where) for path in paths]
     files = [_rows_of(path, found) for path, found in zip(paths, columns, strict=True)]
     audio = {found.audio is not None for found in columns}
@@ -344,7 +340,7 @@ def _parquet(entry: Mapping[str, Any], where: str) -> Unpacked:
             got=list(paths), allowed='files of one kind', remedy='make them two entries',
         )  # fmt: skip
     tars = tuple(str(Path(file).parent / _RECORDINGS) for file in files) if audio == {True} else ()
-    return Unpacked(Path(files[0]).stem, tuple(files), tuple(str(Path(path).parent) for path in paths), tars)
+    return Unpacked(Path(files[0]).stem, tuple(files), tuple(map(parent_of, named)), tars)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,292 @@
+# Copyright (c) 2026, The nemo_vtb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""How many hours of audio a loader process reads and decodes each second, from a local disk and from an S3 server.
+
+python benchmarks/read_scale.py --quick     # 2 shards, 1 loader process
+python benchmarks/read_scale.py --full      # 8 shards, 2 loader processes
+
+Our loader with `blocks` and `shuffle`, and NeMo's `LazyNeMoTarredIterator`, on the same shards with as many loader
+processes, in one run. Ours renders, counts and packs as well; NeMo's cuts are only decoded. The server of
+`nemo_vtb.testing.s3_server` runs in a process of its own and counts. NeMo's readers of S3 need boto3, which cannot be
+installed beside our constraints, so that it reads the same objects by http. `jump` is the mean distance in an object
+between a request and the end of the one before, `slow` the speed while each 20th answer takes 0.2 s longer. Last, how
+long a start takes to its first row with ten million conversations in the index, which is verified byte by byte then.
+"""
+
+import argparse
+import io
+import json
+import os
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+from rich.console import Console
+from rich.table import Table
+
+from nemo_vtb.testing.s3_server import S3Process, Served
+
+CODECS: dict[str, dict[str, str]] = {
+    'wav': {},
+    'flac': {},
+    'mp3': {},
+    'opus': {'format': 'OGG', 'subtype': 'OPUS'},
+}
+SECONDS = 8.0
+SLOW_S, SLOW_EVERY = 0.2, 20
+FIRST_ROW_S = 10.0
+
+
+def main() -> int:
+    """Write the shards, read them in each way, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument('--quick', action='store_true', help='2 shards, 1 loader process (default)')
+    size.add_argument('--full', action='store_true', help='8 shards, 2 loader processes')
+    args = parser.parse_args()
+    shards, members, workers = (8, 200, 2) if args.full else (2, 60, 1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        os.environ['NEMO_VTB_CACHE'] = str(folder / 'cache')
+        for codec in CODECS:
+            write_shards(folder / codec, codec, shards if codec == 'wav' else 1, members if codec == 'wav' else 40)
+        figures = codecs(folder)
+        with S3Process(folder / 'wav') as server:
+            os.environ |= server.environment
+            figures |= compare(folder, server, shards, workers)
+        first = first_row(folder, 10_000_000 if args.full else 1_000_000)
+    best = {place: figures[f'{place} nemo']['hours_per_s'] for place in ('local', 's3')}
+    ratios = {
+        f'{place} {how}': round(figures[f'{place} {how}']['hours_per_s'] / best[place], 2)
+        for place, how in (('local', 'blocks'), ('local', 'shuffle'), ('s3', 'blocks'), ('s3', 'blocks cached'))
+    }
+    fast = ratios['local blocks'] >= 1.0 and max(ratios['s3 blocks'], ratios['s3 blocks cached']) >= 1.0
+    ok = fast and first['first_row_s'] < FIRST_ROW_S
+    show(figures, ratios)
+    print(json.dumps({'benchmark': 'read_scale', 'ok': ok, 'workers': workers, 'ratios': ratios, **first, **figures}))
+    return 0 if ok else 1
+
+
+def compare(folder: Path, server: S3Process, shards: int, workers: int) -> dict[str, Any]:
+    """Each loader on the WAV shards, here and in the store."""
+    local, stored, found = str(folder / 'wav'), 's3://bucket', {}
+    for place, root in (('local', local), ('s3', stored)):
+        for order in ('blocks', 'shuffle'):
+            found[f'{place} {order}'] = ours(folder, root, shards, workers, order, server)
+    cached = {'store_cache': str(folder / 'objects')}
+    found['s3 blocks cached'] = ours(folder, stored, shards, workers, 'blocks', server, **cached)
+    server.slow(SLOW_EVERY, SLOW_S)
+    found['s3 blocks slow'] = ours(folder, stored, shards, workers, 'blocks', server)
+    server.slow(0, 0.0)
+    for place, root in (('local', local), ('s3', f'{server.url}/bucket')):
+        found[f'{place} nemo'] = nemo(root, shards, workers, server)
+    return found
+
+
+def codecs(folder: Path) -> dict[str, Any]:
+    """Decoding of one shard of each codec in one loader process, ours beside NeMo's."""
+    found = {}
+    for codec in CODECS:
+        root = str(folder / codec)
+        mine, theirs = ours(folder, root, 1, 1, 'blocks', None), nemo(root, 1, 1, None)
+        found[f'{codec} ours'], found[f'{codec} nemo'] = mine, theirs
+    return found
+
+
+# ---- the loaders
+
+
+def ours(
+    folder: Path, root: str, shards: int, workers: int, order: str, server: S3Process | None, **settings: Any
+) -> dict[str, float]:
+    """One epoch through our data module; the index is built before, with durations trusted."""
+    from nemo_vtb.data import audio, object_files, stores
+    from nemo_vtb.data.datamodule import VtbDataModule
+
+    stores.forget_facts()
+    object_files.forget_ranges()
+    audio._members.cache_clear()
+    entry = {
+        'type': 'nemo_tarred', 'kind': 'asr_ast', 'max_repeats': 1,
+        'manifest_filepath': f'{root}/manifest__OP_0..{shards - 1}_CL_.json',
+        'tarred_audio_filepaths': f'{root}/audio__OP_0..{shards - 1}_CL_.tar',
+    }  # fmt: skip
+    data = VtbDataModule(
+        {
+            'train_ds': {'input_cfg': [entry], 'seed': 1}, 'durations': 'trust', 'order': order, 'max_tokens': 1024,
+            'num_workers': workers, 'shuffle_window': 64, 'index_dir': str(folder / 'index'), **settings,
+        },
+        renderer(folder), frames, num_batches=1 << 30,
+    )  # fmt: skip
+    data.setup('fit')
+    if server:
+        server.requests()
+    begin, samples, clips = time.monotonic(), 0, 0
+    for row in data.train_dataloader():
+        assert not row.faults, row.faults
+        samples += int(row.audio_lens.sum())
+        clips += len(row.audio_lens)
+    return rates(time.monotonic() - begin, samples, clips, workers, server)
+
+
+def first_row(folder: Path, conversations: int) -> dict[str, float]:
+    """Seconds from the configuration to the first row, with an index whose lines are repeated to that many."""
+    from nemo_vtb.data.datamodule import VtbDataModule
+    from nemo_vtb.data.index_integrity import META, write_meta
+
+    def start() -> tuple[Any, float]:
+        begin = time.monotonic()
+        wav, entry = folder / 'wav', {'type': 'nemo_tarred', 'kind': 'asr_ast'}
+        entry |= {'manifest_filepath': f'{wav}/manifest_0.json', 'tarred_audio_filepaths': f'{wav}/audio_0.tar'}
+        cfg = {'train_ds': {'input_cfg': [entry], 'seed': 1}, 'durations': 'trust', 'num_workers': 1}
+        cfg |= {'order': 'blocks', 'index_dir': str(folder / 'large')}
+        data = VtbDataModule(cfg, renderer(folder), frames, num_batches=4)
+        data.setup('fit')
+        next(iter(data.train_dataloader()))
+        return data.sources[0].index, time.monotonic() - begin
+
+    index, _ = start()
+    times = -(-conversations // len(index))
+    for path in index.folder.glob('*.npy'):
+        np.save(path, np.tile(np.load(path), times))
+    meta = json.loads((index.folder / META).read_text(encoding='utf-8'))
+    rest = {key: value for key, value in meta.items() if key not in ('sha256', 'own_sha256')}
+    (index.folder / META).unlink()
+    write_meta(index.folder, rest | {'entries': times * len(index)})
+    index, seconds = start()
+    return {'first_row_s': round(seconds, 1), 'first_row_conversations': len(index)}
+
+
+def nemo(root: str, shards: int, workers: int, server: S3Process | None) -> dict[str, float]:
+    """One epoch through NeMo's iterator in torch's loader, its shards dealt to the loader processes."""
+    import torch
+
+    loader = torch.utils.data.DataLoader(shards_of_nemo(root, shards), batch_size=None, num_workers=workers)
+    if server:
+        server.requests()
+    begin, samples, clips = time.monotonic(), 0, 0
+    for clip in loader:
+        samples += len(clip)
+        clips += 1
+    return rates(time.monotonic() - begin, samples, clips, workers, server)
+
+
+def shards_of_nemo(root: str, shards: int) -> Any:
+    """A dataset of NeMo's iterator, whose base loads torch."""
+    import torch
+
+    class Shards(torch.utils.data.IterableDataset):
+        """The decoded clips of those shards that are this loader process's."""
+
+        def __init__(self, root: str, shards: int) -> None:
+            self.root, self.shards = root, shards
+
+        def __iter__(self) -> Iterator[Any]:
+            from nemo.collections.common.data.lhotse.nemo_adapters import LazyNeMoTarredIterator
+
+            info = torch.utils.data.get_worker_info()
+            mine = range(info.id, self.shards, info.num_workers)
+            iterator = LazyNeMoTarredIterator(
+                [f'{self.root}/manifest_{n}.json' for n in mine], [f'{self.root}/audio_{n}.tar' for n in mine]
+            )
+            for cut in iterator:
+                yield torch.from_numpy(cut.load_audio()[0])
+
+    return Shards(root, shards)
+
+
+def rates(seconds: float, samples: int, clips: int, workers: int, server: S3Process | None) -> dict[str, float]:
+    """Hours a second and loader process; of a store, requests, bytes and jumps for each conversation."""
+    found = {'hours_per_s': round(samples / 16000 / 3600 / seconds / workers, 3), 'conversations': clips}
+    if server and (requests := server.requests()):
+        found |= {name: round(value / clips, 2) for name, value in counted(requests).items()}
+    return found
+
+
+_renderers: dict[str, Any] = {}
+
+
+def renderer(folder: Path) -> Any:
+    """The chat renderer of a tiny LLM."""
+    if not _renderers:
+        from transformers import AutoTokenizer
+
+        from nemo_vtb.data.template import ChatRenderer
+        from nemo_vtb.testing.tiny import tiny_llm
+
+        _renderers['tiny'] = ChatRenderer(AutoTokenizer.from_pretrained(tiny_llm(folder / 'llm')))
+    return _renderers['tiny']
+
+
+def frames(samples: int) -> int:
+    """Frames of 80 ms."""
+    return samples // 1280 + 1
+
+
+# ---- shards, and what a server was asked
+
+
+def write_shards(folder: Path, codec: str, shards: int, members: int) -> None:
+    """NeMo's tarred manifests; clips of about 8 s whose level changes as speech does."""
+    folder.mkdir()
+    rng = np.random.default_rng(len(codec))
+    for shard in range(shards):
+        lines = []
+        with tarfile.open(folder / f'audio_{shard}.tar', 'w') as tar:
+            for number in range(members):
+                count = int(rng.uniform(0.5, 1.5) * SECONDS * 16000)
+                clip = rng.standard_normal(count) * np.abs(np.sin(np.arange(count) / 3000)) * 0.1
+                packed = io.BytesIO()
+                soundfile.write(packed, clip, 16000, **{'format': codec.upper(), **CODECS[codec]})
+                item = tarfile.TarInfo(f'{shard}-{number}.{codec}')
+                item.size = len(packed.getvalue())
+                tar.addfile(item, io.BytesIO(packed.getvalue()))
+                line = {'audio_filepath': item.name, 'duration': count / 16000, 'text': f'clip {number}', 'lang': 'en'}
+                lines.append(json.dumps(line | {'shard_id': shard}))
+        (folder / f'manifest_{shard}.json').write_text('\n'.join(lines) + '\n', encoding='utf-8')
+
+
+def counted(requests: list[Served]) -> dict[str, float]:
+    """Requests, megabytes, requests that do not begin where the one before ended, and megabytes jumped over."""
+    ends: dict[str, int] = {}
+    seeks = jumped = 0
+    ranges = [each for each in requests if each.method == 'GET' and each.status in (200, 206)]
+    for each in ranges:
+        start = each.start or 0
+        jump = abs(start - ends.get(each.path, 0))
+        seeks, jumped = seeks + (jump > 0), jumped + jump
+        ends[each.path] = start + each.sent
+    sent = sum(each.sent for each in ranges)
+    return {'requests': len(requests), 'mb': sent / 1e6, 'seeks': seeks, 'jump_mb': jumped / 1e6}
+
+
+def show(figures: dict[str, Any], ratios: dict[str, float]) -> None:
+    """A table for people."""
+    table = Table(title='reading and decoding, per loader process')
+    columns = ('hours_per_s', 'conversations', 'requests', 'mb', 'seeks', 'jump_mb')
+    for column in ('loader', *columns, 'of NeMo'):
+        table.add_column(column, justify='left' if column == 'loader' else 'right')
+    for name, each in figures.items():
+        table.add_row(name, *(f'{each[c]:,}' if c in each else '' for c in columns), str(ratios.get(name, '')))
+    Console(width=110).print(table)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
