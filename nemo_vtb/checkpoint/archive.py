@@ -48,7 +48,7 @@ _MAX_TEXT_BYTES = 64 * 2**20
 # weights hardly compress: what grows beyond this was made to fill a disk
 _MAX_GROWTH, _FREE_GROWTH = 8, 64 * 2**20
 
-_COLUMNS = tuple('suite task source name measure metric n base model ours kept low high signature'.split())
+_COLUMNS = tuple('task source name measure metric n base model ours kept low high signature'.split())
 
 
 @dataclass(frozen=True, slots=True)

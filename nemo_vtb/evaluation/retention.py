@@ -14,6 +14,7 @@
 """Retention as records: the definition of `nemo_vtb/training/retention.py` on the examples of an evaluation."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -27,7 +28,7 @@ _DEFINITION = 'docs/evaluation.md#retention'
 
 
 def retention_metrics(metrics: Sequence[Metric], scores: Sequence[ExampleScore]) -> list[Metric]:
-    """`chats` of each source and of all, `tasks` each and their mean, and `retention`, in percent of the base LLM.
+    """`chats` of each source and the least, `tasks` each and their mean, and `retention`, in percent of the base LLM.
 
     Args:
         metrics: All figures; those of the tasks of lm-eval are used.
@@ -54,7 +55,10 @@ def _kept(task: str, source: str, n: int, value: float | None, interval: Interva
 def _chats(chats: Sequence[ExampleScore]) -> list[Metric]:
     sources = dict.fromkeys(s.source for s in chats)
     found = [_chats_of(source, [s for s in chats if s.source == source]) for source in sources]
-    return [*found, _chats_of('', chats)] if found else []
+    if not found:
+        return []
+    least = min(found, key=lambda m: m.value or 0.0)
+    return [*found, replace(least, source='', signature=f'the least of the sets: {least.source}')]
 
 
 def _chats_of(source: str, chats: Sequence[ExampleScore]) -> Metric:

@@ -159,9 +159,10 @@ def plain(text: str) -> str:
 
 
 def record(metric: Metric) -> Mapping[str, object]:
-    """A figure as a row of a manifest and of a model card."""
+    """A figure as a row of a manifest and of a model card: few columns, since they stand in a terminal, too."""
     low, high = metric.interval
+    task = metric.task if metric.suite in ('speech', 'retention') else f'{metric.suite}: {metric.task}'
     return {
-        'suite': metric.suite, 'task': metric.task, 'source': metric.source, 'measure': metric.name, 'n': metric.n,
-        'base': metric.base, 'model': metric.value, 'low': low, 'high': high, 'signature': metric.signature,
+        'task': task, 'source': metric.source, 'measure': metric.name, 'n': metric.n, 'base': metric.base,
+        'model': metric.value, 'low': low, 'high': high, 'signature': metric.signature,
     }  # fmt: skip

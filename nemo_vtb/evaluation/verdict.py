@@ -144,7 +144,9 @@ def _reading(evaluation: Evaluation) -> tuple[str, str]:
     name, least = min(parts.items(), key=lambda item: -1.0 if item[1].value is None else item[1].value)
     value, (low, high) = least.value or 0.0, least.interval
     interval = '' if low is None or high is None else f', {low:.1f} to {high:.1f}'
-    said = f'{value:.1f} % of the base LLM\'s text ability ({_PARTS.get(name, name)}{interval})'
+    sets = [m.source for m in evaluation.of('retention', name) if m.source and m.value == least.value]
+    where = f'{_PARTS.get(name, name)}{f": {sets[0]}" if sets and name == "chats" else ""}'
+    said = f'{value:.1f} % of the base LLM\'s text ability ({where}{interval})'
     if value >= KEPT_GOAL:
         return 'green', f'It reads as before: it kept at least {said}.'
     if high is not None and high >= 100:

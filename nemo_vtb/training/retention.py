@@ -13,7 +13,8 @@
 # limitations under the License.
 """What a model kept of the text ability of its base LLM: the one definition, for training, report and manifest.
 
-    chats     = exp((NLL of the base LLM - NLL of the model) / targets), over all targets of held-out text-only chats
+    chats     = the least over the sets of held-out text-only chats of
+                exp((NLL of the base LLM - NLL of the model) / targets), over all targets of the set
     tasks     = mean over the text tasks of value of the model / value of the base LLM; the value of a multiple-choice
                 task is the mean probability of the right choice among the choices, that of any other its own metric
     retention = the smaller of the two
@@ -28,7 +29,7 @@ from nemo_vtb.errors import VtbDataError
 
 
 def kept_of_chats(base_nll: float, nll: float, targets: float) -> float:
-    """Share kept of the probability of a token: perplexity of the base LLM by that of the model.
+    """Share kept of the probability of a token of one set: perplexity of the base LLM by that of the model.
 
     Args:
         base_nll: Sum of the base LLM's negative log-likelihoods [nats].

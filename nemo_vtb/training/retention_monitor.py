@@ -19,7 +19,7 @@ retention is that of `nemo_vtb/training/retention.py`:
 | logged | what it is |
 |---|---|
 | `retention/choices` | probability of the right one of four choices by that of the base LLM, mean of five parts |
-| `retention/chats` | perplexity of the base LLM on the text-only conversations of the validation sets, by ours |
+| `retention/chats` | perplexity of the base LLM on text-only conversations by ours, the least of the validation sets |
 | `retention` | the smaller of the two |
 | `hearing` | share of the loss on rows with audio that goes when the audio is there (0: audio ignored) |
 | `gated_loss` | loss of the speech kinds, with a penalty as long as `retention` is under the limit |
@@ -83,7 +83,7 @@ class RetentionMonitor(pl.Callback):
         self.items = [every[i * len(every) // items] for i in range(min(items, len(every)))] if items else []
         self.values: dict[str, float] = {}
         self._base_choices: dict[str, float] | None = None
-        self._base_chats: list[float] | None = None
+        self._base_chats: list[list[float]] | None = None
         self._rows: list[list[PackItem]] = []
 
     # ---- what Lightning calls
@@ -108,7 +108,8 @@ class RetentionMonitor(pl.Callback):
         """Forget the sums of the last validation."""
         self._rows = self._rows or choice_rows(self.items, Collator(pl_module.renderer, pl_module.frames))
         self._kinds = torch.zeros(2, len(KINDS), dtype=torch.float64)  # sums and targets of ours
-        self._chats = torch.zeros(2, dtype=torch.float64)  # those of the base LLM on text-only conversations
+        # on text-only conversations of each set: sums and targets of ours, and of the base LLM
+        self._chats = torch.zeros(len(trainer.num_val_batches), 4, dtype=torch.float64)
         self._sound = torch.zeros(2, 2, dtype=torch.float64)  # with and without sound: sums and targets
 
     def on_validation_batch_end(
@@ -125,11 +126,13 @@ class RetentionMonitor(pl.Callback):
             return
         sums, counts = outputs['kind_sums'].double().cpu(), outputs['kind_counts'].double().cpu()
         self._kinds += torch.stack([sums, counts])
+        chats = self._chats[dataloader_idx]
+        chats[:2] += torch.stack([sums[_TEXT], counts[_TEXT]])
         # ranks need not run the LLM equally often: a strategy that shards it gathers it for a validation
         with trainer.precision_plugin.val_step_context():
             if self._base_chats is None and counts[_TEXT]:
                 base, targets = pl_module.batch_nll(batch, use_lora=False)
-                self._chats += torch.stack([base[_TEXT], targets[_TEXT]]).double().cpu()
+                chats[2:] += torch.stack([base[_TEXT], targets[_TEXT]]).double().cpu()
             if batch_idx < _SILENT_ROWS and len(batch.audios):
                 silent, _ = pl_module.batch_nll(_without_sound(batch))
                 speech = _speech(torch.stack([sums, silent.double().cpu()]))
@@ -140,11 +143,12 @@ class RetentionMonitor(pl.Callback):
         if trainer.sanity_checking:
             return
         choices = self._choices(trainer, pl_module) if self._rows else None
-        sums = ParallelDims.of(trainer).sum(torch.cat([self._kinds.flatten(), self._chats, self._sound.flatten()]))
-        kinds, chats, sound = sums[:8].view(2, 4), sums[8:10], sums[10:].view(2, 2)
+        parts = (self._kinds, self._sound, self._chats)
+        sums = ParallelDims.of(trainer).sum(torch.cat([part.flatten() for part in parts]))
+        kinds, sound, chats = sums[:8].view(2, 4), sums[8:12].view(2, 2), sums[12:].view(-1, 4)
         if self._base_chats is None:
-            self._base_chats = chats.tolist()
-        self.values = self._numbers(kinds, sound, choices)
+            self._base_chats = chats[:, 2:].tolist()
+        self.values = self._numbers(kinds, sound, choices, chats[:, :2].tolist())
         for name, value in self.values.items():
             pl_module.log(name, torch.tensor(value, dtype=torch.float32), prog_bar=name == 'retention')
         # a run of `trainer.validate` changes nothing
@@ -203,16 +207,25 @@ class RetentionMonitor(pl.Callback):
         found = {p: float(chance[[p == other for other in parts]].mean()) for p in dict.fromkeys(parts)}
         return found | {'accuracy': float((scores.argmin(1) == right).double().mean())}
 
-    def _numbers(self, kinds: Tensor, sound: Tensor, choices: Mapping[str, float] | None) -> dict[str, float]:
+    def _numbers(
+        self,
+        kinds: Tensor,
+        sound: Tensor,
+        choices: Mapping[str, float] | None,
+        chats: Sequence[Sequence[float]],
+    ) -> dict[str, float]:
         values: dict[str, float] = {}
         if choices and self._base_choices:
             ours, first = dict(choices), dict(self._base_choices)
             values['retention/accuracy'] = ours.pop('accuracy') / max(first.pop('accuracy'), 1e-9)
             values['retention/choices'] = kept_of_tasks(ours, first) or 0.0
-        base = self._base_chats or [0.0, 0.0]
-        if base[1] and kinds[1, _TEXT]:
-            ours_nll = float(kinds[0, _TEXT] / kinds[1, _TEXT])
-            values['retention/chats'] = kept_of_chats(base[0] / base[1], ours_nll, 1.0)
+        sets = [
+            kept_of_chats(base / base_targets, nll / targets, 1.0)
+            for (nll, targets), (base, base_targets) in zip(chats, self._base_chats or (), strict=False)
+            if targets and base_targets
+        ]
+        if sets:
+            values['retention/chats'] = min(sets)
         kept = retention({key: values.get(key) for key in ('retention/choices', 'retention/chats')})
         if sound[0, 1] and sound[1, 0]:
             values['hearing'] = 1.0 - float(sound[0, 0] / sound[1, 0])

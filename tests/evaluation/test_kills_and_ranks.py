@@ -46,7 +46,7 @@ def records(result: Evaluation) -> tuple:
 
 def test_two_kills_change_nothing(tiny_model: VoiceTextBlender, corpus: TinyCorpus, tmp_path: Path) -> None:
     paths = {kind: Path(path) for kind, path in corpus.paths('test').items()}
-    plan = Plan(('speech', 'ladder'), paths, limit=3, batch_size=2, max_new_tokens=6, folder=tmp_path / 'audio')
+    plan = Plan(('speech',), paths, limit=3, batch_size=2, max_new_tokens=6)
     whole = run_suites(tiny_model, plan)
     path = tmp_path / 'answers.jsonl'
     for lines in (4, 12):

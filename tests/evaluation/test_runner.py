@@ -64,7 +64,7 @@ def test_a_measured_file_says_so(
     (tmp_path / 'peft').mkdir()
     write_card(model, tmp_path / 'peft', 'peft', None)
     card = (tmp_path / 'peft' / 'README.md').read_text()
-    assert '| speech | speech_qa | tiny-qa | exact match |' in card and '## Text ability kept' in card
+    assert '| speech_qa | tiny-qa | exact match |' in card and '## Text ability kept' in card
     assert info_command.main([str(nemo_file)]) == 0
     shown = capsys.readouterr().out
     assert 'Measured' in shown and 'perplexity' in shown and 'Text ability kept' in shown

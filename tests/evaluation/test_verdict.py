@@ -32,7 +32,8 @@ from nemo_vtb.checkpoint.archive import read_info
 from nemo_vtb.data.collate import Collator
 from nemo_vtb.data.datamodule import VtbDataModule
 from nemo_vtb.evaluation.answers import evaluating
-from nemo_vtb.evaluation.result import Evaluation, Metric
+from nemo_vtb.evaluation.result import Evaluation, ExampleScore, Metric
+from nemo_vtb.evaluation.retention import retention_metrics
 from nemo_vtb.evaluation.runner import evaluate
 from nemo_vtb.evaluation.tasks.held_out import load_conversations
 from nemo_vtb.evaluation.verdict import manifest_sections, verdict_of, write_to_manifest
@@ -195,6 +196,22 @@ def test_text_kept_is_drawn_in_pairs(trained: SimpleNamespace) -> None:
     assert kept['facts'].value == kept['tasks'].value == kept['retention'].value == pytest.approx(80)
 
 
+def test_the_set_of_chats_that_lost_most_counts() -> None:
+    sums = {'people': (20.0, 16.0), 'own': (20.0, 22.0)}  # nats of base LLM and model on 10 targets
+    scores = [
+        ExampleScore(
+            'speech', 'text', source, f'{source}{i}', {'perplexity': (ours, 10.0)}, {'perplexity': (base, 10.0)}
+        )
+        for source, (base, ours) in sums.items()
+        for i in range(3)
+    ]
+    found = retention_metrics([], scores)
+    own, least, retention = (next(m for m in found if (m.task, m.source) == key)
+                             for key in (('chats', 'own'), ('chats', ''), ('retention', '')))  # fmt: skip
+    assert own.value == least.value == retention.value == pytest.approx(100 * math.exp(-0.2))
+    assert least.interval == own.interval and 'own' in least.signature
+
+
 def test_numbers_that_json_does_not_know(tiny_model: VoiceTextBlender, tmp_path: Path) -> None:
     nemo_file = tmp_path / 'tiny.nemo'
     tiny_model.save_to(str(nemo_file))
@@ -208,7 +225,7 @@ def test_figures_are_rows_and_nothing_measured_is_no_retention() -> None:
     metric = Metric('emergent', 'names', '', 'right', 8, 50.0, (20.0, 80.0), 25.0)
     evaluation, retention = manifest_sections(Evaluation((metric,)))
     assert evaluation['rows'] == [
-        {'suite': 'emergent', 'task': 'names', 'source': '', 'measure': 'right', 'n': 8, 'base': 25.0, 'model': 50.0,
+        {'task': 'emergent: names', 'source': '', 'measure': 'right', 'n': 8, 'base': 25.0, 'model': 50.0,
          'low': 20.0, 'high': 80.0, 'signature': ''}
     ]  # fmt: skip
     assert retention is None

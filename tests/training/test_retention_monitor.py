@@ -15,6 +15,7 @@
 
 import io
 import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -153,6 +154,13 @@ def test_questions_catch_it_by_themselves(run: SimpleNamespace) -> None:
         with torch.no_grad():
             for weight, value in zip(lora_b(run.model), kept, strict=True):
                 weight.copy_(value)
+
+
+def test_a_gain_on_one_set_of_chats_hides_no_loss_on_another() -> None:
+    monitor = RetentionMonitor(items=0)
+    monitor._base_chats = [[10.0, 5.0], [10.0, 5.0], [0.0, 0.0]]
+    values = monitor._numbers(torch.zeros(2, 4), torch.zeros(2, 2), None, [[12.0, 5.0], [6.0, 5.0], [0.0, 0.0]])
+    assert values['retention'] == values['retention/chats'] == pytest.approx(math.exp(-0.4))
 
 
 def test_the_evaluation_says_the_same_of_the_same_chats(run: SimpleNamespace) -> None:
