@@ -43,6 +43,7 @@ CONNECT_S, READ_S = 5.0, 30.0
 "Longest silence of a store while it is called, and while it answers."
 _MOST_FACTS = 200_000
 _MOST_REDIRECTS = 5
+_MOST_OPEN = 256
 _REFUSED = re.compile(
     r'EXPIRED_?TOKEN|INVALID_?ACCESS_?KEY|INVALID_?CLIENT_?TOKEN|INVALID_?TOKEN|SIGNATURE_?DOES_?NOT_?MATCH|TOKEN_?REFRESH'
     r'|REQUEST_?TIME_?TOO_?SKEWED|UNRECOGNIZED_?CLIENT|MISSING_?AUTHENTICATION|INCOMPLETE_?SIGNATURE|HTTP STATUS 401',
@@ -355,18 +356,29 @@ class _Arrow:
 
         self._arrow, self._scheme = pyarrow.fs, scheme
         self._clients: dict[str, Any] = {}
+        self._files: dict[str, tuple[Facts, Any]] = {}  # as it was when it was looked at last, and open
         self._lock = threading.Lock()
 
     def facts(self, address: str) -> Facts:
-        return self._asked(address, lambda found, file: found)
+        return self._open(address)[0]
 
     def read(self, address: str, start: int, stop: int, facts: Facts) -> bytes:
-        def read(found: Facts, file: Any) -> bytes:
-            if found != facts:
-                raise ObjectChanged(f'{address}: another size or tag than before')
-            return file.read_at(stop - start, start)
-
-        return self._asked(address, read)
+        with self._lock:
+            kept = self._files.get(address)
+        found, file = kept or self._open(address)
+        data = b''
+        if found == facts:
+            try:
+                data = file.read_at(stop - start, start)
+            except OSError as error:
+                with self._lock:
+                    self._files.pop(address, None)  # the next try looks at it first
+                raise self._fault(address, error) from error
+            # a look behind: of an object that became shorter, pyarrow gives bytes that nobody sent
+            found = self._open(address)[0]
+        if found != facts:
+            raise ObjectChanged(f'{address}: another size or tag than before')
+        return data
 
     def names(self, address: str) -> list[str]:
         bucket, key = split_address(address)
@@ -377,18 +389,20 @@ class _Arrow:
             raise self._fault(address, error) from error
         return [info.base_name for info in found if info.is_file]
 
-    def _asked(self, address: str, action: Callable[[Facts, Any], T]) -> T:
-        """What an action makes of an object that is open: opening asks for its facts."""
+    def _open(self, address: str) -> tuple[Facts, Any]:
+        """Look at an object, and open it."""
         bucket, key = split_address(address)
         try:
-            with self._client(bucket).open_input_file(f'{bucket}/{key}') as file:
-                told = file.metadata() or {}
-                tag = told.get('ETag') or told.get('Last-Modified') or b''
-                return action(Facts(file.size(), tag.decode()), file)
-        except ObjectChanged:
-            raise
+            file = self._client(bucket).open_input_file(f'{bucket}/{key}')
+            told = file.metadata() or {}
+            facts = Facts(file.size(), (told.get('ETag') or told.get('Last-Modified') or b'').decode())
         except OSError as error:
             raise self._fault(address, error) from error
+        with self._lock:
+            if len(self._files) >= _MOST_OPEN:
+                self._files.pop(next(iter(self._files)))
+            self._files[address] = facts, file
+        return facts, file
 
     def _client(self, bucket: str) -> Any:
         with self._lock:

@@ -48,7 +48,7 @@ def test_ranges(address: str, s3: S3Server) -> None:
     assert fetch(address, 1000, 1300) == CONTENT[1000:1300]
     assert fetch(address, len(CONTENT) - 5, len(CONTENT) + 100) == CONTENT[-5:]
     assert fetch(address, len(CONTENT), len(CONTENT) + 1) == b''
-    assert s3.requests[-1].sent == 5
+    assert s3.of('x.bin', 'GET')[-1].sent == 5
 
 
 @pytest.mark.parametrize('fault', [StoreFault(status=503), StoreFault(status=500), StoreFault(cut=0.5, method='GET')])
@@ -89,7 +89,17 @@ def test_an_object_that_shrank_is_noticed(s3: S3Server) -> None:
     """Also where the client has it open: the range lies behind its end."""
     s3.put('bucket/x', CONTENT)
     file_facts('s3://bucket/x')
-    s3.put('bucket/x', CONTENT[:100])
+    s3.put('bucket/x', CONTENT[:50_050])
+    with pytest.raises(ObjectChanged):
+        fetch('s3://bucket/x', 60_000, 60_100)
+    with pytest.raises(ObjectChanged):
+        fetch('s3://bucket/x', 50_000, 50_100)
+
+
+def test_an_object_that_changes_while_it_is_read_is_noticed(s3: S3Server) -> None:
+    s3.put('bucket/x', CONTENT)
+    file_facts('s3://bucket/x')
+    s3.before_answer = lambda served: s3.put('bucket/x', CONTENT[:50_050]) if served.method == 'GET' else None
     with pytest.raises(ObjectChanged):
         fetch('s3://bucket/x', 50_000, 50_100)
 
