@@ -16,7 +16,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,12 +55,13 @@ class AnswerCache:
     def __init__(self, path: str | Path | None, stamp: Mapping[str, Any] | None = None) -> None:
         self.path = None if path is None else Path(path)
         self._values: dict[str, Any] = {}
+        self._adopted: list[Path] = []
         self._file: IO[str] | None = None
         self.resumed = 0
         if self.path is None:
             return
-        head = json.dumps({'stamp': dict(stamp or {})}, sort_keys=True, ensure_ascii=False)
-        lines = self._read(head)
+        self._head = head = json.dumps({'stamp': dict(stamp or {})}, sort_keys=True, ensure_ascii=False)
+        lines = self._read(self.path)
         try:
             # rewritten whole: a truncated line must not end up in the middle of the file
             write_atomically(self.path, ''.join([f'{head}\n', *lines]))
@@ -71,15 +72,21 @@ class AnswerCache:
                 remedy='free some space, or name another output',
             ) from error  # fmt: skip
 
-    def _read(self, head: str) -> list[str]:
-        assert self.path is not None
-        found = read_json_lines(self.path)
-        if not found or json.dumps(found[0], sort_keys=True, ensure_ascii=False) != head:
+    def _read(self, path: Path) -> list[str]:
+        found = read_json_lines(path)
+        if not found or json.dumps(found[0], sort_keys=True, ensure_ascii=False) != self._head:
             return []
         kept = [entry for entry in found[1:] if isinstance(entry, dict) and entry.keys() == {'key', 'value'}]
-        self._values = {entry['key']: entry['value'] for entry in kept}
-        self.resumed = len(kept)
+        self._values |= {entry['key']: entry['value'] for entry in kept}
+        self.resumed += len(kept)
         return [json_line(entry) for entry in kept]
+
+    def adopt(self, paths: Iterable[Path]) -> None:
+        """Take what other ranks left, maybe more of them than there are now; files of another stamp are ignored."""
+        for path in paths:
+            self._adopted.append(path)
+            for line in self._read(path):
+                self._write(line)
 
     @staticmethod
     def key(*parts: Any) -> str:
@@ -118,7 +125,8 @@ class AnswerCache:
         if self._file is not None and self.path is not None:
             self._file.close()
             self._file = None
-            self.path.unlink(missing_ok=True)
+            for path in (self.path, *self._adopted):
+                path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -164,6 +165,8 @@ def evaluate_file(
         model = restore(str(file), _device(device, dims))
         name = '.answers.jsonl' if dims.data_rank == 0 else f'.answers.{dims.data_rank}.jsonl'
         cache = AnswerCache(output.with_suffix(name), stamp_of(file))
+        if dims.is_writer:
+            cache.adopt(sorted(output.parent.glob(f'{escape(output.stem)}.answers.*.jsonl')))
         result = run_suites(model, plan, cache=cache, console=console if dims.is_writer else None, dims=dims)
         told = warnings_of(training_data(read_info(file).manifest.get('run_config')), result.samples)
         result = replace(result, info=dict(result.info) | {'contamination': told})

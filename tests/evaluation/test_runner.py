@@ -111,6 +111,19 @@ def test_the_configuration_of_the_run_is_in_the_file(tmp_path: Path) -> None:
     assert read_info(tmp_path / 'b.nemo').manifest['run_config'] == found
 
 
+def test_answers_of_ranks_that_are_gone_are_taken_over(tmp_path: Path) -> None:
+    for rank, stamp in ((1, 1), (2, 1), (3, 2)):
+        AnswerCache(tmp_path / f'e.answers.{rank}.jsonl', {'m': stamp}).add(f'k{rank}', rank)
+    path = tmp_path / 'e.answers.jsonl'
+    AnswerCache(path, {'m': 1}).add('k0', 0)
+    cache = AnswerCache(path, {'m': 1})
+    cache.adopt(sorted(tmp_path.glob('e.answers.*.jsonl')))
+    assert cache.resumed == 3 and dict(cache.values) == {'k0': 0, 'k1': 1, 'k2': 2}
+    assert AnswerCache(path, {'m': 1}).resumed == 3
+    cache.finish()
+    assert not list(tmp_path.iterdir())
+
+
 def test_cached_answers_are_found_again_whatever_they_say(tmp_path: Path) -> None:
     answers = {'a': 'two\u2028lines', 'b': 'four\x85x', 'c': '\ud800', 'd': 'e\x1ef', 'e': 'g\nh'}
     cache = AnswerCache(tmp_path / 'j.jsonl', {'m': 1})
