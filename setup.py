@@ -75,7 +75,7 @@ EXTRAS_REQUIRE = {
     # `/record` of `vtb chat`; it needs the library PortAudio as well (libportaudio2)
     'microphone': ['sounddevice>=0.5'],
     # httpx, tenacity and xxhash come with NeMo and transformers already
-    'eval': ['lm-eval==0.4.13', 'httpx>=0.27', 'tenacity>=8.2'],
+    'eval': ['lm-eval[ifeval]==0.4.13', 'httpx>=0.27', 'tenacity>=8.2'],
     'factory': ['httpx>=0.27', 'tenacity>=8.2', 'xxhash>=3.4'],
     # `s3://`, `gs://`, `ais://`: NeMo brings both already
     'stores': ['pyarrow>=20', 'aistore>=2'],
@@ -84,7 +84,7 @@ EXTRAS_REQUIRE = {
         'build>=1.2',
         'fastapi>=0.115',
         'gradio>=6.31,<7',
-        'lm-eval==0.4.13',
+        'lm-eval[ifeval]==0.4.13',
         'megatron-core==0.16.1',
         'mkdocs-material>=9.8,<10',
         'mypy>=1.15',
@@ -126,6 +126,7 @@ setup(
             'py.typed',
             'assets/*.yaml',
             'assets/shipped/*',
+            'evaluation/benchmarks/*.yaml',
             'evaluation/items/*',
             'evaluation/report/page.*',
             'factory/*.yaml',

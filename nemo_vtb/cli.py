@@ -41,6 +41,7 @@ commands:
   inspect   show rendered conversations: roles, recordings, supervised tokens
   eval      evaluate a model and its base LLM on held-out data
   report    one page on models: speech metrics, text ability kept, worst answers
+  compare   benchmarks of several models and published numbers side by side
   info      show the contents of a .nemo file without loading its weights
   doctor    check this installation and suggest remedies
   export    convert a model for NeMo's SALM, vLLM, transformers, PEFT or stock ASR, and verify its answers
@@ -113,6 +114,7 @@ _COMMANDS: dict[str, str] = {
     'align': 'nemo_vtb.commands.align',
     'assets': 'nemo_vtb.commands.assets',
     'chat': 'nemo_vtb.commands.chat',
+    'compare': 'nemo_vtb.commands.compare',
     'data': 'nemo_vtb.commands.data',
     'doctor': 'nemo_vtb.commands.doctor',
     'eval': 'nemo_vtb.commands.eval',

@@ -587,9 +587,12 @@ class EvalConfig:
 
     model: str = key(_MODEL, 'The model: a .nemo file', unit='path')
     suite: str = key(
-        'speech', 'What is measured, see docs/evaluation.md',
-        choices=('speech', 'text', 'instruct', 'emergent', 'ladder', 'all'),
-    )  # fmt: skip
+        'speech',
+        'What is measured, see docs/evaluation.md (speech, text, instruct, emergent, ladder, all; or a benchmark)',
+    )
+    data_root: str | None = key(
+        None, 'Folder with the data of public benchmarks, in the layouts that they publish', unit='path'
+    )
     tasks: tuple[str, ...] = key((), 'Tasks, groups or YAML files of lm-eval; none: those of the package', unit='list')
     include: tuple[str, ...] = key((), 'Folders with YAML tasks of lm-eval of your own', unit='list of paths')
     chat_template: bool = key(True, "Ask lm-eval's questions as user turns of the LLM's chat template", unit='flag')

@@ -80,6 +80,7 @@ def evaluation_plan(cfg: 'DictConfig') -> Plan:
         suites,
         find_datasets(cfg.data) if needs_data(suites) else {},
         judge=judge_of(suites=suites, **cfg.judge),
+        data_root=Path(cfg.data_root) if cfg.data_root else None,
         **{key: cfg[key] for key in keys},
     )
 

@@ -87,6 +87,7 @@ _SCHEMA = {
     'additionalProperties': False,
 }
 _RAW_CHARS = 300
+_NOT_JUDGED = ('text', 'instruct', 'emergent', 'ladder')
 # what servers say to one text: too long, or stopped by a filter of theirs
 _REFUSED = ('HTTP 400', 'HTTP 413', 'HTTP 422')
 _SECONDS = re.compile(r' \(\d+\.\d s\)')
@@ -190,10 +191,10 @@ def judge_of(url: str | None, model: str | None, suites: Sequence[str] = ('speec
             'Not the address of a server.', field='judge.url', got=url, allowed='http://HOST:PORT/v1',
             remedy='begin it with http:// or https://',
         )  # fmt: skip
-    if 'speech' not in suites:
+    if not set(suites) - set(_NOT_JUDGED):
         raise VtbConfigError(
-            'There are no answers to judge.', field='suite', got=', '.join(suites), allowed='speech, all',
-            remedy='measure the suite speech, too, or leave the judge out',
+            'There are no answers to judge.', field='suite', got=', '.join(suites),
+            allowed='speech, all, or a benchmark', remedy='measure the suite speech, too, or leave the judge out',
         )  # fmt: skip
     return Judge(url, model, **more)
 

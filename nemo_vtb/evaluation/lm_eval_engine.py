@@ -39,7 +39,7 @@ def ask_task(
     Args:
         model: The speech LLM.
         name: The task.
-        settings: `selected`, `include`, `chat_template` and `limit`.
+        settings: `selected`, `include`, `chat_template`, `limit`, and `data` where that is local.
         use_lora: False for the base LLM.
         batch_size: Requests in one batch.
     """
@@ -47,7 +47,8 @@ def ask_task(
         from nemo_vtb.evaluation.lm_eval_model import BlenderLM
 
         adapter = BlenderLM(model, use_lora=use_lora, batch_size=batch_size)
-        manager = task_manager(settings['selected'], settings['include'])
+        data = settings.get('data')
+        manager = task_manager(settings['selected'], settings['include'], Path(data) if data else None)
         options = {'chat_template': settings['chat_template'], 'limit': settings['limit']}
         return run_task(adapter, name, settings['selected'], manager, **options)
 
@@ -66,10 +67,26 @@ def check_installed() -> None:
         )
 
 
-def task_manager(names: Sequence[str], include: Sequence[str | Path] = ()) -> 'TaskManager':
-    """lm-eval's index of tasks: ours, those of `include`, and its own thousands only where one of them is named."""
+def task_manager(names: Sequence[str], include: Sequence[str | Path] = (), data: Path | None = None) -> 'TaskManager':
+    """lm-eval's index of tasks: ours, those of `include`, and its own thousands only where one of them is named.
+
+    Args:
+        names: Tasks that are loaded.
+        include: Folders with YAML tasks.
+        data: Folder from which every task takes its data, in place of the repository that it names.
+    """
     check_installed()
     from lm_eval.tasks import TaskManager
+
+    class LocalTasks(TaskManager):
+        def _load_spec(self, spec: Any) -> Any:
+            entry = self._entry(spec)
+            if entry is None:
+                return super()._load_spec(spec)
+            return self._factory.build(entry, overrides={'dataset_path': str(data)}, registry=self._index)
+
+    if data is not None:
+        return LocalTasks()
 
     folders = [FOLDER, *map(Path, include)]
     manager = TaskManager(include_path=folders, include_defaults=False)

@@ -28,6 +28,9 @@ from nemo_vtb.data.conversation import Conversation
 from nemo_vtb.data.faults import skip_table
 from nemo_vtb.errors import VtbConfigError, VtbDataError, first_line
 from nemo_vtb.evaluation.answers import AnswerCache, Asker, evaluating
+from nemo_vtb.evaluation.benchmarks.catalog import catalog
+from nemo_vtb.evaluation.benchmarks.suites import benchmark_tasks, rows_of
+from nemo_vtb.evaluation.benchmarks.summaries import summaries
 from nemo_vtb.evaluation.contamination import training_data, warnings_of
 from nemo_vtb.evaluation.judge import Judge, add_verdicts, check_judge
 from nemo_vtb.evaluation.result import Evaluation
@@ -53,7 +56,7 @@ class Plan:
     """What is measured, and how.
 
     Args:
-        suites: Out of `SUITES`.
+        suites: Out of `SUITES`, or public benchmarks.
         datasets: Name -> JSONL file, for the suites `speech` and `ladder`.
         limit: At most so many conversations of each source, and items of each task; None for all.
         batch_size: Prompts in one batch.
@@ -87,8 +90,9 @@ def suites_of(name: str) -> tuple[str, ...]:
     """
     if name == 'all':
         return ALL
-    if name not in SUITES:
-        raise VtbConfigError('Unknown suite.', field='suite', got=name, allowed=', '.join((*SUITES, 'all')))
+    if name not in SUITES and not rows_of(name):
+        known = ', '.join((*SUITES, 'all', *catalog(), 'paper'))
+        raise VtbConfigError('Unknown suite.', field='suite', got=name, allowed=f'{known}; BENCHMARK:PART')
     return (name,)
 
 
@@ -227,10 +231,12 @@ def run_suites(
     if cache.resumed:
         tell(f'resumed with {cache.resumed} cached answers: {cache.path}')
     # a missing or unable judge is found before the model has answered for an hour
-    controls = check_judge(plan.judge, cache) if plan.judge is not None and dims.is_writer else None
+    # a benchmark tries it with its own prompt
+    judge = plan.judge if dims.is_writer and 'speech' in plan.suites else None
+    controls = check_judge(judge, cache) if judge is not None else None
     skipped: list[dict[str, Any]] = []
     left_out: dict[str, str] = {}
-    context = _context(model, plan, skipped)
+    context = _context(model, plan, skipped, cache)
     if dims.data_rank:
         dims.gather_objects(None)
     chosen = _examples(plan, context, left_out)
@@ -251,14 +257,24 @@ def run_suites(
         for task, examples in chosen:
             if on_task:
                 on_task(f'{task.suite}: {task.name}')
-            records.append(record_of(task, examples, asker.ask(task, examples), asker.ask(task, examples, base=True)))
+            records.append(_asked(task, examples, asker))
     result = _gathered(records, chosen)
     info = _info(model, plan, context, skipped, left_out)
     info['seconds'] = round(time.monotonic() - begun, 1)
     result = replace(result, info=info | {'conversations': _conversations(chosen)})
-    if plan.judge is not None and dims.is_writer:
-        result = add_verdicts(result, plan.judge, cache, controls=controls, console=console)
+    if judge is not None:
+        result = add_verdicts(result, judge, cache, controls=controls, console=console)
     return result
+
+
+def _asked(task: Task, examples: Sequence[Example], asker: Asker) -> Record:
+    """Ask model and base LLM, and score their answers."""
+    ours, base = asker.ask(task, examples), asker.ask(task, examples, base=True)
+    for answers in (ours, base) if asker.dims.is_writer else ():
+        known = [(e, a) for e, a in zip(examples, answers, strict=True) if a is not None]
+        if known:
+            task.settle([e for e, _ in known], [a for _, a in known])
+    return record_of(task, examples, ours, base)
 
 
 def _gathered(records: Sequence[Record], chosen: Sequence[tuple[Task, Sequence[Example]]]) -> Evaluation:
@@ -268,6 +284,7 @@ def _gathered(records: Sequence[Record], chosen: Sequence[tuple[Task, Sequence[E
     scores = tuple(s for record in records for s in record.scores)
     metrics += differences([task for task, _ in chosen], scores)
     metrics += retention_metrics(metrics, scores)
+    metrics += summaries(metrics)
     metrics += symptom_metrics(samples, {(t.suite, t.name, e.id): e for t, examples in chosen for e in examples})
     return Evaluation(tuple(metrics), samples, {}, scores)
 
@@ -280,11 +297,11 @@ def _examples(plan: Plan, context: Context, left_out: dict[str, str]) -> list[tu
         VtbDataError: It has no data.
     """
     chosen: list[tuple[Task, Sequence[Example]]] = []
+    last: VtbConfigError | VtbDataError | None = None
     for suite in plan.suites:
-        if suite not in SUITES:
-            raise VtbConfigError('Unknown suite.', field='suite', got=suite, allowed=', '.join((*SUITES, 'all')))
+        suites_of(suite)
         try:
-            tasks = SUITES[suite](context)
+            tasks = SUITES[suite](context) if suite in SUITES else benchmark_tasks(suite, context)
         except (VtbConfigError, VtbDataError) as error:
             if len(plan.suites) == 1:
                 raise
@@ -296,17 +313,20 @@ def _examples(plan: Plan, context: Context, left_out: dict[str, str]) -> list[tu
             except (VtbConfigError, VtbDataError) as error:
                 if len(plan.suites) == 1 and (len(tasks) == 1 or suite in ALL):
                     raise
-                left_out[f'{suite}: {task.name}'] = first_line(error)
+                left_out[f'{task.suite}: {task.name}'], last = first_line(error), error
+    if last is not None and not chosen:
+        raise last
     return chosen
 
 
-def _context(model: 'VoiceTextBlender', plan: Plan, skipped: list[dict[str, Any]]) -> Context:
+def _context(model: 'VoiceTextBlender', plan: Plan, skipped: list[dict[str, Any]], cache: AnswerCache) -> Context:
     from nemo_vtb.data.collate import Collator
 
     def skip(error: VtbDataError, where: Mapping[str, Any]) -> None:
         skipped.append({**where, **error.facts})
 
     settings = {'tasks': plan.tasks, 'include': plan.include, 'chat_template': plan.chat_template}
+    settings |= {'judge': plan.judge, 'cache': cache}
     usable: Callable[[Conversation], object] = Collator(model.renderer, model.frames).prepare
     return Context(plan.datasets or {}, plan.limit, plan.folder, plan.data_root, settings, usable, skip)
 

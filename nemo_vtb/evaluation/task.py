@@ -138,3 +138,12 @@ class Task(ABC):
     def score(self, example: Example, answer: Answer) -> Mapping[str, Statistics]:
         """What one answer contributes to each metric: name -> statistics, whose sums over examples make its value."""
         return {m.name: m.statistics(example.references, str(answer)) for m in self.measures([example])}
+
+    def settle(self, examples: Sequence[Example], answers: Sequence[Answer]) -> None:  # noqa: B027
+        """Called with all answers before the first is scored; for tasks that score them together, as a judge does.
+
+        On one rank only. Called once for the model and once for its base LLM.
+
+        Raises:
+            VtbDataError: What scores them does not answer.
+        """

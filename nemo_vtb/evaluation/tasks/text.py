@@ -73,13 +73,14 @@ class LmEval(Task):
     Args:
         name: Of the task.
         settings: `selected` (names that were requested; a group among them may change the settings of the task),
-            `include`, `chat_template` and `limit`.
+            `include`, `chat_template`, `limit`, and `data` where that is local.
+        suite: The suite that it belongs to.
     """
 
-    suite, request = 'text', 'lm_eval'
+    request = 'lm_eval'
 
-    def __init__(self, name: str, settings: Mapping[str, Any]) -> None:
-        self.name, self.settings = name, settings
+    def __init__(self, name: str, settings: Mapping[str, Any], suite: str = 'text') -> None:
+        self.name, self.settings, self.suite = name, settings, suite
 
     def examples(self, context: Context) -> Sequence[Example]:
         """The whole task."""
