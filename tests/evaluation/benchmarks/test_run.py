@@ -26,10 +26,12 @@ from benchmark_folders import Clip, write
 from test_judged import server
 
 from nemo_vtb.commands import compare as command
+from nemo_vtb.config.schema import EvalConfig
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 from nemo_vtb.evaluation.answers import AnswerCache
 from nemo_vtb.evaluation.benchmarks.suites import PAPER, rows_of
 from nemo_vtb.evaluation.compare import compare_runs, read_run
+from nemo_vtb.evaluation.inputs import evaluation_plan
 from nemo_vtb.evaluation.metrics import corpus, error_rate
 from nemo_vtb.evaluation.result import Evaluation, Metric
 from nemo_vtb.evaluation.runner import Plan, run_suites, suites_of
@@ -196,6 +198,15 @@ def test_names_of_suites() -> None:
     with pytest.raises(VtbConfigError) as error:
         suites_of('librispech')
     assert error.value.field == 'suite' and 'librispeech' in str(error.value.allowed)
+
+
+def test_the_configuration_names_suite_folder_and_judge() -> None:
+    from omegaconf import OmegaConf
+
+    judge = {'url': 'http://localhost/v1', 'model': 'm'}
+    cfg = OmegaConf.structured(EvalConfig(suite='voicebench', data_root='data'))
+    plan = evaluation_plan(OmegaConf.merge(cfg, {'judge': judge}))
+    assert (plan.suites, plan.data_root, plan.judge.model, plan.datasets) == (('voicebench',), Path('data'), 'm', {})
 
 
 # ---- side by side

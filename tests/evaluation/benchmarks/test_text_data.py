@@ -91,7 +91,10 @@ def snapshot(root: Path, suite: str) -> None:
     write(root / folder / 'README.md', *lines, '---', '# A data set')
 
 
-@pytest.mark.parametrize('suite', sorted(METRICS))
+SLOW = [pytest.param(suite, marks=pytest.mark.slow) for suite in sorted(METRICS) if suite not in ('arc', 'ifeval')]
+
+
+@pytest.mark.parametrize('suite', ['arc', 'ifeval', *SLOW])
 def test_lm_eval_reads_the_snapshot_on_the_disk(suite: str, tiny_model: object, tmp_path: Path) -> None:
     snapshot(tmp_path / 'data', suite)
     found = run_suites(tiny_model, Plan((suite,), data_root=tmp_path / 'data', limit=1))
@@ -100,6 +103,7 @@ def test_lm_eval_reads_the_snapshot_on_the_disk(suite: str, tiny_model: object, 
     assert all(m.base == m.value and m.change == 0 for m in found.of(suite))
 
 
+@pytest.mark.slow
 def test_mmlu_pro_is_a_group_with_a_mean(tmp_path: Path) -> None:
     snapshot(tmp_path, 'mmlu_pro')
     tasks = load_tasks(task_manager(['mmlu_pro'], data=tmp_path / 'MMLU-Pro'), ['mmlu_pro'])
