@@ -59,7 +59,8 @@ class Layout:
         beside: Whether the files are read side by side, line by line: the first has `columns`, the others one text
             each, named by their endings (`segments.de` has the field `de`).
         other: A second table: `files`, `columns`, `on` (column of both), and `take` (its column -> new field).
-        recipe: A recipe of lhotse: `name`, its `split`, and its arguments.
+        recipe: A recipe of lhotse: `name`, its `split` (the value of `argument`, where that is one), `lines` (glob of
+            transcripts with a line for each recording, which are counted), and its other arguments.
     """
 
     files: tuple[str, ...] = ()
@@ -275,7 +276,7 @@ def _from_recipe(recipe: Mapping[str, Any], folder: Path, settings: Mapping[str,
     """Items of a recipe of lhotse, which reads the folder as its authors published it."""
     import lhotse.recipes
 
-    options = {name: value for name, value in recipe.items() if name not in ('name', 'split', 'argument')}
+    options = {name: value for name, value in recipe.items() if name not in ('name', 'split', 'argument', 'lines')}
     options |= {recipe['argument']: recipe['split']} if 'argument' in recipe else {}
     try:
         made = getattr(lhotse.recipes, f'prepare_{recipe["name"]}')(folder, **options)[recipe['split']]
@@ -285,6 +286,13 @@ def _from_recipe(recipe: Mapping[str, Any], folder: Path, settings: Mapping[str,
             allowed=f'what lhotse.recipes.prepare_{recipe["name"]} reads', remedy='complete the data set',
         ) from error  # fmt: skip
     recordings = {recording.id: recording for recording in made['recordings']}
+    if 'lines' in recipe:  # the recipe leaves out what has no recording
+        lines = sum(len(path.read_text('utf-8').splitlines()) for path in folder.glob(recipe['lines']))
+        if lines != len(made['supervisions']):
+            raise VtbDataError(
+                'Recordings of a data set are missing.', reason=Reason.AUDIO_MISSING, field='data_root',
+                got=f'{folder}: {len(made["supervisions"])} of {lines}', remedy='complete the data set',
+            )  # fmt: skip
     for part in made['supervisions']:
         channel = part.channel if isinstance(part.channel, int) else part.channel[0]
         sources = recordings[part.recording_id].sources

@@ -143,7 +143,9 @@ def test_what_is_not_there_is_named(suite: str, tmp_path: Path) -> None:
 
 
 def test_a_missing_recording_is_an_error(clips: list[Clip], tmp_path: Path) -> None:
-    for suite, name in (('common_voice', 'test'), ('mls', 'test'), ('spoken_squad', 'test')):
+    for suite, name in (
+        ('common_voice', 'test'), ('mls', 'test'), ('spoken_squad', 'test'), ('librispeech', 'clean'),
+    ):  # fmt: skip
         CASES[suite][0](tmp_path / suite, clips)
         for ending in ('wav', 'mp3', 'flac', 'opus'):
             for path in (tmp_path / suite).rglob(f'*.{ending}'):
