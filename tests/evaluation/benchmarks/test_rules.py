@@ -18,8 +18,10 @@ import pytest
 
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 from nemo_vtb.evaluation.benchmarks.judged import VERDICTS
+from nemo_vtb.evaluation.benchmarks.measures import measures_of
 from nemo_vtb.evaluation.benchmarks.protocol import Protocol
 from nemo_vtb.evaluation.benchmarks.rules import RULES
+from nemo_vtb.evaluation.metrics import corpus
 
 YES, NO, OUT = (1.0, 1.0), (0.0, 1.0), (0.0, 0.0)
 
@@ -250,3 +252,40 @@ def test_a_judge_is_tried_on_known_verdicts(repository: Path) -> None:
         assert verdicts.try_judge(lambda requests, replies=replies: next(replies), repository) == []
         assert verdicts.try_judge(lambda requests, replies=replies: next(replies), repository)
         assert verdicts.try_judge(lambda requests, replies=replies: next(replies), repository)
+
+
+# ---- the libraries themselves on the same answers
+
+SAID = [
+    "Mr. Smith's colour TV cost $20, um, in the nineteen-sixties.",
+    'I am going to pay you twenty one dollars (laughs).', 'We will [noise] see!', "He won't", 'Yes.',
+]  # fmt: skip
+HEARD = [
+    "mister smith's color tv cost twenty dollars in the 1960s", "I'm gonna pay you $21", 'well we will we will see it',
+    '', 'yes yes yes yes yes yes yes',
+]  # fmt: skip
+
+
+def test_word_error_rates_equal_jiwer_on_whispers_normaliser_to_the_last_digit() -> None:
+    import jiwer
+    from whisper_normalizer.english import EnglishTextNormalizer
+
+    wer, insertions, hallucinated = measures_of('asr', 'en')
+    normalize = EnglishTextNormalizer()
+    said, heard = [normalize(text) for text in SAID], [normalize(text) for text in HEARD]
+    out = jiwer.process_words(said, heard)
+    words = out.hits + out.substitutions + out.deletions
+    assert corpus(wer, SAID, HEARD).value == 100.0 * jiwer.wer(said, heard) == 100.0 * out.wer
+    assert corpus(insertions, SAID, HEARD).value == 100.0 * out.insertions / words
+    assert corpus(hallucinated, SAID, HEARD).value == 20.0
+
+
+@pytest.mark.parametrize('lang', ['en', 'zh', 'ja'])
+def test_bleu_and_chrf_equal_sacrebleu_to_the_last_digit(lang: str) -> None:
+    import sacrebleu
+
+    tokenizer = {'en': '13a', 'zh': 'zh', 'ja': 'char'}[lang]
+    bleu, chrf = measures_of('ast', lang)
+    assert corpus(bleu, SAID, HEARD).value == sacrebleu.corpus_bleu(HEARD, [SAID], tokenize=tokenizer).score
+    assert corpus(chrf, SAID, HEARD).value == sacrebleu.corpus_chrf(HEARD, [SAID]).score
+    assert f'tok:{tokenizer}' in bleu.signature and 'version:' in chrf.signature
