@@ -16,6 +16,7 @@
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,9 +48,13 @@ def ask_task(
         from nemo_vtb.evaluation.lm_eval_model import BlenderLM
 
         adapter = BlenderLM(model, use_lora=use_lora, batch_size=batch_size)
-        data = settings.get('data')
-        manager = task_manager(settings['selected'], settings['include'], Path(data) if data else None)
         options = {'chat_template': settings['chat_template'], 'limit': settings['limit']}
+        if data := settings.get('data'):
+            manager = local_manager(data)
+            return run_task(
+                adapter, name, (), manager, task=local_tasks(settings['selected'][0], data)[name], **options
+            )
+        manager = task_manager(settings['selected'], settings['include'])
         return run_task(adapter, name, settings['selected'], manager, **options)
 
 
@@ -67,14 +72,9 @@ def check_installed() -> None:
         )
 
 
-def task_manager(names: Sequence[str], include: Sequence[str | Path] = (), data: Path | None = None) -> 'TaskManager':
-    """lm-eval's index of tasks: ours, those of `include`, and its own thousands only where one of them is named.
-
-    Args:
-        names: Tasks that are loaded.
-        include: Folders with YAML tasks.
-        data: Folder from which every task takes its data, in place of the repository that it names.
-    """
+@cache
+def local_manager(data: str) -> 'TaskManager':
+    """lm-eval's index of its own tasks, each with its data from a folder in place of the repository that it names."""
     check_installed()
     from lm_eval.tasks import TaskManager
 
@@ -83,10 +83,21 @@ def task_manager(names: Sequence[str], include: Sequence[str | Path] = (), data:
             entry = self._entry(spec)
             if entry is None:
                 return super()._load_spec(spec)
-            return self._factory.build(entry, overrides={'dataset_path': str(data)}, registry=self._index)
+            return self._factory.build(entry, overrides={'dataset_path': data}, registry=self._index)
 
-    if data is not None:
-        return LocalTasks()
+    return LocalTasks()
+
+
+@cache
+def local_tasks(name: str, data: str) -> Mapping[str, Any]:
+    """A task, or those of a group, with their data from a folder; loaded once, since a group may have 57."""
+    return load_tasks(local_manager(data), (name,))
+
+
+def task_manager(names: Sequence[str], include: Sequence[str | Path] = ()) -> 'TaskManager':
+    """lm-eval's index of tasks: ours, those of `include`, and its own thousands only where one of them is named."""
+    check_installed()
+    from lm_eval.tasks import TaskManager
 
     folders = [FOLDER, *map(Path, include)]
     manager = TaskManager(include_path=folders, include_defaults=False)
@@ -102,6 +113,7 @@ def run_task(
     *,
     chat_template: bool = True,
     limit: int | None = None,
+    task: Any = None,
 ) -> dict[str, Any]:
     """Run one task: `metric`, `value`, `stderr`, `higher_is_better`, `items` (a number for each) and `right`.
 
@@ -114,10 +126,11 @@ def run_task(
         manager: Index of the tasks.
         chat_template: Whether questions become user turns.
         limit: At most so many items.
+        task: The task where it is loaded.
     """
     from lm_eval import simple_evaluate
 
-    task = load_tasks(manager, selected)[name]
+    task = task or load_tasks(manager, selected)[name]
     results = simple_evaluate(
         lm,
         tasks=[task],

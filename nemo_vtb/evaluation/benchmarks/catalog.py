@@ -42,7 +42,9 @@ logger = logging.getLogger(__name__)
 
 FILE = Path(__file__).with_name('catalog.yaml')
 
-# NeMo, TED-LIUM and the Open ASR leaderboard leave such references out
+# marks of noises in TED-LIUM
+_NOISE = re.compile(r'\{\w+\}')
+# the Open ASR leaderboard leaves such references out
 _NOT_SCORED = ('', 'ignore time segment in scoring')
 _PROMPTS = {'asr': 'Transcribe the speech.\n{audio}', 'ast': 'Translate the speech to {language}.\n{audio}'}
 _TOKENS = {'asr': 256, 'ast': 256, 'qa': 128}
@@ -202,8 +204,10 @@ class BenchmarkTask(Task):
         for number, item in enumerate(read_items(row.layout, folder, settings, extracted)):
             values = {**item.fields, **settings, **texts, 'id': item.id}
             references = _references(values, row.reference.format(**settings) or ('text' if row.kind == 'asr' else ''))
-            if row.kind == 'asr' and normalize(references[0]).strip() in _NOT_SCORED:
-                continue
+            if row.kind == 'asr':
+                references = (_NOISE.sub(' ', references[0]).strip(),)
+                if normalize(references[0]).strip() in _NOT_SCORED:
+                    continue
             values['references'] = references
             yield from self._examples_of(item, f'{source}-{number:06d}', values, references, source, lang)
 

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Readers of published layouts: tables, nested JSON, parquet, lines side by side, and lhotse's recipes.
+"""Readers of published layouts: tables, nested JSON, parquet, lines side by side, AMI by lhotse.
 
 A row of the catalog says which files a data set has and which columns matter; nothing here knows a data set by name.
 """
@@ -48,7 +48,8 @@ class Layout:
             by name below the folder. Without it, `audio_column`, or the recipe says.
         audio_column: Column of a parquet file with `bytes` and `path`.
         columns: Names of the columns where a table has no head; of a line's words with `beside`.
-        delimiter: Between columns; decided by the ending without it.
+        delimiter: Between columns; decided by the ending without it. With a space, the last column is the rest of
+            the line.
         nested: Keys of nested lists in a JSON file, outermost first; the fields of a parent are those of its
             children, too, and KEY_index is the number of an entry.
         where: Only rows with these values (or with one of a list in them).
@@ -59,8 +60,7 @@ class Layout:
         beside: Whether the files are read side by side, line by line: the first has `columns`, the others one text
             each, named by their endings (`segments.de` has the field `de`).
         other: A second table: `files`, `columns`, `on` (column of both), and `take` (its column -> new field).
-        recipe: A recipe of lhotse: `name`, its `split` (the value of `argument`, where that is one), `lines` (glob of
-            transcripts with a line for each recording, which are counted), and its other arguments.
+        recipe: `ami`, whose annotations lhotse reads; all of the above is then without meaning.
     """
 
     files: tuple[str, ...] = ()
@@ -76,7 +76,7 @@ class Layout:
     join: str = ''
     beside: bool = False
     other: Mapping[str, Any] = field(default_factory=dict)
-    recipe: Mapping[str, Any] = field(default_factory=dict)
+    recipe: str = ''
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +100,8 @@ def read_items(layout: Layout, folder: Path, settings: Mapping[str, str], extrac
     Raises:
         VtbDataError: A file or a recording is missing, or a row lacks a column.
     """
-    if layout.recipe:
-        yield from _from_recipe(layout.recipe, folder, settings)
+    if layout.recipe == 'ami':
+        yield from _from_ami(folder)
         return
     files = _find(layout.files, folder, settings)
     rows = _beside(files, layout.columns) if layout.beside else (row for file in files for row in _rows(file, layout))
@@ -160,6 +160,10 @@ def _rows(file: Path, layout: Layout) -> Iterator[dict[str, Any]]:
         return
     if file.suffix in ('.json', '.jsonl'):
         yield from _from_json(file, layout.nested)
+        return
+    if layout.delimiter == ' ':
+        for line in file.read_text(encoding='utf-8').splitlines():
+            yield dict(zip(layout.columns, line.split(maxsplit=len(layout.columns) - 1), strict=False))
         return
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     with file.open(encoding='utf-8', newline='') as stream:
@@ -272,31 +276,26 @@ def _audio(path: Path, row: Mapping[str, Any], layout: Layout) -> Audio:
     return Audio(str(path), round(length, 6), start)
 
 
-def _from_recipe(recipe: Mapping[str, Any], folder: Path, settings: Mapping[str, str]) -> Iterator[Item]:
-    """Items of a recipe of lhotse, which reads the folder as its authors published it."""
-    import lhotse.recipes
+def _from_ami(folder: Path) -> Iterator[Item]:
+    """Segments of the headsets of AMI's test meetings, with lhotse's reader of its annotations.
 
-    options = {name: value for name, value in recipe.items() if name not in ('name', 'split', 'argument', 'lines')}
-    options |= {recipe['argument']: recipe['split']} if 'argument' in recipe else {}
+    lhotse's recipe itself wants the recordings of training, too.
+    """
+    from lhotse.recipes.ami import PARTITIONS, parse_ami_annotations
+
+    meetings = PARTITIONS['full-corpus-asr']['test']
     try:
-        made = getattr(lhotse.recipes, f'prepare_{recipe["name"]}')(folder, **options)[recipe['split']]
-    except (OSError, AssertionError, KeyError, ValueError) as error:
+        notes = parse_ami_annotations(folder / 'ami_public_manual_1.6.2', normalize='none')
+    except (OSError, SyntaxError, KeyError, ValueError) as error:
         raise VtbDataError(
             'A data set has not its published layout.', field='data_root', got=f'{folder}: {first_line(error)}',
-            allowed=f'what lhotse.recipes.prepare_{recipe["name"]} reads', remedy='complete the data set',
+            remedy='complete ami_public_manual_1.6.2',
         ) from error  # fmt: skip
-    recordings = {recording.id: recording for recording in made['recordings']}
-    if 'lines' in recipe:  # the recipe leaves out what has no recording
-        lines = sum(len(path.read_text('utf-8').splitlines()) for path in folder.glob(recipe['lines']))
-        if lines != len(made['supervisions']):
-            raise VtbDataError(
-                'Recordings of a data set are missing.', reason=Reason.AUDIO_MISSING, field='data_root',
-                got=f'{folder}: {len(made["supervisions"])} of {lines}', remedy='complete the data set',
-            )  # fmt: skip
-    for part in made['supervisions']:
-        channel = part.channel if isinstance(part.channel, int) else part.channel[0]
-        sources = recordings[part.recording_id].sources
-        source = next((s for s in sources if channel in s.channels), sources[0])
-        several = channel if len(source.channels) > 1 else None
-        audio = Audio(source.source, part.duration, part.start, channel=several)
-        yield Item(part.id, (audio,), {'id': part.id, 'text': part.text or ''})
+    find = _finder(folder, 'wav_db/{meeting}/audio/{meeting}.Headset-{channel}.wav', {})
+    for (meeting, speaker, channel), segments in sorted(notes.items()):
+        for number, part in enumerate(segments if meeting in meetings else ()):
+            if (length := part.end_time - part.start_time) > 0:
+                [path] = find({'meeting': meeting, 'channel': channel})
+                name = f'{meeting}-{speaker}-{number}'
+                audio = Audio(str(path), round(length, 4), round(part.start_time, 4))
+                yield Item(name, (audio,), {'id': name, 'text': part.text})

@@ -75,13 +75,10 @@ class _Missing(Task):
 
 
 def _of_lm_eval(row: Row, context: Context) -> Sequence[Task]:
-    from nemo_vtb.evaluation.lm_eval_engine import load_tasks, task_manager
+    from nemo_vtb.evaluation.lm_eval_engine import local_tasks
     from nemo_vtb.evaluation.tasks.text import LmEval
 
-    data = place_of(row, context.data_root) / row.dataset
+    data = str(place_of(row, context.data_root) / row.dataset)
     chat_template = bool(context.settings.get('chat_template', True))
     settings = {'selected': (row.name,), 'include': (), 'chat_template': chat_template, 'limit': context.limit}
-    return [
-        LmEval(name, settings | {'data': str(data)}, row.suite)
-        for name in load_tasks(task_manager((row.name,), data=data), (row.name,))
-    ]
+    return [LmEval(name, settings | {'data': data}, row.suite) for name in local_tasks(row.name, data)]

@@ -179,7 +179,7 @@ def tedlium(root: Path, clips: list[Clip]) -> None:
     soundfile.write(folder / 'sph/Talk_2010.sph', samples, rate, format='NIST', subtype='PCM_16')
     write(
         folder / 'stm/Talk_2010.stm',
-        'Talk_2010 1 Talk_2010 0.25 1.50 <o,f0,male> and then there is the',
+        'Talk_2010 1 Talk_2010 0.25 1.50 <o,f0,male> {NOISE} and then there is the',
         'Talk_2010 1 Talk_2010 1.50 1.60 <o,,unknown> ignore_time_segment_in_scoring',
     )
 

@@ -13,12 +13,15 @@
 # limitations under the License.
 
 import re
+import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import benchmark_folders as made
 import pytest
 from benchmark_folders import Clip
+from test_judged import server
 
 from nemo_vtb.errors import VtbDataError
 from nemo_vtb.evaluation.benchmarks.catalog import BenchmarkTask, catalog, language_code
@@ -107,10 +110,19 @@ def test_every_suite_about_recordings_is_proved_here() -> None:
 
 
 @pytest.mark.parametrize('suite', SPOKEN)
-def test_examples_of_a_folder_in_the_published_layout(suite: str, clips: list[Clip], tmp_path: Path) -> None:
+def test_examples_of_a_folder_in_the_published_layout(
+    suite: str, clips: list[Clip], repository: Path, tmp_path: Path
+) -> None:
     make, expected = CASES[suite]
     make(tmp_path / 'data', clips)
-    context = Context(data_root=tmp_path / 'data', folder=tmp_path / 'made')
+    if name := catalog()[suite][0].repository:
+        shutil.copytree(repository, tmp_path / 'data' / catalog()[suite][0].folder / name, dirs_exist_ok=True)
+    with server(lambda body: '5') as (judge, _):
+        context = Context(data_root=tmp_path / 'data', folder=tmp_path / 'made', settings={'judge': judge})
+        check_examples(suite, expected, context)
+
+
+def check_examples(suite: str, expected: Want, context: Context) -> None:
     for name, wanted in expected.items():
         task = tasks_of(suite)[name]
         found = task.examples(context)
@@ -127,10 +139,10 @@ def test_examples_of_a_folder_in_the_published_layout(suite: str, clips: list[Cl
             assert all(len(read_audio(audio)) > 1000 for audio in example.prompt.audios)
         assert {m.name for m in task.measures(found)} == set(task.metrics)
     # --data-root may be the folder of the data set itself
-    folder = next((tmp_path / 'data').iterdir())
+    folder = next(context.data_root.iterdir())
     name = next(iter(expected))
     if catalog()[suite][0].folder != '.':
-        assert len(tasks_of(suite)[name].examples(Context(data_root=folder))) == len(expected[name])
+        assert len(tasks_of(suite)[name].examples(replace(context, data_root=folder))) == len(expected[name])
 
 
 @pytest.mark.parametrize('suite', SPOKEN)

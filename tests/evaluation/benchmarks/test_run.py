@@ -17,6 +17,7 @@ import json
 import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import benchmark_folders as made
@@ -204,8 +205,8 @@ def test_the_configuration_names_suite_folder_and_judge() -> None:
     from omegaconf import OmegaConf
 
     judge = {'url': 'http://localhost/v1', 'model': 'm'}
-    cfg = OmegaConf.structured(EvalConfig(suite='voicebench', data_root='data'))
-    plan = evaluation_plan(OmegaConf.merge(cfg, {'judge': judge}))
+    cfg = asdict(EvalConfig(suite='voicebench', data_root='data'))
+    plan = evaluation_plan(OmegaConf.create(cfg | {'judge': cfg['judge'] | judge}))
     assert (plan.suites, plan.data_root, plan.judge.model, plan.datasets) == (('voicebench',), Path('data'), 'm', {})
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from benchmark_folders import write
 
-from nemo_vtb.evaluation.lm_eval_engine import load_tasks, task_manager
+from nemo_vtb.evaluation.lm_eval_engine import local_tasks
 from nemo_vtb.evaluation.runner import Plan, run_suites
 
 QUESTION = {
@@ -91,10 +91,10 @@ def snapshot(root: Path, suite: str) -> None:
     write(root / folder / 'README.md', *lines, '---', '# A data set')
 
 
-SLOW = [pytest.param(suite, marks=pytest.mark.slow) for suite in sorted(METRICS) if suite not in ('arc', 'ifeval')]
+SLOW = [pytest.param(suite, marks=pytest.mark.slow) for suite in sorted(METRICS) if suite != 'arc']
 
 
-@pytest.mark.parametrize('suite', ['arc', 'ifeval', *SLOW])
+@pytest.mark.parametrize('suite', ['arc', *SLOW])
 def test_lm_eval_reads_the_snapshot_on_the_disk(suite: str, tiny_model: object, tmp_path: Path) -> None:
     snapshot(tmp_path / 'data', suite)
     found = run_suites(tiny_model, Plan((suite,), data_root=tmp_path / 'data', limit=1))
@@ -106,6 +106,6 @@ def test_lm_eval_reads_the_snapshot_on_the_disk(suite: str, tiny_model: object, 
 @pytest.mark.slow
 def test_mmlu_pro_is_a_group_with_a_mean(tmp_path: Path) -> None:
     snapshot(tmp_path, 'mmlu_pro')
-    tasks = load_tasks(task_manager(['mmlu_pro'], data=tmp_path / 'MMLU-Pro'), ['mmlu_pro'])
+    tasks = local_tasks('mmlu_pro', str(tmp_path / 'MMLU-Pro'))
     assert len(tasks) == 14
     assert {len(task.eval_docs) for task in tasks.values()} == {6}
