@@ -154,6 +154,7 @@ def first_batch(manifest: str, queue: Any) -> None:
     times = -(-TEN_MILLION // meta['entries'])
     for column in folder.glob('*.npy'):
         np.save(column, np.tile(np.load(column), times))
+    (folder / META).unlink()
     write_meta(folder, meta | {'entries': meta['entries'] * times, 'lines': meta['lines'] * times})
     cfg = {
         'train_ds': {'input_cfg': [{'type': 'nemo', 'manifest_filepath': manifest, 'durations': 'trust'}]},

@@ -44,7 +44,7 @@ from nemo_vtb.data.planner import Planner
 from nemo_vtb.data.sampler import BatchPlan, TokenBudgetPlan, TokenBudgetSampler
 
 GOALS = {'wait_ms': 1.0, 'follower_growth': 1.5, 'state_bytes': 100_000, 'process_mb': 300.0, 'first_rows_s': 10.0}
-WORLDS = {8: (24, 0.1), 64: (12, 0.3), 1024: (6, 1.5)}
+WORLDS = {8: (24, 0.2), 64: (12, 0.5), 1024: (8, 2.5)}
 """Ranks -> steps, and how long one takes in seconds."""
 
 AHEAD = 4
