@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 _MOST_AHEAD = 4
 _AUTO_ROWS = 16
-_CONNECT_S = 600.0
+_CONNECT_S, _HANDSHAKE_S = 600.0, 20
 _TAKEN = 'taken'
 _LAST_BATCHES_S = 60  # for the trainer to complete its step and to save, after a TERM to all processes
 
@@ -286,7 +286,9 @@ def _accept(listener: Listener | None, number: int, count: int) -> Iterator[tupl
         return
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # often 1,024: one for each rank, and then some
+    signal.signal(signal.SIGALRM, _raise_timeout)
     while count:
+        signal.alarm(_HANDSHAKE_S)  # a stranger that says nothing must not keep the ranks waiting; they try again
         try:
             link = listener.accept()
             iteration, rank = _receive(link)
@@ -299,3 +301,9 @@ def _accept(listener: Listener | None, number: int, count: int) -> Iterator[tupl
             yield rank, link
         else:
             link.close()
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+
+
+def _raise_timeout(*_: object) -> None:
+    raise TimeoutError

@@ -17,6 +17,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -168,9 +169,10 @@ def test_each_rank_is_sent_its_own_rows(size: int) -> None:
     listener.close()
 
 
-def test_a_stranger_gets_no_rows() -> None:
+def test_a_stranger_gets_no_rows_and_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     from multiprocessing.connection import Client
 
+    monkeypatch.setattr('nemo_vtb.data.planner._HANDSHAKE_S', 1)
     met: list[Any] = []
     leader: Any = Dims(0, 2, met)
     other: Any = Dims(1, 2, met)
@@ -180,7 +182,8 @@ def test_a_stranger_gets_no_rows() -> None:
 
     def intrude() -> None:
         try:
-            Client(met[0][0], authkey=b'guess')
+            with socket.create_connection(met[0][0]):  # says nothing
+                Client(met[0][0], authkey=b'guess')
         except Exception as error:  # noqa: BLE001 - whatever the handshake raises
             refused.append(error)
         list(samplers[1])
