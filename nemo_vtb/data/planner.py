@@ -239,6 +239,8 @@ class _Work:
         for each in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
             signal.signal(each, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_LAST_BATCHES_S))
+        with suppress(OSError, AttributeError):  # where cores are scarce, it must not push the trainer aside
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         try:
             self._serve([(0, link), *_accept(listener, number, others)])
         except (EOFError, ConnectionError):  # the run is over
