@@ -63,6 +63,6 @@ def steps_of(run: Path) -> dict[int, str]:
 
 def end_of(run: Path) -> tuple[str, str, dict[str, torch.Tensor]]:
     """The state of the plan, the ledger, and the weights."""
-    checkpoint = torch.load(run / 'end.ckpt', map_location='cpu', weights_only=False)
+    checkpoint = torch.load(run / 'end.ckpt', map_location='cpu', weights_only=True)
     (state,) = (value for value in checkpoint.values() if isinstance(value, dict) and 'plan' in value)
     return json.dumps(state['plan']), json.dumps(state['ledger']), checkpoint['state_dict']
