@@ -446,6 +446,10 @@ class ModelConfig:
         0.0, 'Text-only conversations: likelihood counts max(0, 1 - w), KL(LLM without LoRA || model) counts w',
         unit='w', low=0.0,
     )  # fmt: skip
+    ctc_weight: float | None = key(
+        0.0, 'Aligned adapter that is trained: CTC of recordings whose transcript is known, added so many times',
+        unit='w', low=0.0,
+    )  # fmt: skip
     perception: PerceptionKeys = key(PerceptionKeys, 'Preprocessor, encoder, adapter and projection')
     lora: LoraKeys = key(LoraKeys, "LoRA on the LLM: the fields of PEFT's LoraConfig", more='lora')
     optimizer: OptimizerKeys = key(OptimizerKeys, '`_target_` and the arguments of that class', more='target')

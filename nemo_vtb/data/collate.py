@@ -26,6 +26,7 @@ from nemo_vtb.data.conversation import Conversation
 from nemo_vtb.data.faults import Reason, audio_fault, guarded
 from nemo_vtb.data.limits import LIMITS, Limits
 from nemo_vtb.data.template import AUDIO_SLOT, ChatRenderer, Rendered
+from nemo_vtb.data.transcripts import transcripts_of
 from nemo_vtb.errors import VtbDataError
 
 Augment = Callable[[str, np.ndarray], np.ndarray]
@@ -42,6 +43,7 @@ class PackItem:
     id: str
     kind: str
     source: str
+    transcripts: Sequence[str | None] = ()  # what is said in each clip, see `data.transcripts`; (): none is known
 
     @property
     def length(self) -> int:
@@ -70,6 +72,7 @@ class PackedRow:
         kinds: Kind of each conversation (N).
         sources: Source of each conversation (N).
         faults: What could not be loaded and is missing from the row.
+        transcripts: What is said in each clip (A), None where that is not known.
         dataset: Name of the validation set that the row belongs to.
     """
 
@@ -89,6 +92,7 @@ class PackedRow:
     kinds: list[str]
     sources: list[str]
     faults: list[dict[str, Any]] = field(default_factory=list)
+    transcripts: list[str | None] = field(default_factory=list)
     dataset: str | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool | None = None) -> 'PackedRow':
@@ -217,7 +221,8 @@ class Collator:
             if count < 1:
                 raise audio_fault(Reason.AUDIO_TOO_SHORT, field='audio', got=f'{len(clip)} samples: {audio.path}')
         rendered = self.renderer.render(conversation)
-        return PackItem(rendered, clips, frames, conversation.id, conversation.kind, conversation.source)
+        about = (conversation.id, conversation.kind, conversation.source, transcripts_of(conversation))
+        return PackItem(rendered, clips, frames, *about)
 
 
 def fill_rows(items: Iterable[PackItem], max_tokens: int) -> Iterator[list[PackItem]]:
@@ -260,6 +265,7 @@ def pack_row(items: Sequence[PackItem], index: int = 0) -> PackedRow:
         ids=[item.id for item in items],
         kinds=[item.kind for item in items],
         sources=[item.source for item in items],
+        transcripts=[text for item in items for text in item.transcripts or [None] * len(item.clips)],
         num_tokens=int(lengths.sum()),
         index=index,
     )

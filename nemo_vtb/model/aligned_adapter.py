@@ -93,6 +93,9 @@ class AlignedAdapter(nn.Module):
         self.blank = nn.Parameter(torch.zeros(output_dim))
         self.scale = nn.Parameter(torch.ones(()))
         self.bias = nn.Parameter(torch.zeros(num_pieces + 1))
+        self.last_scores: tuple[Tensor, Tensor] | None = None
+        "Logits (B, S, P + 1) and (B,) valid frames of the last pass, while `keep_scores`."
+        self.keep_scores = False
 
     @property
     def compresses(self) -> bool:
@@ -141,6 +144,8 @@ class AlignedAdapter(nn.Module):
     def forward(self, audio_signal: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
         """Maps (B, D, T) with (B,) valid frames to (B, H, R) and (B,) int64 frames, at least one for each clip."""
         logits, stacked_len = self.logits(audio_signal, length)
+        if self.keep_scores:
+            self.last_scores = logits, stacked_len
         posteriors = logits.float().softmax(-1)  # (B, S, P + 1)
         if not self.compresses:
             return (posteriors.to(logits.dtype) @ self._vectors(logits.dtype)).transpose(1, 2), stacked_len

@@ -58,6 +58,7 @@ from nemo_vtb.data.conversation import Conversation
 from nemo_vtb.data.template import AUDIO_SLOT, ChatRenderer
 from nemo_vtb.errors import VtbConfigError
 from nemo_vtb.model import inference
+from nemo_vtb.model.ctc import CtcObjective, Scores, ctc_objective
 from nemo_vtb.model.frames import frame_counter
 from nemo_vtb.model.loss import (
     ValidationSums,
@@ -87,7 +88,7 @@ class VoiceTextBlender(SALM, ModelPT):
     Args:
         cfg: The keys of NeMo's SALM keep their meaning (`pretrained_llm`, `pretrained_asr`, `perception`, `lora`,
             `freeze_params`, `audio_locator_tag` ...); ours are `perception.adapter_init`, `lr_factors`, `loss_chunk`,
-            `text_anchor`.
+            `text_anchor`, `ctc_weight`.
         trainer: Lightning trainer, as for every ModelPT.
 
     Raises:
@@ -99,6 +100,7 @@ class VoiceTextBlender(SALM, ModelPT):
     """The LLM; None before `configure_model`."""
     extract_state_dict_from = classmethod(extract_state)
     step_outcome: StepOutcome | None = None  # what the last optimizer step came to
+    ctc: CtcObjective | None = None  # the auxiliary loss of an aligned adapter, with `ctc_weight`
 
     def __init__(self, cfg: DictConfig | dict, trainer: Trainer | None = None) -> None:
         register()
@@ -165,6 +167,9 @@ class VoiceTextBlender(SALM, ModelPT):
         # a deferred backbone trains LoRA alone, under names that the patterns do not know
         own = ((n, p) for n, p in self.named_parameters() if not (self.backbone.deferred and is_llm_weight(n)))
         list(freeze_and_subset(own, *patterns))
+        if self.cfg.get('ctc_weight'):
+            shared = self.backbone.clip_group is not None
+            self.ctc = ctc_objective(self.perception.modality_adapter, self.tokenizer.tokenizer, shared=shared)
 
     @property
     def audio_locator_tag_id(self) -> int:
@@ -200,15 +205,20 @@ class VoiceTextBlender(SALM, ModelPT):
 
     # ---- forward
 
-    def hidden_states(self, batch: PackedRow) -> tuple[PackedRow, Tensor]:
+    def hidden_states(self, batch: PackedRow, heard: list[Scores] | None = None) -> tuple[PackedRow, Tensor]:
         """Run one packed row through perception, splice and LLM.
+
+        Args:
+            batch: The row.
+            heard: Gets what an aligned adapter scores.
 
         Returns:
             The row as the LLM got it, shorter where the adapter compresses, and (T, H) for its positions.
         """
         if batch.audios.shape[0]:
             chunk_s = self.cfg.get('encoder_chunk_size_seconds')
-            batch, frames = encode_row(self.perception, batch, self.backbone.clip_group, chunk_s=chunk_s)  # (F, H)
+            group = self.backbone.clip_group
+            batch, frames = encode_row(self.perception, batch, group, chunk_s=chunk_s, heard=heard)  # (F, H)
             embeds = splice(self.backbone.embed(batch.input_ids), frames, batch.audio_positions)  # (T, H)
         else:
             embeds = self.backbone.embed(batch.input_ids)
@@ -230,9 +240,11 @@ class VoiceTextBlender(SALM, ModelPT):
         The gradient of a step is that of the sum over all target tokens of the global batch divided by their count,
         whatever the number of rows and ranks: rows sum here, `on_before_optimizer_step` divides.
         """
-        for module in (self.perception.preprocessor, self.perception.encoder, self.llm):
+        perception = self.perception
+        for module in (perception.preprocessor, perception.encoder, perception.modality_adapter, self.llm):
             if is_frozen(module):
                 module.eval()
+        heard: list[Scores] | None = [] if self.ctc else None
         anchor = float(self.cfg.get('text_anchor') or 0.0)
         # before the row itself: switching LoRA off must not happen between its forward and backward pass
         filled = bool(require_packed(batch).input_ids.numel())
@@ -241,7 +253,7 @@ class VoiceTextBlender(SALM, ModelPT):
             with torch.no_grad():
                 self.backbone.idle_pass(self.device)
         if filled:
-            batch, hidden = self.hidden_states(batch)  # (T, H)
+            batch, hidden = self.hidden_states(batch, heard)  # (T, H)
         else:  # every conversation of the row was broken: this rank must take part in the reduction all the same
             hidden = self._no_hidden_states()
         nll = row_nll(
@@ -249,6 +261,8 @@ class VoiceTextBlender(SALM, ModelPT):
         )  # (N,)
         sums, counts = kind_sums(nll, batch.labels, batch.label_kinds, len(KINDS))
         loss = nll.sum() if base is None else self._anchored(nll, base, hidden, batch, anchor)
+        if heard and self.ctc:
+            loss = loss + self._ctc_loss(self.ctc, heard, batch)
         targets = counts.sum()
         both = torch.stack([sums.sum() / targets.clamp(min=1), targets])
         mean, number, *figures = torch.cat([both, sums, counts]).tolist()  # the device is waited for once
@@ -264,6 +278,12 @@ class VoiceTextBlender(SALM, ModelPT):
             'kind_counts': counts,
             'num_tokens': int(batch.input_ids.shape[0]),
         }
+
+    def _ctc_loss(self, objective: CtcObjective, heard: list[Scores], batch: PackedRow) -> Tensor:
+        total, tokens = objective(heard, batch.transcripts)
+        if tokens:
+            self.log('ctc', total.detach() / tokens, batch_size=1)
+        return float(self.cfg.ctc_weight) * total
 
     def _anchored(self, nll: Tensor, base: Tensor, hidden: Tensor, batch: PackedRow, weight: float) -> Tensor:
         chunk = self.cfg.get('loss_chunk', ModelConfig.loss_chunk)

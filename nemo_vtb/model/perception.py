@@ -41,6 +41,7 @@ from nemo_vtb.constants import SAMPLE_RATE
 from nemo_vtb.data.collate import PackedRow
 from nemo_vtb.errors import VtbConfigError, VtbModelError
 from nemo_vtb.model.aligned_adapter import AlignedAdapterFile
+from nemo_vtb.model.ctc import Scores, keeping_scores
 from nemo_vtb.model.frames import FrameCounter, frame_counter
 from nemo_vtb.model.whisper import is_whisper_folder, load_whisper_encoder, time_mask, whisper_sections
 
@@ -314,6 +315,7 @@ def encode(
     *,
     max_group_s: float | None = 120.0,
     chunk_s: float | None = None,
+    heard: list[Scores] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Turns clips into adapter frames, without padding between them.
 
@@ -326,6 +328,7 @@ def encode(
         max_group_s: Bound on clips x longest, in seconds, of one forward pass (a longer clip goes alone). None: as
             few passes as possible, for strategies in which every rank must make the same number (FSDP).
         chunk_s: NeMo's `encoder_chunk_size_seconds`: longer clips are encoded in pieces. None: whole.
+        heard: Gets what an aligned adapter scores in each pass.
 
     Returns:
         (F, H) frames of all clips in order, and on the host (A,) int64 frames of each: as counted, or fewer where the
@@ -345,7 +348,8 @@ def encode(
         signal = pad_sequence([audios[clip, begin:end] for clip, begin, end in (pieces[i] for i in group)], True)
         # copied without waiting for what the device has to do before
         signal_lens = torch.tensor([sizes[index] for index in group]).to(audios.device, non_blocking=True)
-        passes.append(perception(input_signal=signal, input_signal_length=signal_lens))
+        with keeping_scores(perception.modality_adapter, heard, [pieces[i][0] for i in group]):
+            passes.append(perception(input_signal=signal, input_signal_length=signal_lens))
     order = [index for group in groups for index in group]
     made = _checked_counts(passes, [counts[index] for index in order], perception)
     counts = [count for _, count in sorted(zip(order, made, strict=True))]
@@ -511,7 +515,12 @@ class StackedMLPAdapter(nn.Module):
 
 
 def encode_row(
-    perception: Any, row: PackedRow, group: dist.ProcessGroup | None, *, chunk_s: float | None = None
+    perception: Any,
+    row: PackedRow,
+    group: dist.ProcessGroup | None,
+    *,
+    chunk_s: float | None = None,
+    heard: list[Scores] | None = None,
 ) -> tuple[PackedRow, Tensor]:
     """Encode the clips of a packed row.
 
@@ -520,6 +529,7 @@ def encode_row(
         row: With at least one clip.
         group: Ranks that have the same row and share its clips; None: this rank encodes all of them.
         chunk_s: NeMo's `encoder_chunk_size_seconds`.
+        heard: Gets what an aligned adapter scores, where this rank encodes all.
 
     Returns:
         The row, shorter where the adapter compresses, and (F, H) frames for its `audio_positions`.
@@ -528,7 +538,7 @@ def encode_row(
         VtbModelError: The frames of the row were counted by another model.
     """
     if group is None:
-        frames, frame_lens = encode(perception, row.audios, row.audio_lens, chunk_s=chunk_s)
+        frames, frame_lens = encode(perception, row.audios, row.audio_lens, chunk_s=chunk_s, heard=heard)
     else:
         clips = (row.audios, row.audio_lens, row.frame_lens)
         frames, frame_lens = encode_shared(perception, *clips, group, chunk_s=chunk_s)

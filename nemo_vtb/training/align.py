@@ -36,7 +36,6 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from nemo_vtb.backbone.spec import BackboneSpec
 from nemo_vtb.checkpoint.manifest import weights_digest
@@ -51,13 +50,13 @@ from nemo_vtb.io import atomic_path
 from nemo_vtb.model.aligned_adapter import (
     ADAPTER_OPTIONS,
     ALIGNED_TARGET,
-    BLANK,
     AlignedAdapter,
     AlignedAdapterFile,
     embeddings_digest,
     encoder_digest,
     greedy_pieces,
 )
+from nemo_vtb.model.ctc import ctc_nll, frames_needed, spoken_ids
 from nemo_vtb.model.frames import frame_counter
 from nemo_vtb.model.perception import build_encoder
 from nemo_vtb.training.transcribed_clips import Clip, Features, read_clips
@@ -122,8 +121,7 @@ class Alignment:
         return Features(self.folder, self.encoder, self.encoder_digest, clips, progress)
 
     def _ids(self, text: str) -> list[int]:
-        # words begin with a blank wherever they stand, so that one word has one spelling
-        return self.tokenizer.encode(' ' + text, add_special_tokens=False)
+        return spoken_ids(self.tokenizer, text)
 
     def _pieces(self) -> list[int]:
         """The tokens that occur in the transcripts, and single letters for words that do not."""
@@ -141,7 +139,7 @@ class Alignment:
             frames = -(-self.features.lengths[index] // self.keys.subsampling_factor)
             if any(piece not in self.number for piece in ids):
                 self.aside["a script that the LLM's tokens do not have"] += 1
-            elif len(ids) + sum(a == b for a, b in zip(ids, ids[1:], strict=False)) > frames:
+            elif frames_needed(ids) > frames:
                 self.aside['more tokens than frames'] += 1
             else:
                 chosen.append(index)
@@ -235,11 +233,8 @@ class Alignment:
         frames = [self._augmented(self.features[self.clips[position]]) for position in batch]
         with torch.autocast('cpu', torch.bfloat16, enabled=self.keys.precision == 'bf16-mixed'):
             logits, lengths = self.adapter.logits(*_padded(frames))
-        targets = [torch.tensor(self.targets[position]) for position in batch]
-        target_lens = torch.tensor([len(target) for target in targets])
-        scores = logits.float().log_softmax(-1).transpose(0, 1)  # (S, B, P + 1)
-        loss = F.ctc_loss(scores, torch.cat(targets), lengths, target_lens, blank=BLANK, reduction='sum')
-        loss = loss / target_lens.sum()
+        targets = [self.targets[position] for position in batch]
+        loss = ctc_nll(logits, lengths, targets) / sum(map(len, targets))
         optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.adapter.parameters(), 1.0)

@@ -18,11 +18,8 @@ Letters: T encoder frames of a clip, D encoder width.
 
 import hashlib
 import json
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,9 +30,9 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from nemo_vtb.data.audio import read_audio
-from nemo_vtb.data.conversation import Audio, Conversation, task_of
+from nemo_vtb.data.conversation import Audio, Conversation
 from nemo_vtb.data.index import SourceIndex
-from nemo_vtb.errors import VtbDataError
+from nemo_vtb.data.transcripts import transcripts_of
 from nemo_vtb.io import atomic_path, map_bytes, write_atomically
 from nemo_vtb.model.perception import encode
 
@@ -53,24 +50,13 @@ class Clip:
     lang: str
 
 
-def transcript_of(text: str) -> str:
-    """The form in which an adapter learns text: lower case, no punctuation but the apostrophe inside a word."""
-    kept = ''.join(c if unicodedata.category(c)[0] in 'LMN' or c in "'’" else ' ' for c in text.lower())
-    kept = re.sub(r"(?<!\w)'|'(?!\w)", ' ', kept.replace('’', "'"))
-    return ' '.join(kept.split())
-
-
 def clips_of(conversation: Conversation) -> Iterator[Clip]:
     """Every recording of a conversation whose transcript is known: its own `text`, or the answer of a recognition."""
     custom = conversation.custom
     lang = str(custom.get('lang') or custom.get('source_lang') or 'en')
-    answer = None
-    if conversation.kind == 'asr_ast' and len(conversation.audios) == 1:
-        with suppress(VtbDataError):  # a task that nobody knows is no recognition
-            answer = conversation.answer if task_of(conversation) == 'asr' else None
-    for audio in conversation.audios:
-        if text := audio.text or answer:
-            yield Clip(audio, transcript_of(text), conversation.source, lang)
+    for audio, text in zip(conversation.audios, transcripts_of(conversation), strict=True):
+        if text is not None:
+            yield Clip(audio, text, conversation.source, lang)
 
 
 def read_clips(sources: Iterable[SourceIndex]) -> tuple[list[Clip], Counter[str]]:

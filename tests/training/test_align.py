@@ -23,13 +23,14 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn
+from nemo_vtb.data.transcripts import transcript_of
 from nemo_vtb.errors import VtbDataError
 from nemo_vtb.model.aligned_adapter import AlignedAdapterFile
 from nemo_vtb.model.blender import VoiceTextBlender
 from nemo_vtb.testing import TinyCorpus, tiny_llm, tiny_model_cfg
 from nemo_vtb.testing.tiny import tiny_whisper
 from nemo_vtb.training.align import Alignment, align_adapter
-from nemo_vtb.training.transcribed_clips import clips_of, transcript_of
+from nemo_vtb.training.transcribed_clips import clips_of
 
 
 @pytest.fixture(scope='module')
