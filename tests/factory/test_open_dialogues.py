@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 from nemo_vtb.factory.demo import open_dialogues, open_speech
-from nemo_vtb.factory.demo.open_dialogues import HELD_OUT_KINDS, KINDS_OF_QUESTION, Fact, Script
+from nemo_vtb.factory.demo.open_dialogues import HELD_OUT_KINDS, KINDS_OF_QUESTION, Fact, Script, of_common_words
 
 SENTENCES = [
     f'the {a} {b} went over a {c}' for a in ('old', 'young') for b in ('lynx', 'poet') for c in ('hill', 'lake')
@@ -96,3 +96,9 @@ def test_recordings_have_their_durations(tmp_path: Path, monkeypatch: pytest.Mon
         assert line['conversations'][-1]['value'] == entry['text']
     assert json.dumps(kept)
     assert open_speech.LONGEST_S > 10
+
+
+def test_sentences_with_a_rare_word_are_left_out() -> None:
+    sentences = ['The lake is old.', 'An old lake', "It's the lake", 'the coelacanth is old', 'The old, old lake is']
+    assert of_common_words(sentences, 2) == ['The lake is old.', 'The old, old lake is']
+    assert of_common_words(sentences, 1) == sentences

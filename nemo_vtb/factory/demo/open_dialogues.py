@@ -20,6 +20,7 @@ the value that is asked for. Some kinds are never asked in training, and the tes
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -50,10 +51,12 @@ def build_open_dialogues(job: Job) -> None:
 
     Args:
         job: Packages `wordnet-base` and `dict-gcide`; assets `flite-voices` and, for the test, recordings of people;
-            parameters `seed`, `asr_hours`, and the counts of `speech_qa` and `mixed_modal` for the three splits.
+            parameters `seed`, `asr_hours`, `common`, and the counts of `speech_qa` and `mixed_modal` for the three
+            splits.
     """
     seed = int(str(job.params['seed']))
     sentences = read_sentences(job.packages['wordnet-base'], job.packages['dict-gcide'])
+    sentences = of_common_words(sentences, int(str(job.params['common'])))
     Random(seed).shuffle(sentences)
     (job.into / 'audio').mkdir()
     files: dict[str, list[dict]] = {}
@@ -76,6 +79,16 @@ def build_open_dialogues(job: Job) -> None:
         heard = [entry['duration'] for line in kept for entry in line['conversations'] if entry['type'] == 'audio']
         card[name] = {'conversations': len(kept), 'hours': round(sum(heard) / 3600, 3)}
     (job.into / 'card.json').write_text(json.dumps(card, indent=2) + '\n', encoding='utf-8')
+
+
+def of_common_words(sentences: Sequence[str], least: int) -> list[str]:
+    """The sentences without a word that occurs in fewer than `least` places in all of them.
+
+    An adapter mishears rare words most: an LLM that reads them learns to guess, and not to write down what it gets.
+    """
+    words = [re.findall(r"[a-z']+", text.lower()) for text in sentences]
+    count = Counter(word for some in words for word in some)
+    return [text for text, some in zip(sentences, words, strict=True) if all(count[word] >= least for word in some)]
 
 
 # ---- facts
