@@ -136,13 +136,24 @@ def test_recordings_of_a_source_come_more_often(cfg: DictConfig, tmp_path: Path)
             assert heard[position] == (times if run.train[index].source == source else 1)
 
 
-def test_nothing_to_learn_from_says_why(cfg: DictConfig, corpus: TinyCorpus, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ('said', 'reason'),
+    [
+        ('at 5 o clock', 'digits'),
+        ('\u4f60\u597d', "a script that the LLM's tokens do not have"),
+        ('one after another ' * 200, 'more tokens than frames'),
+    ],
+    ids=['digits', 'another script', 'too long'],
+)
+def test_nothing_to_learn_from_says_why(
+    said: str, reason: str, cfg: DictConfig, corpus: TinyCorpus, tmp_path: Path
+) -> None:
     lines = [json.loads(line) for line in corpus.path('asr_ast').read_text().splitlines()]
     for line in lines:
         for entry in line['conversations']:
             if entry['type'] == 'audio':
                 entry['value'] = str(corpus.folder / entry['value'])
-                entry['text'] = 'at 5 o clock'
+                entry['text'] = said
     path = tmp_path / 'digits.jsonl'
     path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
     entry = {'type': 'multimodal_conversation', 'kind': 'asr_ast', 'manifest_filepath': str(path)}
@@ -150,4 +161,4 @@ def test_nothing_to_learn_from_says_why(cfg: DictConfig, corpus: TinyCorpus, tmp
     with pytest.raises(VtbDataError) as error:
         align_adapter(changed, tmp_path, tmp_path / 'a.safetensors')
     assert error.value.field == 'data.train_ds.input_cfg'
-    assert 'digits' in str(error.value.got)
+    assert reason in str(error.value.got)
