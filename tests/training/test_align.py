@@ -140,10 +140,9 @@ def test_recordings_of_a_source_come_more_often(cfg: DictConfig, tmp_path: Path)
     ('said', 'reason'),
     [
         ('at 5 o clock', 'digits'),
-        ('\u4f60\u597d', "a script that the LLM's tokens do not have"),
         ('one after another ' * 200, 'more tokens than frames'),
     ],
-    ids=['digits', 'another script', 'too long'],
+    ids=['digits', 'too long'],
 )
 def test_nothing_to_learn_from_says_why(
     said: str, reason: str, cfg: DictConfig, corpus: TinyCorpus, tmp_path: Path
