@@ -168,8 +168,7 @@ class VoiceTextBlender(SALM, ModelPT):
         own = ((n, p) for n, p in self.named_parameters() if not (self.backbone.deferred and is_llm_weight(n)))
         list(freeze_and_subset(own, *patterns))
         if self.cfg.get('ctc_weight'):
-            shared = self.backbone.clip_group is not None
-            self.ctc = ctc_objective(self.perception.modality_adapter, self.tokenizer.tokenizer, shared=shared)
+            self.ctc = ctc_objective(self)
 
     @property
     def audio_locator_tag_id(self) -> int:
@@ -206,11 +205,7 @@ class VoiceTextBlender(SALM, ModelPT):
     # ---- forward
 
     def hidden_states(self, batch: PackedRow, heard: list[Scores] | None = None) -> tuple[PackedRow, Tensor]:
-        """Run one packed row through perception, splice and LLM.
-
-        Args:
-            batch: The row.
-            heard: Gets what an aligned adapter scores.
+        """Run one packed row through perception, splice and LLM; `heard` gets what an aligned adapter scores.
 
         Returns:
             The row as the LLM got it, shorter where the adapter compresses, and (T, H) for its positions.
@@ -262,7 +257,9 @@ class VoiceTextBlender(SALM, ModelPT):
         sums, counts = kind_sums(nll, batch.labels, batch.label_kinds, len(KINDS))
         loss = nll.sum() if base is None else self._anchored(nll, base, hidden, batch, anchor)
         if heard and self.ctc:
-            loss = loss + self._ctc_loss(self.ctc, heard, batch)
+            ctc, tokens = self.ctc(heard, batch.transcripts)
+            loss = loss + float(self.cfg.ctc_weight) * ctc
+            self.log('ctc', ctc.detach() / max(1, tokens), batch_size=1)
         targets = counts.sum()
         both = torch.stack([sums.sum() / targets.clamp(min=1), targets])
         mean, number, *figures = torch.cat([both, sums, counts]).tolist()  # the device is waited for once
@@ -278,12 +275,6 @@ class VoiceTextBlender(SALM, ModelPT):
             'kind_counts': counts,
             'num_tokens': int(batch.input_ids.shape[0]),
         }
-
-    def _ctc_loss(self, objective: CtcObjective, heard: list[Scores], batch: PackedRow) -> Tensor:
-        total, tokens = objective(heard, batch.transcripts)
-        if tokens:
-            self.log('ctc', total.detach() / tokens, batch_size=1)
-        return float(self.cfg.ctc_weight) * total
 
     def _anchored(self, nll: Tensor, base: Tensor, hidden: Tensor, batch: PackedRow, weight: float) -> Tensor:
         chunk = self.cfg.get('loss_chunk', ModelConfig.loss_chunk)

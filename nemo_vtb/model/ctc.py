@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -29,6 +29,9 @@ from torch.nn import functional as F
 
 from nemo_vtb.errors import VtbConfigError
 from nemo_vtb.model.aligned_adapter import BLANK, AlignedAdapter
+
+if TYPE_CHECKING:
+    from nemo_vtb.model.blender import VoiceTextBlender
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,22 +136,18 @@ class CtcObjective:
         return total, tokens
 
 
-def ctc_objective(adapter: Any, tokenizer: Any, *, shared: bool) -> CtcObjective:
-    """The auxiliary loss for a model's adapter.
-
-    Args:
-        adapter: Of the model, frozen or not as it will be trained.
-        tokenizer: Of the LLM.
-        shared: Whether tensor-parallel ranks share the clips of a row.
+def ctc_objective(model: 'VoiceTextBlender') -> CtcObjective:
+    """The auxiliary loss for a model, what is frozen being frozen.
 
     Raises:
-        VtbConfigError: The adapter has no scores of pieces or learns nothing, or each rank has a part of the clips.
+        VtbConfigError: Its adapter has no scores of pieces or learns nothing, or each rank has a part of the clips.
     """
+    adapter, tokenizer = model.perception.modality_adapter, model.tokenizer.tokenizer
     if not isinstance(adapter, AlignedAdapter):
         problem, remedy = 'This adapter has no scores of tokens.', 'model.perception.adapter_init=aligned'
     elif not any(p.requires_grad for p in adapter.parameters()):
         problem, remedy = 'The adapter is frozen, so that there is nothing to learn.', 'train it: model.freeze_params'
-    elif shared:
+    elif model.backbone.clip_group is not None:
         problem, remedy = 'Tensor-parallel ranks share the clips of a row.', 'a strategy without tensor parallelism'
     else:
         return CtcObjective(adapter, tokenizer)
