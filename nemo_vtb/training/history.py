@@ -50,6 +50,7 @@ class History(pl.Callback):
     def __init__(self, folder: str | Path | None = None) -> None:
         self._folder = folder
         self._meter = StepMeter()
+        self._kept: str | None = None  # what the file begins with, while it is not written
         self._unwritten: list[str] = []
         self._path: Path | None = None  # while it is written to
 
@@ -69,9 +70,9 @@ class History(pl.Callback):
         if trainer.global_step:
             bring_back(path)
         kept = [r for r in read_json_lines(path) if r['step'] <= self._step] if trainer.global_step else []
-        write_atomically(path, ''.join(json.dumps(r) + '\n' for r in kept))
         self._time_before = kept[-1]['time_s'] if kept else 0.0
-        self._path = path
+        self._kept, self._path = ''.join(json.dumps(r) + '\n' for r in kept), path
+        self._flush(path)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -122,6 +123,9 @@ class History(pl.Callback):
 
     def _flush(self, path: Path) -> None:
         with tolerated(str(path)):  # what could not be written is tried again with the next line
+            if self._kept is not None:
+                write_atomically(path, self._kept)
+                self._kept = None
             append_text(path, ''.join(self._unwritten))
             self._unwritten.clear()
 

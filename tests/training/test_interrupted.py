@@ -314,3 +314,23 @@ def test_history_quarantine_and_logger_survive_a_full_disk(tmp_path: Path, limit
         trainer.logger.save()
     assert [record['step'] for record in read_json_lines(tmp_path / 'history.jsonl')] == [1, 2, 3, 4, 5, 6]
     assert [record['byte_offset'] for record in read_json_lines(quarantine.path)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_history_is_cut_back_when_a_disk_that_was_full_has_space(tmp_path: Path, limits: None) -> None:
+    """The run is resumed at step 2 on a full disk, which has space again behind step 3."""
+    from nemo_vtb.io import read_json_lines
+    from nemo_vtb.training.history import History
+
+    lines = [json.dumps({'type': 'validation', 'step': step, 'time_s': 1.0, 'metrics': {}}) for step in (1, 2, 3, 4)]
+    (tmp_path / 'history.jsonl').write_text('\n'.join(lines) + '\n')
+    history, disk = History(tmp_path), FullDisk(2, 3)
+    trainer = SimpleNamespace(global_step=2, is_global_zero=True)
+    disk.on_train_batch_end(trainer)
+    history.on_train_start(trainer, Saveable())  # type: ignore[arg-type]
+    for step in (3, 4, 5):
+        disk.on_train_batch_end(SimpleNamespace(global_step=step))
+        history._step = step
+        history._write({'type': 'validation', 'metrics': {'val_loss': 1.0}})
+    records = read_json_lines(tmp_path / 'history.jsonl')
+    assert [record['step'] for record in records] == [1, 2, 3, 4, 5]
+    assert [bool(record['metrics']) for record in records] == [False, False, True, True, True]
