@@ -19,10 +19,11 @@ python benchmarks/read_scale.py --full      # 8 shards, 2 loader processes
 Our loader with `blocks` and `shuffle`, and NeMo's `LazyNeMoTarredIterator`, on the same shards with as many loader
 processes, in one run. Ours renders, counts and packs as well; NeMo's cuts are only decoded. The server of
 `nemo_vtb.testing.s3_server` runs in a process of its own and counts. NeMo's readers of S3 need boto3, which cannot be
-installed beside our constraints, so that it reads the same objects by http. `jump` is the mean distance in an object
+installed beside our constraints, so that it reads the same objects by http. `jump_mb` is the mean distance in an object
 between a request and the end of the one before; `per_cpu_s` are hours for each second of computing, which other load
-changes less. Then: the longest wait for a row of a trainer whose step takes 0.3 s, while each 100th answer takes a
-second longer. Last: seconds to the first row with ten million conversations in the index, verified byte by byte.
+changes less; both speeds count from the first item on. Then: the longest wait for a row of a trainer whose step takes
+0.3 s, while each 100th answer takes a second longer. Last: seconds to the first row with a million conversations (ten
+with --full) in the index, which is verified byte by byte.
 """
 
 import argparse
@@ -125,12 +126,9 @@ def ours(
     data = data_module(folder, root, shards, order, num_workers=workers, **settings)
     if server:
         server.requests()
-    begin, cpu, samples, clips = time.monotonic(), children_s(), 0, 0
-    for row in data.train_dataloader():
-        assert not row.faults, row.faults
-        samples += int(row.audio_lens.sum())
-        clips += len(row.audio_lens)
-    return rates(time.monotonic() - begin, children_s() - cpu, samples, clips, workers, server)
+    loader = data.train_dataloader()
+    loader.dataset = Clocked(loader.dataset, workers)
+    return rates(loader, loader.dataset, workers, server)
 
 
 def data_module(folder: Path, root: str, shards: int, order: str, **settings: Any) -> Any:
@@ -204,17 +202,14 @@ def nemo(root: str, shards: int, workers: int, server: S3Process | None) -> dict
     import torch
     from nemo.collections.common.data.lhotse import nemo_adapters  # noqa: F401 - loaded before the time is taken
 
-    loader = torch.utils.data.DataLoader(shards_of_nemo(root, shards), batch_size=None, num_workers=workers)
+    dataset = shards_of_nemo(root, shards, clock := Clock(workers))
+    loader = torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=workers)
     if server:
         server.requests()
-    begin, cpu, samples, clips = time.monotonic(), children_s(), 0, 0
-    for clip in loader:
-        samples += len(clip)
-        clips += 1
-    return rates(time.monotonic() - begin, children_s() - cpu, samples, clips, workers, server)
+    return rates(loader, clock, workers, server)
 
 
-def shards_of_nemo(root: str, shards: int) -> Any:
+def shards_of_nemo(root: str, shards: int, clock: 'Clock') -> Any:
     """A dataset of NeMo's iterator, whose base loads torch."""
     import torch
 
@@ -235,26 +230,72 @@ def shards_of_nemo(root: str, shards: int) -> Any:
             )
             for cut in iterator:
                 yield torch.from_numpy(cut.load_audio()[0])
+                clock.tick()
 
     return Shards(root, shards)
 
 
-def rates(
-    seconds: float, cpu_s: float, samples: int, clips: int, workers: int, server: S3Process | None
-) -> dict[str, float]:
-    """Hours a second and loader process; of a store, requests, bytes and jumps for each conversation."""
-    hours = samples / 16000 / 3600
-    found = {'hours_per_s': round(hours / seconds / workers, 3), 'per_cpu_s': round(hours / cpu_s, 3)}
-    found['conversations'] = clips
+class Clock:
+    """Seconds of computing of each loader process, from its first item to its last, in shared memory."""
+
+    def __init__(self, workers: int) -> None:
+        import torch
+
+        self._times = torch.zeros(workers, 2, dtype=torch.float64).share_memory_()
+
+    def tick(self) -> None:
+        """Called in a loader process behind each item."""
+        import torch
+
+        mine = self._times[torch.utils.data.get_worker_info().id]
+        mine[1] = time.process_time()
+        if not mine[0]:
+            mine[0] = mine[1]
+
+    @property
+    def seconds(self) -> float:
+        """Of all processes."""
+        return float((self._times[:, 1] - self._times[:, 0]).sum())
+
+
+class Clocked(Clock):
+    """A dataset of rows that ticks."""
+
+    def __init__(self, dataset: Any, workers: int) -> None:
+        super().__init__(workers)
+        self.dataset = dataset
+
+    @property
+    def reading(self) -> Any:
+        """What each process reads: the loader sets it."""
+        return self.dataset.reading
+
+    @reading.setter
+    def reading(self, value: Any) -> None:
+        self.dataset.reading = value
+
+    def __getitem__(self, row: Any) -> Any:
+        packed = self.dataset[row]
+        self.tick()
+        return packed
+
+
+def rates(loader: Any, clock: Clock, workers: int, server: S3Process | None) -> dict[str, float]:
+    """Hours a second and loader process behind the first item; of a store, what each conversation took of it."""
+    first, begin, samples, clips = 0, 0.0, 0, 0
+    for item in loader:
+        lengths = getattr(item, 'audio_lens', None)
+        assert not getattr(item, 'faults', None), item.faults
+        samples += len(item) if lengths is None else int(lengths.sum())
+        clips += 1 if lengths is None else len(lengths)
+        if not first:
+            first, begin = samples, time.monotonic()
+    hours = (samples - first) / 16000 / 3600
+    found = {'hours_per_s': round(hours / (time.monotonic() - begin) / workers, 3)}
+    found |= {'per_cpu_s': round(hours / clock.seconds, 3), 'conversations': clips}
     if server and (requests := server.requests()):
         found |= {name: round(value / clips, 2) for name, value in counted(requests).items()}
     return found
-
-
-def children_s() -> float:
-    """Seconds of computing of the loader processes that have ended."""
-    times = os.times()
-    return times.children_user + times.children_system
 
 
 _renderers: dict[str, Any] = {}

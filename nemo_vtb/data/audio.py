@@ -37,7 +37,7 @@ from nemo_vtb.data.addresses import is_address
 from nemo_vtb.data.conversation import Audio
 from nemo_vtb.data.faults import Reason, audio_fault, guarded
 from nemo_vtb.data.limits import LIMITS, Limits
-from nemo_vtb.data.object_files import RangeFile, fetch_ahead, open_file, read_range
+from nemo_vtb.data.object_files import RangeFile, fetch_ahead, is_cached, open_file, read_range
 from nemo_vtb.data.stores import ObjectChanged, file_facts, object_identity
 from nemo_vtb.errors import VtbAudioError, VtbDataError, VtbStoreError
 from nemo_vtb.io import cache_dir, file_lock, read_json_object, write_atomically
@@ -338,7 +338,14 @@ def fetch_audio_ahead(audios: Iterable[Audio]) -> None:
     """Read recordings that lie in stores, several at once, so that they are there when they are decoded."""
     paths = dict.fromkeys(audio.path for audio in audios if is_address(audio.path))
     if len(paths) > 1:
-        fetch_ahead([partial(open_audio, path) for path in paths])
+        fetch_ahead([partial(open_audio, path) for path in paths if not _is_here(path)])
+
+
+def _is_here(path: str) -> bool:
+    try:
+        return is_cached(archive_of(path))
+    except (OSError, VtbStoreError):
+        return False  # said when it is read
 
 
 def _member(archive: str, member: str) -> tuple[int, int]:

@@ -17,7 +17,7 @@ import io
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
@@ -110,6 +110,11 @@ def open_file(path: str) -> BinaryIO:
     return _from_cache(path) or RangeFile(path)  # type: ignore[return-value]
 
 
+def is_cached(address: str) -> bool:
+    """Whether an object is in the cache; raises as `open_file` does."""
+    return _cache is not None and _cache.holds(address, file_facts(address))
+
+
 def _from_cache(address: str) -> BinaryIO | None:
     if _cache is None:
         return None
@@ -151,7 +156,7 @@ def read_range(path: str, start: int, size: int) -> bytes:
     return data
 
 
-def fetch_ahead(readers: Iterable[Callable[[], object]]) -> None:
+def fetch_ahead(readers: Sequence[Callable[[], object]]) -> None:
     """Call functions that read objects, several at once; what they raise is raised when the objects are read."""
 
     def quietly(reader: Callable[[], object]) -> None:
@@ -160,8 +165,9 @@ def fetch_ahead(readers: Iterable[Callable[[], object]]) -> None:
         except Exception:  # noqa: BLE001 - whoever reads it next gets the same, with its reason
             return
 
-    with ThreadPoolExecutor(_READERS) as pool:
-        list(pool.map(quietly, readers))
+    if readers:
+        with ThreadPoolExecutor(min(_READERS, len(readers))) as pool:
+            list(pool.map(quietly, readers))
 
 
 def forget_ranges() -> None:

@@ -93,6 +93,10 @@ class StoreCache:
                 logger.warning('data.store_cache %s: %s; objects are read without it.', self.folder, fault[0])
             return None
 
+    def holds(self, address: str, facts: Facts) -> bool:
+        """Whether an object is here."""
+        return self._path(address, facts).exists()
+
     def used(self) -> int:
         """Bytes of all objects in it, and of those that are being copied."""
         return sum(size for _, size, _ in self._files())
