@@ -20,10 +20,10 @@ Our loader with `blocks` and `shuffle`, and NeMo's `LazyNeMoTarredIterator`, on 
 processes, in one run. Ours renders, counts and packs as well; NeMo's cuts are only decoded. The server of
 `nemo_vtb.testing.s3_server` runs in a process of its own and counts. NeMo's readers of S3 need boto3, which cannot be
 installed beside our constraints, so that it reads the same objects by http. `jump_mb` is the mean distance in one
-object between a request and the end of the one before; `per_cpu_s` are hours for each second of computing, which other load
-changes less; both speeds count from the first item on. Then: the longest wait for a row of a trainer whose step takes
-0.3 s, while each 100th answer takes a second longer. Last: seconds to the first row with a million conversations (ten
-with --full) in the index, which is verified byte by byte.
+object between a request and the end of the one before; `per_cpu_s` are hours for each second of computing, which
+other load changes less; both speeds count from the first item on. Then: the longest wait for a row of a trainer whose
+step takes 0.3 s, while each 100th answer takes a second longer. Last: seconds to the first row with a million
+conversations (ten with --full) in the index, which is verified byte by byte.
 """
 
 import argparse
