@@ -17,7 +17,7 @@ python benchmarks/read_scale.py --quick     # 2 shards, 1 loader process
 python benchmarks/read_scale.py --full      # 8 shards, 2 loader processes
 
 Our loader with `blocks` and `shuffle`, and NeMo's `LazyNeMoTarredIterator`, on the same shards with as many loader
-processes, in one run. Ours renders, counts and packs as well; NeMo's cuts are only decoded. The server of
+processes, in one run; all only read and decode, but for `rows`, which renders and packs as for training. The server of
 `nemo_vtb.testing.s3_server` runs in a process of its own and counts. NeMo's readers of S3 need boto3, which cannot be
 installed beside our constraints, so that it reads the same objects by http. `jump_mb` is the mean distance in one
 object between a request and the end of the one before; `per_cpu_s` are hours for each second of computing, which
@@ -113,6 +113,7 @@ def codecs(folder: Path) -> dict[str, Any]:
         root = str(folder / codec)
         mine, theirs = ours(folder, root, 1, 1, 'blocks', None), nemo(root, 1, 1, None)
         found[f'{codec} ours'], found[f'{codec} nemo'] = mine, theirs
+    found['local rows'] = ours(folder, local, shards, workers, 'blocks', server, rows=True)
     return found
 
 
@@ -120,14 +121,15 @@ def codecs(folder: Path) -> dict[str, Any]:
 
 
 def ours(
-    folder: Path, root: str, shards: int, workers: int, order: str, server: S3Process | None, **settings: Any
-) -> dict[str, float]:
+    folder: Path, root: str, shards: int, workers: int, order: str, server: S3Process | None, *, rows: bool = False,
+    **settings: Any,
+) -> dict[str, float]:  # fmt: skip
     """One epoch through our data module; the index is built before, with durations trusted."""
     data = data_module(folder, root, shards, order, num_workers=workers, **settings)
     if server:
         server.requests()
     loader = data.train_dataloader()
-    loader.dataset = Clocked(loader.dataset, workers)
+    loader.dataset = Clocked(loader.dataset, workers, rows)
     return rates(loader, loader.dataset, workers, server)
 
 
@@ -259,11 +261,11 @@ class Clock:
 
 
 class Clocked(Clock):
-    """A dataset of rows that ticks."""
+    """A dataset of rows that ticks; without `rows`, of the decoded clips of each row."""
 
-    def __init__(self, dataset: Any, workers: int) -> None:
+    def __init__(self, dataset: Any, workers: int, rows: bool) -> None:
         super().__init__(workers)
-        self.dataset = dataset
+        self.dataset, self.rows = dataset, rows
 
     @property
     def reading(self) -> Any:
@@ -275,19 +277,29 @@ class Clocked(Clock):
         self.dataset.reading = value
 
     def __getitem__(self, row: Any) -> Any:
-        packed = self.dataset[row]
+        found = self.dataset[row] if self.rows else self._clips(row)
         self.tick()
-        return packed
+        return found
+
+    def _clips(self, row: Any) -> list[Any]:
+        import torch
+
+        from nemo_vtb.data.audio import read_audio
+
+        self.dataset._fetch_ahead(row)
+        conversations = [self.dataset.sources[source].read_checked(entry)[0] for source, entry in row.items]
+        return [torch.from_numpy(read_audio(audio)) for each in conversations for audio in each.audios]
 
 
 def rates(loader: Any, clock: Clock, workers: int, server: S3Process | None) -> dict[str, float]:
     """Hours a second and loader process behind the first item; of a store, what each conversation took of it."""
     first, begin, samples, clips = 0, 0.0, 0, 0
     for item in loader:
-        lengths = getattr(item, 'audio_lens', None)
         assert not getattr(item, 'faults', None), item.faults
-        samples += len(item) if lengths is None else int(lengths.sum())
-        clips += 1 if lengths is None else len(lengths)
+        lengths = list(map(len, item)) if isinstance(item, list) else getattr(item, 'audio_lens', None)
+        lengths = [len(item)] if lengths is None else lengths
+        samples += int(sum(lengths))
+        clips += len(lengths)
         if not first:
             first, begin = samples, time.monotonic()
     hours = (samples - first) / 16000 / 3600
