@@ -99,6 +99,7 @@ def compare(folder: Path, server: S3Process, shards: int, workers: int) -> dict[
     for place, root in (('local', local), ('s3', stored)):
         for order in ('blocks', 'shuffle'):
             found[f'{place} {order}'] = ours(folder, root, shards, workers, order, server)
+    found['local rows'] = ours(folder, local, shards, workers, 'blocks', server, rows=True)
     cached = {'store_cache': str(folder / 'objects')}
     found['s3 blocks cached'] = ours(folder, stored, shards, workers, 'blocks', server, **cached)
     for place, root in (('local', local), ('s3', f'{server.url}/bucket')):
@@ -113,7 +114,6 @@ def codecs(folder: Path) -> dict[str, Any]:
         root = str(folder / codec)
         mine, theirs = ours(folder, root, 1, 1, 'blocks', None), nemo(root, 1, 1, None)
         found[f'{codec} ours'], found[f'{codec} nemo'] = mine, theirs
-    found['local rows'] = ours(folder, local, shards, workers, 'blocks', server, rows=True)
     return found
 
 
