@@ -21,9 +21,9 @@ processes, in one run; all only read and decode, but for `rows`, which renders a
 `nemo_vtb.testing.s3_server` runs in a process of its own and counts. NeMo's readers of S3 need boto3, which cannot be
 installed beside our constraints, so that it reads the same objects by http. `jump_mb` is the mean distance in one
 object between a request and the end of the one before; `per_cpu_s` are hours for each second of computing, which
-other load changes less, and the ratios to NeMo are of these; both count from the first item on. Then: the longest wait for a row of a trainer whose
-step takes 0.3 s, while each 100th answer takes a second longer. Last: seconds to the first row with a million
-conversations (ten with --full) in the index, which is verified byte by byte.
+other load changes less, and the ratios to NeMo are of these; both count from the first item on. Then: the longest
+wait for a row of a trainer whose step takes 0.3 s, while each 100th answer takes a second longer. Last: seconds to the
+first row with a million conversations (ten with --full) in the index, which is verified byte by byte.
 """
 
 import argparse
