@@ -17,14 +17,13 @@ A rule maps the fields of a row, the answer and the repository of the benchmark 
 numbers, whose sums over the examples are divided. (0, 0) leaves an answer out, where the benchmark's own scorer does.
 """
 
+import os
 import random
 import re
 import string
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import redirect_stdout
 from functools import cache
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -195,10 +194,8 @@ def _ifeval() -> Any:
     from unittest import mock
 
     try:
-        import nltk
-
-        # it says that it has downloaded what it has not
-        with mock.patch.object(nltk, 'download', lambda *_, **__: False), redirect_stdout(StringIO()):
+        # only the first rank downloads
+        with mock.patch.dict(os.environ, LOCAL_RANK='1'):
             import lm_eval.tasks.ifeval.utils as module
     except ImportError as error:
         raise VtbConfigError(

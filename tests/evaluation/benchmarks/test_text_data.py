@@ -91,10 +91,8 @@ def snapshot(root: Path, suite: str) -> None:
     write(root / folder / 'README.md', *lines, '---', '# A data set')
 
 
-SLOW = [pytest.param(suite, marks=pytest.mark.slow) for suite in sorted(METRICS) if suite != 'arc']
-
-
-@pytest.mark.parametrize('suite', ['arc', *SLOW])
+@pytest.mark.slow
+@pytest.mark.parametrize('suite', sorted(METRICS))
 def test_lm_eval_reads_the_snapshot_on_the_disk(suite: str, tiny_model: object, tmp_path: Path) -> None:
     snapshot(tmp_path / 'data', suite)
     found = run_suites(tiny_model, Plan((suite,), data_root=tmp_path / 'data', limit=1))
