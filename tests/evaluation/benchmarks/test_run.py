@@ -37,7 +37,6 @@ from nemo_vtb.evaluation.metrics import corpus, error_rate
 from nemo_vtb.evaluation.result import Evaluation, Metric
 from nemo_vtb.evaluation.runner import Plan, run_suites, suites_of
 
-
 # in one process with tests of commands, something here leaves a closed stream behind: by themselves until it is found
 pytestmark = pytest.mark.slow
 
