@@ -45,7 +45,7 @@ from nemo_vtb.data.sources import EVAL_SECTIONS, SourceSpec, eval_specs, train_a
 from nemo_vtb.data.stores import forget_facts
 from nemo_vtb.data.template import ChatRenderer
 from nemo_vtb.errors import VtbConfigError, VtbDataError, VtbStoreError
-from nemo_vtb.io import clear_leftovers
+from nemo_vtb.io import clear_leftovers, process_start
 from nemo_vtb.parallel.dims import ParallelDims, is_distributed
 
 logger = logging.getLogger(__name__)
@@ -171,10 +171,20 @@ class _Loader:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         try:
             yield from rows
-        except RuntimeError as error:
-            if found := _KILLED.search(str(error)):
-                raise self._killed([int(pid) for pid in found[1].split(',')]) from error
-            raise
+        except (RuntimeError, ConnectionError, FileNotFoundError, EOFError) as error:
+            found = _KILLED.search(str(error))
+            pids = [int(pid) for pid in found[1].split(',')] if found else self._gone()
+            if not pids:
+                raise
+            raise self._killed(pids) from error
+
+    def _gone(self) -> list[int]:
+        """Loader processes that have ended; one that broke its connection by it has a second to be gone."""
+        pids = {pid for pid, *_ in self.dataset.reading.tolist() if pid and pid != os.getpid()}
+        until = time.monotonic() + 1
+        while not (gone := [pid for pid in pids if process_start(pid) is None]) and time.monotonic() < until:
+            time.sleep(0.02)
+        return gone
 
     def _killed(self, pids: Sequence[int]) -> VtbDataError:
         had = [entry for entry in self.dataset.reading.tolist() if entry[0] in pids]

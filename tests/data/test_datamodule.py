@@ -128,6 +128,24 @@ def test_a_killed_loader_process_is_named_with_what_it_read(module: Make) -> Non
     assert json.loads(Path(file).read_bytes()[offset:].splitlines()[0])['id'] == victim
 
 
+def test_a_loader_process_that_is_killed_while_it_hands_over_a_row_is_named(
+    module: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever takes the row sees a broken connection, not that the process has gone."""
+    packed = iter(module(num_workers=1).train_dataloader())
+    next(packed)
+
+    def broken(*_: object) -> None:
+        for child in multiprocessing.active_children():
+            os.kill(child.pid, signal.SIGKILL)
+        raise ConnectionResetError(104, 'Connection reset by peer')
+
+    monkeypatch.setattr('torch.multiprocessing.reductions.rebuild_storage_fd', broken)
+    with pytest.raises(VtbDataError, match='A loader process was killed') as caught:
+        list(packed)
+    assert 'byte_offset' in str(caught.value.got)
+
+
 def test_loader_processes_outlive_a_signal_to_all(module: Make) -> None:
     data = module(num_workers=2)
     expected = [row.index for row in module().train_dataloader()]
