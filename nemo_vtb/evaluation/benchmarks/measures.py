@@ -13,7 +13,9 @@
 # limitations under the License.
 """Measures of the benchmarks: those of a kind (recognition, translation, free answers) and those of single scorers."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -95,7 +97,9 @@ def _added(metric: str, lang: str) -> Measure:
 
 
 def _rouge() -> Measure:
-    from rouge_score.rouge_scorer import RougeScorer
+    # absl, which it imports, closes what was stderr at its import when logging is configured anew: a redirected one
+    with redirect_stderr(sys.__stderr__):
+        from rouge_score.rouge_scorer import RougeScorer
 
     scorer: Any = RougeScorer(['rougeL'])
     best: Callable[[Sequence[str], str], float] = lambda references, answer: max(  # noqa: E731

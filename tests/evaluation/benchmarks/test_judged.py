@@ -13,6 +13,8 @@
 # limitations under the License.
 
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -177,3 +179,16 @@ def test_means_of_the_leaderboard_and_of_groups() -> None:
     parts = [metric('mmlu', 'mmlu_law', 'acc', 40.0, 50.0, 30), metric('mmlu', 'mmlu_art', 'acc', 80.0, 70.0, 10)]
     [group] = summaries(parts)
     assert (group.task, group.n, group.value, group.base, group.change) == ('mmlu', 40, 50.0, 55.0, -5.0)
+
+
+def test_scoring_leaves_a_redirected_stderr_open() -> None:
+    """absl comes with rouge_score, and closes what was stderr at its import when logging is configured anew."""
+    code = (
+        'import io, logging.config, sys; sys.stderr = io.StringIO()\n'
+        'from nemo_vtb.evaluation.benchmarks.measures import measures_of\n'
+        'assert measures_of("librisqa", "en")[1].statistics(("a dog",), "a dog")[0] == 1\n'
+        'redirected, sys.stderr = sys.stderr, sys.__stderr__\n'
+        'logging.config.dictConfig({"version": 1})\n'
+        'assert not redirected.closed'
+    )
+    subprocess.run([sys.executable, '-c', code], check=True)
