@@ -30,7 +30,7 @@ from nemo_vtb.data.audio import probe
 from nemo_vtb.data.conversation import Audio
 from nemo_vtb.data.faults import Reason
 from nemo_vtb.errors import VtbDataError, first_line
-from nemo_vtb.io import atomic_replace
+from nemo_vtb.io import atomic_replace, parse_json_lines
 
 _DELIMITERS = {'.tsv': '\t', '.txt': '\t', '.csv': ',', '.nlp': '|'}
 
@@ -162,7 +162,7 @@ def _rows(file: Path, layout: Layout) -> Iterator[dict[str, Any]]:
         yield from _from_json(file, layout.nested)
         return
     if layout.delimiter == ' ':
-        for line in file.read_text(encoding='utf-8').splitlines():
+        for line in _lines(file):
             yield dict(zip(layout.columns, line.split(maxsplit=len(layout.columns) - 1), strict=False))
         return
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
@@ -183,7 +183,7 @@ def _from_json(file: Path, nested: Sequence[str]) -> Iterator[dict[str, Any]]:
     try:
         value = json.loads(text)
     except ValueError:
-        value = [json.loads(line) for line in text.splitlines() if line.strip()]
+        value = parse_json_lines(text)
     if nested:
         yield from _flat(value, nested, {})
     else:
@@ -199,8 +199,14 @@ def _flat(value: Mapping[str, Any], keys: Sequence[str], above: dict[str, Any]) 
         yield from _flat(part, keys[1:], fields | {f'{keys[0]}_index': number})
 
 
+def _lines(file: Path) -> list[str]:
+    """Lines of a text, which may hold U+2028 and other characters that `str.splitlines` cuts at."""
+    with file.open(encoding='utf-8') as stream:
+        return [line.removesuffix('\n') for line in stream]
+
+
 def _beside(files: Sequence[Path], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    tables = [file.read_text(encoding='utf-8').splitlines() for file in files]
+    tables = [_lines(file) for file in files]
     if len({len(lines) for lines in tables}) > 1:
         raise VtbDataError(
             'Files that belong together have different numbers of lines.', field=str(files[0].parent),

@@ -216,3 +216,14 @@ def test_the_documentation_has_a_row_for_each_suite() -> None:
     heads = re.findall(r'^\| (`.+?`) \|', text, flags=re.MULTILINE)
     rows = {name for head in heads for name in re.findall(r'`(\w+)`', head)}
     assert rows >= set(catalog()) | {'paper'}
+
+
+@pytest.mark.parametrize(('suite', 'task'), [('europarl_st', 'test'), ('librispeech', 'clean')])
+def test_a_line_ends_at_a_line_feed_alone(suite: str, task: str, clips: list[Clip], tmp_path: Path) -> None:
+    CASES[suite][0](tmp_path, clips)
+    [before] = [e.references[0] for e in tasks_of(suite)[task].examples(Context(data_root=tmp_path))]
+    for file in tmp_path.rglob('*'):
+        if file.suffix in ('.txt', '.de') and before in (was := file.read_text()):
+            file.write_text(was.replace(before, f'{before}\u2028Yes.'))
+    [after] = [e.references[0] for e in tasks_of(suite)[task].examples(Context(data_root=tmp_path))]
+    assert after == f'{before}\u2028Yes.'
