@@ -15,6 +15,7 @@
 
 import base64
 import binascii
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,13 @@ from nemo_vtb.data.faults import Reason, audio_fault, data_fault
 _TEXT_PARTS = ('text', 'input_text', 'output_text')
 # what a message can hold beside its content that an answer in text leaves out
 _UNREAD = ('tool_calls', 'function_call', 'audio', 'reasoning', 'reasoning_content', 'thinking')
+
+
+def pick_prompt(prompts: Any, key: str | bytes) -> Any:
+    """One of the prompts (a text, or several) by a hash: the same line asks the same in every epoch and resume."""
+    items = [prompts] if isinstance(prompts, str) else list(prompts)
+    digest = hashlib.sha256(key.encode(errors='replace') if isinstance(key, str) else key).digest()
+    return items[int.from_bytes(digest[:4], 'little') % len(items)]
 
 
 def conversation_of_chat(

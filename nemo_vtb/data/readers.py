@@ -16,7 +16,6 @@
 Formats that are no JSON lines become some first (`unpack.py`), so that each reader here gets one object.
 """
 
-import hashlib
 import re
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +23,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from nemo_vtb.constants import LANGUAGES
-from nemo_vtb.data.chats import conversation_of_chat
+from nemo_vtb.data.chats import conversation_of_chat, pick_prompt
 from nemo_vtb.data.conversation import (
     TASK_NAMES,
     Audio,
@@ -304,17 +303,10 @@ def _instructions(spec: 'SourceSpec', line: Mapping[str, Any], where: str) -> li
     if prompts is None:
         prompts = 'Translate the speech to {target_lang}' if translates else 'Transcribe the speech'
         prompts += ' {style}.' if words['style'] else '.'
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    # by a hash of the recording: the same line asks the same in every epoch and after every resume
-    chosen = str(_pick(prompts, f'{line.get("audio_filepath")}:{line.get("offset")}'))
+    chosen = str(pick_prompt(prompts, f'{line.get("audio_filepath")}:{line.get("offset")}'))
     for name, said in words.items():
         chosen = chosen.replace(f'{{{name}}}', said)
     return [chosen.strip()]
-
-
-def _pick(items: Sequence[Any], key: str) -> Any:
-    digest = hashlib.sha256(key.encode(errors='replace')).digest()
-    return items[int.from_bytes(digest[:4], 'little') % len(items)]
 
 
 def _read_text(spec: 'SourceSpec', line: Mapping[str, Any], base: str, where: str) -> Conversation:
@@ -326,7 +318,7 @@ def _read_text(spec: 'SourceSpec', line: Mapping[str, Any], base: str, where: st
     id_ = str(line.get('id') or where)
     answer = {'from': 'Assistant', 'type': 'text', 'value': said}
     if prompts := spec.options.get('prompt'):
-        asked = _pick([prompts] if isinstance(prompts, str) else list(prompts), said)
+        asked = pick_prompt(prompts, said)
         turns = [{'from': 'User', 'type': 'text', 'value': str(asked)}, answer]
         return conversation_from_dict({'id': id_, 'conversations': turns}, kind='text', source=spec.name, where=where)
     for field, value in ((name, said), ('id', id_)):

@@ -17,7 +17,6 @@ Everything behind this reads one line at its place in a file, and one recording 
 Recordings that stand inside rows or lines are put into an archive beside the lines, in the cache folder.
 """
 
-import hashlib
 import io
 import json
 import math
@@ -32,7 +31,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from nemo_vtb.data.addresses import parent_of
-from nemo_vtb.data.chats import audio_slot, embedded_recording, is_embedded
+from nemo_vtb.data.chats import audio_slot, embedded_recording, is_embedded, pick_prompt
 from nemo_vtb.data.conversation import BOM
 from nemo_vtb.data.limits import read_line
 from nemo_vtb.data.manifest_files import (
@@ -148,9 +147,8 @@ def _pair_lines(source: str, target: str, questions: str | None = None) -> Itera
             yield before if texts[0] is None else after
             continue
         said = [('User', texts[0]), ('Assistant', texts[1])]
-        if asked:  # by a hash of the line: the same pair asks the same in every epoch
-            at = int.from_bytes(hashlib.sha256(before).digest()[:4], 'little') % len(asked)
-            said.insert(0, ('User', asked[at]))
+        if asked:
+            said.insert(0, ('User', pick_prompt(asked, before)))
         turns = [{'from': role, 'type': 'text', 'value': value} for role, value in said]
         yield _json({'id': f'{stem}-{number}', 'conversations': turns}) if any(texts) else b''
 

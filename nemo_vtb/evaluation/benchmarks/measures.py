@@ -29,7 +29,6 @@ from nemo_vtb.evaluation.metrics import Measure, Statistics, bleu_of, chrf_of, e
 HALLUCINATED_WORDS = 5
 """As many added words in a row make an utterance count as hallucinated."""
 
-_RATES = ('accuracy', 'following rate', 'refusal rate', 'judged correct')
 _PROMPTS = tuple(f'{form}, {what}' for form in ('strict', 'loose') for what in ('prompts', 'instructions'))
 
 ATTRIBUTES: Mapping[str, tuple[str, ...]] = {
