@@ -1,8 +1,8 @@
 # nemo_vtb in a container. Two targets:
 #   docker build --target cpu  -t nemo_vtb:cpu  .
 #   docker build --target cuda -t nemo_vtb:cuda .
-# Base images are arguments; CUDA_BASE_IMAGE may be any NGC tag (nvidia/pytorch or nvidia/nemo) with Python 3.11 or 3.12
-# and a torch of the same minor version as constraints/. Pin a digest for a cluster.
+# Base images are arguments; CUDA_BASE_IMAGE may be any NGC tag (nvidia/pytorch or nvidia/nemo) with Python 3.11 to 3.13
+# and a torch that setup.py admits. Pin a digest for a cluster.
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 ARG CUDA_BASE_IMAGE=nvcr.io/nvidia/pytorch:26.07-py3
 
@@ -32,15 +32,16 @@ CMD ["--help"]
 # ---- cuda: torch and what belongs to it stay those of the base image --------------------------------------------
 FROM ${CUDA_BASE_IMAGE} AS cuda
 WORKDIR /opt/nemo_vtb
-COPY constraints/py311-cpu.txt constraints/
+COPY constraints/py312-cu130.txt constraints/
+COPY tools/image_requirements.py tools/
 # the image pins packages of its own through PIP_CONSTRAINT; the freeze is complete, so nothing has to be resolved
-RUN grep -v -i -E '^(torch|cuda-bindings|cuda-pathfinder|numpy|networkx|sympy)==' constraints/py311-cpu.txt >/tmp/rest.txt \
+RUN python tools/image_requirements.py constraints/py312-cu130.txt >/tmp/rest.txt \
     && PIP_CONSTRAINT= pip install --no-cache-dir --no-deps --requirement /tmp/rest.txt \
     && rm /tmp/rest.txt
 COPY . .
 RUN PIP_CONSTRAINT= pip install --no-cache-dir --no-deps --editable . \
-    && PIP_CONSTRAINT= pip install --no-cache-dir --no-deps megatron-core==0.16.1 liger-kernel==0.8.5 \
-    && useradd --create-home --non-unique --uid 1000 vtb \
+    && python tools/image_requirements.py --check
+RUN useradd --create-home --non-unique --uid 1000 vtb \
     && mkdir -p /cache /runs && chown vtb:vtb /cache /runs
 USER vtb
 ENV HF_HUB_OFFLINE=1 \

@@ -15,11 +15,13 @@
 
 python benchmarks/salm_side_by_side.py --quick      # a random LLM of the shape of a real one, under a minute
 python benchmarks/salm_side_by_side.py --full       # MiniMind2-Small (26M, real weights), some minutes
+python benchmarks/salm_side_by_side.py --precision auto   # ours in bf16-mixed where this CPU has it, SALM in its best
 
 Both sides train under Lightning's Trainer with one thread: forward, backward and optimizer step. Rates count useful
 positions (tokens and audio frames, no padding) per second of CPU time, since wall time is noisy when cores are shared.
 SALM gets the best of three batchings: its example's `batch_size: 4`, `batch_tokens`, and buckets by total length,
-which few users set up. It cannot run text-only batches, which are guarded here on its behalf.
+which few users set up. It cannot run text-only batches, which are guarded here on its behalf. With `--precision` it is
+measured in 32-true, bf16-mixed and bf16-true, and the fastest counts; losses are compared in float32.
 """
 
 import argparse
@@ -38,7 +40,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from nemo_vtb.backbone.precision import resolve_precision
 from nemo_vtb.constants import KINDS
 from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn
 
@@ -65,6 +68,7 @@ WORDS = (
     'tonight now please could you what did speaker say which room is it about transcribe recording translate into'
 ).split()
 OURS, SIZE, TOKENS, BUCKETS = 'nemo_vtb, packed rows', 'SALM, batch_size', 'SALM, batch_tokens', 'SALM, bucketed'
+EXACT, OTHERS = '32-true', ('bf16-mixed', 'bf16-true')
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ class Plan:
     repetitions: int
     max_tokens: int  # positions of our row and of SALM's padded batch
     real_weights: bool
+    precision: str = EXACT  # of ours
 
 
 QUICK = Plan(conversations=4, repetitions=2, max_tokens=2048, real_weights=False)
@@ -275,7 +280,7 @@ def text_guard() -> Iterator[None]:
 # ---- measurements, each in a process of its own
 
 
-def fit(model: Any, batches: Sequence[Any]) -> float:
+def fit(model: Any, batches: Sequence[Any], precision: Any = EXACT) -> float:
     """CPU seconds of one pass of training steps over the batches."""
     from lightning.pytorch import Callback, Trainer
     from torch.utils.data import DataLoader
@@ -293,7 +298,7 @@ def fit(model: Any, batches: Sequence[Any]) -> float:
     trainer = Trainer(
         accelerator='cpu', devices=1, max_epochs=1, logger=False, enable_checkpointing=False, callbacks=[clock],
         enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0, num_sanity_val_steps=0,
-        use_distributed_sampler=False, gradient_clip_val=1.0,
+        use_distributed_sampler=False, gradient_clip_val=1.0, precision=precision,
     )  # fmt: skip
     trainer.fit(model.train(), DataLoader(batches, batch_size=None))
     return clock.spent
@@ -311,12 +316,13 @@ def measure_speed(plan: Plan, cfg: dict[str, Any], conversations: Sequence[Conve
         groups = salm_groups(items, plan.max_tokens)
         batches: dict[str, list[Any]] = {OURS: our_rows(items, plan.max_tokens)}
         batches |= {name: [salm_batch(salm, group) for group in found] for name, found in groups.items()}
-        for name in (OURS, TOKENS):  # a first step each, so that no clock sees lazy initialisation
-            fit(ours if name == OURS else salm, batches[name][:1])
-        spent: dict[str, list[float]] = {name: [] for name in batches}
+        ways = ways_of(plan, cfg, ours, salm)
+        for _, name, model, precision in ways:  # a first step each, so that no clock sees lazy initialisation
+            fit(model, batches[name][:1], precision)
+        spent: dict[str, list[float]] = {way: [] for way, *_ in ways}
         for _ in range(plan.repetitions):
-            for name, rows in batches.items():
-                spent[name].append(fit(ours if name == OURS else salm, rows))
+            for way, name, model, precision in ways:
+                spent[way].append(fit(model, batches[name], precision))
     useful = sum(item.length for item in items)
     padded = {name: sum(len(g) * max(i.length for i in g) for g in found) for name, found in groups.items()}
     padded[OURS] = sum(row.num_tokens for row in batches[OURS])
@@ -324,11 +330,35 @@ def measure_speed(plan: Plan, cfg: dict[str, Any], conversations: Sequence[Conve
         'loss_diff': max(differences),
         'useful': useful,
         'seconds': spent,
-        'steps': {name: len(rows) for name, rows in batches.items()},
-        'fill': {name: useful / total for name, total in padded.items()},
+        'ways': {way: (name, precision) for way, name, _, precision in ways},
+        'steps': {way: len(batches[name]) for way, name, *_ in ways},
+        'fill': {way: useful / padded[name] for way, name, *_ in ways},
         'parameters': sum(p.numel() for p in ours.parameters()),
         'supervised': sum(item.rendered.num_supervised for item in items),
     }
+
+
+def ways_of(plan: Plan, cfg: dict[str, Any], ours: Any, salm: Any) -> list[tuple[str, str, Any, str]]:
+    """(label, batching, model, precision) of all that is measured."""
+    if plan.precision == EXACT:
+        return [(name, name, ours if name == OURS else salm, EXACT) for name in (OURS, SIZE, TOKENS, BUCKETS)]
+    ways = [(OURS, OURS, in_half(cfg, plan.precision), plan.precision)]
+    for precision in (EXACT, *OTHERS):
+        # bf16-true casts the model itself
+        model = copy.deepcopy(salm) if precision == 'bf16-true' else salm
+        ways += [(f'{name}, {precision}', name, model, precision) for name in (SIZE, TOKENS, BUCKETS)]
+    return ways
+
+
+def in_half(cfg: dict[str, Any], precision: Any) -> Any:
+    """Ours as a run in this precision builds it: the frozen LLM is read from its folder, in the type of `auto`."""
+    from lightning.pytorch import Trainer
+
+    from nemo_vtb.model.blender import VoiceTextBlender
+
+    torch.manual_seed(0)
+    trainer = Trainer(accelerator='cpu', devices=1, precision=precision, logger=False, enable_checkpointing=False)
+    return VoiceTextBlender(copy.deepcopy(cfg) | {'pretrained_weights': True}, trainer)
 
 
 def difference(ours: Any, salm: Any, item: Any) -> float:
@@ -346,7 +376,7 @@ def difference(ours: Any, salm: Any, item: Any) -> float:
 
 
 def measure_memory(
-    plan: Plan, cfg: dict[str, Any], conversations: Sequence[Conversation], scheme: str
+    plan: Plan, cfg: dict[str, Any], conversations: Sequence[Conversation], scheme: str, precision: str = EXACT
 ) -> dict[str, float]:
     """Peak resident memory of a process that holds one model and makes one pass."""
     from nemo_vtb.data.collate import Collator
@@ -354,16 +384,18 @@ def measure_memory(
     from nemo_vtb.model.frames import frame_counter
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    ours, salm = build(plan, cfg, ours=scheme == OURS, salm=scheme != OURS)
-    model = ours or salm
+    if scheme == OURS and precision != EXACT:
+        model = in_half(cfg, precision)
+    else:
+        model = next(filter(None, build(plan, cfg, ours=scheme == OURS, salm=scheme != OURS)))
     collate = Collator(ChatRenderer(model.tokenizer.tokenizer), frame_counter(model.cfg.perception))
     items = [collate.prepare(conversation) for conversation in conversations]
     if scheme == OURS:
         batches = our_rows(items, plan.max_tokens)
     else:
-        batches = [salm_batch(salm, group) for group in salm_groups(items, plan.max_tokens)[scheme]]
+        batches = [salm_batch(model, group) for group in salm_groups(items, plan.max_tokens)[scheme]]
     with text_guard():
-        fit(model, batches)
+        fit(model, batches, precision)
     return {'peak_mb': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 'before_mb': before}
 
 
@@ -423,8 +455,9 @@ def main() -> int:
     size = parser.add_mutually_exclusive_group()
     size.add_argument('--quick', action='store_true', help='random tiny LLM, under a minute (default)')
     size.add_argument('--full', action='store_true', help='MiniMind2-Small, more conversations')
+    parser.add_argument('--precision', default=EXACT, help='of ours: 32-true (default), bf16-mixed or auto')
     args = parser.parse_args()
-    plan = FULL if args.full else QUICK
+    plan = replace(FULL if args.full else QUICK, precision=resolve_precision(args.precision, 'cpu'))
     warnings.filterwarnings('ignore')
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -439,7 +472,7 @@ def main() -> int:
         found = in_child(measure_speed, plan, cfg, conversations)
         middle = {name: statistics.median(spent) for name, spent in found['seconds'].items()}
         best = min((name for name in middle if name != OURS), key=middle.__getitem__)
-        memory = {scheme: in_child(measure_memory, plan, cfg, conversations, scheme) for scheme in (OURS, best)}
+        memory = {way: in_child(measure_memory, plan, cfg, conversations, *found['ways'][way]) for way in (OURS, best)}
     show(plan, found, memory)
     rates = {name: found['useful'] / seconds for name, seconds in middle.items()}
     figures = {
@@ -449,6 +482,7 @@ def main() -> int:
         'ratio': round(rates[OURS] / rates[best], 3),
         'peak_mb': round(memory[OURS]['peak_mb'], 1),
         'peer_peak_mb': round(memory[best]['peak_mb'], 1),
+        'precision': plan.precision,
         'peer_batching': best,
         'ratios': {name: round(rates[OURS] / rate, 3) for name, rate in rates.items() if name != OURS},
         'useful_of_computed': {name: round(share, 3) for name, share in found['fill'].items()},

@@ -58,7 +58,7 @@ for s in $STEPS; do
     ops)         step ops 70 ops ;;
     parity)      step parity 90 parity --ways te liger torch --budget 80 ;;
     table_te)    step table_te 100 table --ways te te-fp8 ;;
-    table_hf)    step table_hf 110 table --ways hf padded hf-loop hf-cudnn padded-cudnn ;;
+    table_hf)    step table_hf 110 table --ways hf padded hf-plain hf-loop hf-cudnn padded-cudnn ;;
     table_liger) step table_liger 80 table --ways liger liger-loop ;;
     table_torch) step table_torch 60 table --ways torch ;;
     profile)     step profile 60 profile --ways te hf --shapes gemma ;;

@@ -14,9 +14,9 @@
 """Steps `table`, `rows`, `ablate` and `profile`: seconds of the LLM's training step, every way that runs here.
 
 Ways: `te`, `te-fp8`, `liger` and `torch` are Megatron with these kernels, `liger-loop` without the variable-length
-kernel; `hf` is the Hugging Face backbone as it is on this device, `hf-loop` with a call a conversation, `hf-cudnn` the
-same with cuDNN, which torch prefers on Hopper; `padded` is a batch as NeMo's SALM has it, `padded-cudnn` the same with
-torch's preference.
+kernel; `hf` is the Hugging Face backbone as it is on this device, `hf-plain` without Liger, `hf-loop` with a call a
+conversation, `hf-cudnn` the same with cuDNN, which torch prefers on Hopper; `padded` is a batch as NeMo's SALM has it,
+`padded-cudnn` the same with torch's preference.
 """
 
 import statistics
@@ -34,7 +34,7 @@ from gpu.ways import by_loop, cudnn_allowed
 
 MEGATRON = {'te': {}, 'te-fp8': {'kernels': 'te', 'fp8': 'hybrid'}, 'liger': {}, 'liger-loop': {'kernels': 'liger'},
             'torch': {}}  # fmt: skip
-WAYS = (*MEGATRON, 'hf', 'hf-loop', 'hf-cudnn', 'padded', 'padded-cudnn')
+WAYS = (*MEGATRON, 'hf', 'hf-plain', 'hf-loop', 'hf-cudnn', 'padded', 'padded-cudnn')
 Figures = dict[str, Any]
 
 
@@ -68,18 +68,24 @@ class Shape:
         free()
         return backbone, lambda: bench.measure_megatron(backbone, self.rows, self.plan)
 
-    def hugging_face(self, padded: bool) -> tuple[Any, Callable[[], Figures]]:
-        """The Hugging Face backbone, or a padded batch of the same conversations, and what measures it."""
+    def hugging_face(self, padded: bool, plain: bool = False) -> tuple[Any, Callable[[], Figures]]:
+        """The Hugging Face backbone (`plain`: without Liger) or a padded batch of the same, and what measures it."""
         from peft import LoraConfig, get_peft_model
 
         from nemo_vtb.backbone.attention import IMPLEMENTATION, register
+        from nemo_vtb.backbone.fused_lora import fuse_lora
         from nemo_vtb.backbone.hf import HFBackbone
+        from nemo_vtb.backbone.liger import Kernels, has_liger
 
         register()
         llm = self.random_llm()
         tuned = get_peft_model(llm, LoraConfig(**bench.LORA), autocast_adapter_dtype=False).train()
         llm.set_attn_implementation('sdpa' if padded else IMPLEMENTATION)
         backbone = HFBackbone(tuned, llm.model.embed_tokens)
+        if not padded:
+            fuse_lora(tuned)
+            if GPU and has_liger() and not plain:
+                backbone.take(Kernels.installed())
 
         def loss_of(row: Any) -> Tensor:
             return bench.padded_loss(tuned, row) if padded else bench.packed_loss(backbone, row)
@@ -101,7 +107,7 @@ def make(shape: Shape, way: str, **more: Any) -> tuple[Any, Callable[[], Figures
     """The model of a way and what measures it."""
     if way in MEGATRON:
         return shape.megatron(**{'kernels': way, **MEGATRON[way], **more})
-    return shape.hugging_face(way.startswith('padded'))
+    return shape.hugging_face(way.startswith('padded'), plain=way == 'hf-plain')
 
 
 def switches(way: str) -> Any:

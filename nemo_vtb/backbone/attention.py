@@ -30,6 +30,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from nemo_vtb.backbone.kv_cache import KVCache
+from nemo_vtb.backbone.precision import computes_in_half, product_dtype
 
 try:
     from torch.nn.attention.varlen import varlen_attn
@@ -38,7 +39,6 @@ except ImportError:  # torch 2.9
 
 IMPLEMENTATION = 'nemo_vtb_packed'
 _KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-_HALF = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +115,9 @@ def attention(
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, heads, D)
         out = attend_row(q, k, v, borders.on_device, borders.longest, scale=scaling, window=sliding_window)
         return out.unsqueeze(0), None
+    dtype, slow = product_dtype(query), softcap is None and is_slow_in_half(query)
+    if slow:
+        query, key, value = (x.float() for x in (query, key, value))
     parts = []
     for number, (begin, end) in enumerate(zip(borders.edges[:-1], borders.edges[1:], strict=True)):
         mask = None
@@ -126,14 +129,21 @@ def attention(
         if is_windowed or total > length > 1:
             window = sliding_window if is_windowed and sliding_window is not None else total
             mask = window_mask(length, window, query.device, past=total - length)
-        parts.append(attend(q, k, v, mask, mask is None and total == length, scaling, dropout, softcap))
-    return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None  # (1, T, heads, D)
+        with torch.autocast('cpu', enabled=False) if slow else nullcontext():
+            parts.append(attend(q, k, v, mask, mask is None and total == length, scaling, dropout, softcap))
+    out = torch.cat(parts, dim=2).transpose(1, 2)  # (1, T, heads, D)
+    return (out.to(dtype) if slow else out).contiguous(), None
 
 
-def computes_in_half(x: Tensor) -> bool:
-    """Whether products with a tensor are computed in float16 or bfloat16, by its type or by autocast."""
-    kind = x.device.type
-    return (torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype) in _HALF
+def is_slow_in_half(query: Tensor) -> bool:
+    """Whether attention is trained faster in float32 than in half precision: on CPUs.
+
+    The backward pass of torch's kernel takes three times as long in bfloat16 for conversations of a hundred tokens.
+
+    Args:
+        query: With a gradient, or this is no training.
+    """
+    return query.device.type == 'cpu' and query.requires_grad and computes_in_half(query)
 
 
 def has_row_kernel(device: torch.device) -> bool:
@@ -178,9 +188,7 @@ def attend_row(
         window: How many positions a token sees, itself included; None: all.
         causal: Whether position t sees positions up to t alone.
     """
-    kind = q.device.type
-    if torch.is_autocast_enabled(kind):  # the kernel is none of those that autocast knows
-        q, k, v = (x.to(torch.get_autocast_dtype(kind)) for x in (q, k, v))
+    q, k, v = (x.to(product_dtype(x)) for x in (q, k, v))  # the kernel is none of those that autocast knows
     # torch 2.11 has no word for shared heads: its kernel takes them
     options = {'enable_gqa': True} if q.shape[1] != k.shape[1] and 'enable_gqa' in _varlen_options() else {}
     span = (-1 if window is None else window - 1, 0 if causal else -1)

@@ -103,6 +103,11 @@ class Backbone(ABC):
     def nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """(n, H) and the tokens (n,) that must follow to their negative log-likelihoods (n,), float32."""
 
+    @property
+    def bounds_logits(self) -> bool:
+        """Whether `nll` itself keeps only a part of the logits at once, so that a row needs no chunks for it."""
+        return False
+
     @abstractmethod
     def score(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """As `nll`, and whether the most likely token is the target: (n,) bool. Without gradients."""

@@ -13,6 +13,7 @@
 # limitations under the License.
 """Backbone on transformers and PEFT: any decoder LLM that Hugging Face can load, whole on each rank or sharded."""
 
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -30,7 +31,9 @@ from transformers import PreTrainedModel
 
 from nemo_vtb.backbone.attention import IMPLEMENTATION, Borders, keep_float32, register
 from nemo_vtb.backbone.base import Backbone, lora_misfit
+from nemo_vtb.backbone.fused_lora import fuse_lora
 from nemo_vtb.backbone.kv_cache import KVCache
+from nemo_vtb.backbone.liger import Kernels, fuse_layers, fused_nll, runs_on
 from nemo_vtb.backbone.lora_fields import check_fields, check_targets
 from nemo_vtb.backbone.names import base_weights, is_base_weight
 from nemo_vtb.errors import VtbModelError, first_line
@@ -39,6 +42,7 @@ from nemo_vtb.io import read_json_object
 if TYPE_CHECKING:
     from nemo_vtb.backbone.spec import BackboneSpec
 
+logger = logging.getLogger(__name__)
 
 # of the largest LLMs: 126 layers, 512 experts
 _MOST_LAYERS, _MOST_EXPERTS, _FREE_PARAMETERS = 1024, 4096, 1 << 26
@@ -64,6 +68,9 @@ class HFBackbone(Backbone):
     _published: str | None = None
     """Where the weights are read from that are kept in another type; None: those in the model are they."""
 
+    _kernels: Kernels | None = None
+    """Liger's, where they are taken."""
+
     @classmethod
     def build(
         cls,
@@ -85,10 +92,13 @@ class HFBackbone(Backbone):
         embed_tokens = causal_lm.model.embed_tokens
         if dtype != torch.float32:
             _keep_in(llm, dtype, lora_dtype)
+        fuse_lora(llm)
         del causal_lm.model.embed_tokens  # as SALM: it stands outside, where the splice can reach it
         backbone = cls(llm, embed_tokens)
         if spec.checkpoints_layers:
             causal_lm.gradient_checkpointing_enable({'use_reentrant': False})
+        if spec.takes_liger:
+            backbone.take(Kernels.installed())
         if spec.compiles_layers:
             for layer in causal_lm.model.layers:
                 layer.compile(dynamic=True)
@@ -97,6 +107,20 @@ class HFBackbone(Backbone):
         if spec.first_lora:
             backbone.load_lora(spec.first_lora)
         return backbone
+
+    def take(self, kernels: Kernels) -> None:
+        """Run decoder and loss by Liger's kernels, wherever the model is on a GPU."""
+        found = fuse_layers(self.decoder, kernels)
+        logger.info("Liger's kernels: %s, and the loss.", ', '.join(f'{n} {name}' for name, n in found.items()))
+        self._kernels = kernels
+
+    @property
+    def bounds_logits(self) -> bool:
+        """Whether `nll` itself keeps only a part of the logits at once."""
+        head = self._causal_lm.lm_head
+        return (
+            self._kernels is not None and type(head) is nn.Linear and not self._logit_divisor and runs_on(head.weight)
+        )
 
     @property
     def salm_modules(self) -> dict[str, nn.Module]:
@@ -158,6 +182,8 @@ class HFBackbone(Backbone):
 
     def nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """(n, H) and the tokens (n,) that must follow to their negative log-likelihoods (n,), float32."""
+        if self._kernels is not None and self.bounds_logits:
+            return fused_nll(self._causal_lm.lm_head, hidden, targets, self._softcap, self._kernels)
         return cross_entropy(self.head(hidden).float(), targets, reduction='none')
 
     @torch.no_grad()

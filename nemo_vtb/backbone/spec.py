@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from nemo_vtb.backbone.hf import check_llm_size, load_llm, shape_of_llm, unloadable, with_lora
+from nemo_vtb.backbone.liger import has_liger
 from nemo_vtb.backbone.names import base_weights, has_safetensors, lora_like_peft, weight_bytes
 from nemo_vtb.errors import VtbConfigError, VtbModelError, first_line
 
@@ -52,6 +53,8 @@ class BackboneSpec:
         frozen_dtype: `model.frozen_dtype`.
         checkpoints_layers: `model.activation_checkpointing`.
         compiles_layers: `model.compile_layers`.
+        kernels: `model.kernels`.
+        takes_liger: What that came to, see `choose_kernels`.
         vocab_size: Rows of the token embedding; 0 where nobody counted them.
         llm: The LLM itself where a plan cannot replace it: random weights, no safetensors, LoRA that is not plain.
     """
@@ -69,6 +72,8 @@ class BackboneSpec:
     frozen_dtype: str = 'auto'
     checkpoints_layers: bool = False
     compiles_layers: bool = False
+    kernels: str = 'auto'
+    takes_liger: bool = False
     vocab_size: int = 0
     llm: Any = None
 
@@ -214,22 +219,43 @@ class BackboneSpec:
         for name, wanted, remedy in (
             ('activation_checkpointing', self.checkpoints_layers, 'trainer.strategy.recompute=full'),
             ('compile_layers', self.compiles_layers, "trainer.strategy.fusions='auto', which compiles parts of them"),
+            ('kernels', self.kernels != 'auto' and self.kernels, 'trainer.strategy.kernels, which has more of them'),
         ):
             if wanted:
                 raise VtbConfigError(
                     'This is for the Hugging Face backbone.',
                     field=f'model.{name}',
-                    got=True,
-                    allowed=False,
+                    got=wanted,
+                    allowed=False if wanted is True else 'auto',
                     remedy=remedy,
                 )
 
-    def weight_dtype(self, *, precision: str, gpu: bool) -> torch.dtype:
+    def choose_kernels(self, *, on_gpu: bool) -> None:
+        """Decide whether the Hugging Face backbone takes Liger's kernels: `auto` does on a GPU that has them.
+
+        Args:
+            on_gpu: Whether the run is on one.
+
+        Raises:
+            VtbConfigError: They are asked for, but not installed, or the layers are compiled as well.
+        """
+        compiled, there = self.compiles_layers, has_liger()
+        if self.kernels == 'liger' and (compiled or not there):
+            raise VtbConfigError(
+                "torch's compiler makes kernels of its own." if compiled else "Liger's kernels are not installed.",
+                field='model.kernels',
+                got='liger' + (' with model.compile_layers=true' if compiled else ''),
+                allowed='auto or torch',
+                remedy='choose one of both' if compiled else "pip install 'nemo_vtb[megatron]', or model.kernels=auto",
+            )
+        self.takes_liger = self.kernels == 'liger' or (self.kernels == 'auto' and on_gpu and there and not compiled)
+
+    def weight_dtype(self, *, precision: str, in_half: bool) -> torch.dtype:
         """Type of the frozen weights; LoRA, adapter and encoder keep that of the precision.
 
         Args:
             precision: `trainer.precision`.
-            gpu: Whether the run is on one.
+            in_half: Whether the run is on a device that multiplies bfloat16.
 
         Raises:
             VtbConfigError: bfloat16 is asked for, but the LLM itself is trained, or its weights are in no folder.
@@ -245,7 +271,7 @@ class BackboneSpec:
                 allowed='auto or float32: small updates of a bfloat16 weight are rounded away',
                 remedy='freeze the LLM and read it from a folder, or model.frozen_dtype=auto',
             )
-        auto = self.frozen_dtype == 'auto' and gpu and precision == 'bf16-mixed' and in_folder
+        auto = self.frozen_dtype == 'auto' and in_half and precision == 'bf16-mixed' and in_folder
         return torch.bfloat16 if auto or self.frozen_dtype == 'bfloat16' else torch.float32
 
     @property

@@ -428,13 +428,19 @@ class ModelConfig:
     )
     frozen_dtype: str = key(
         'auto',
-        "Type of the frozen LLM's weights; auto: bfloat16 on GPUs under bf16-mixed, else that of trainer.precision",
+        "Type of the frozen LLM's weights; auto: bfloat16 under bf16-mixed where the device "
+        'multiplies it, else that of trainer.precision',
         choices=('auto', 'float32', 'bfloat16'),
     )
     activation_checkpointing: bool = key(
         False,
         "Hugging Face backbone: decoder layers are computed again in the backward pass; Megatron's is `recompute`",
     )
+    kernels: str = key(
+        'auto', "Hugging Face backbone: liger is Liger's fused norms, rotary embedding, gated activation and loss; "
+        "auto takes them on GPUs where it is installed. Megatron's are `trainer.strategy.kernels`",
+        choices=('auto', 'liger', 'torch'),
+    )  # fmt: skip
     compile_layers: bool = key(
         False, 'Hugging Face backbone: decoder layers are compiled by torch, once for rows of any length'
     )
@@ -467,6 +473,10 @@ class TrainerKeys:
 
     max_steps: int = key(-1, 'Length of the run; -1: no end', unit='optimizer steps', low=-1)
     num_nodes: int | None = key(1, 'Nodes', unit='nodes', low=1)
+    precision: Any = key(
+        '32-true', 'Arithmetic; auto: bf16-mixed where the device multiplies bfloat16, else 32-true',
+        unit="Lightning's names, or auto",
+    )  # fmt: skip
     accumulate_grad_batches: int | None = key(1, 'Rows of each rank for a step', unit='rows', low=1)
     gradient_clip_val: float | None = key(None, 'Gradients are scaled down to this norm', low=0.0)
     callbacks: Any = key(None, 'Further callbacks')

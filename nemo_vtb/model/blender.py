@@ -251,9 +251,7 @@ class VoiceTextBlender(SALM, ModelPT):
             batch, hidden = self.hidden_states(batch, heard)  # (T, H)
         else:  # every conversation of the row was broken: this rank must take part in the reduction all the same
             hidden = self._no_hidden_states()
-        nll = row_nll(
-            hidden, batch.labels, self.backbone.nll, chunk=self.cfg.get('loss_chunk', ModelConfig.loss_chunk)
-        )  # (N,)
+        nll = row_nll(hidden, batch.labels, self.backbone.nll, chunk=_loss_chunk(self, len(hidden)))  # (N,)
         sums, counts = kind_sums(nll, batch.labels, batch.label_kinds, len(KINDS))
         loss = nll.sum() if base is None else self._anchored(nll, base, hidden, batch, anchor)
         if heard and self.ctc:
@@ -434,13 +432,20 @@ class VoiceTextBlender(SALM, ModelPT):
         return []
 
 
+def _loss_chunk(model: VoiceTextBlender, length: int) -> int:
+    """Targets of a row that reach the vocabulary at once; all where the backbone bounds the logits itself."""
+    return length if model.backbone.bounds_logits else model.cfg.get('loss_chunk', ModelConfig.loss_chunk)
+
+
 def _plan(cfg: DictConfig, source: str, pretrained: bool, restored: bool) -> BackboneSpec:
     patterns = list(cfg.get('prevent_freeze_params') or [])
     # NeMo 3.0 appends at every construction, so that the list grows by one with each save and load
     if cfg.get('lora') and _LORA_PATTERN not in patterns:
         cfg.prevent_freeze_params = patterns = [*patterns, _LORA_PATTERN]
-    # what a file holds is restored in its own type
-    frozen_dtype = 'auto' if restored else str(cfg.get('frozen_dtype', ModelConfig.frozen_dtype))
+    # what a file holds is restored in its own type, and on a machine of its own
+    frozen_dtype, kernels = (
+        'auto' if restored else str(cfg.get(key, getattr(ModelConfig, key))) for key in ('frozen_dtype', 'kernels')
+    )
     return BackboneSpec.plan(
         source,
         lora=plain_dict(cfg.lora) if cfg.get('lora') else None,
@@ -449,6 +454,7 @@ def _plan(cfg: DictConfig, source: str, pretrained: bool, restored: bool) -> Bac
         pretrained=pretrained,
         trust_remote_code=bool(cfg.get('trust_remote_code', False)),
         frozen_dtype=frozen_dtype,
+        kernels=kernels,
         checkpoints_layers=bool(cfg.get('activation_checkpointing', ModelConfig.activation_checkpointing)),
         compiles_layers=bool(cfg.get('compile_layers', ModelConfig.compile_layers)),
     )

@@ -28,7 +28,7 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
 from lightning.pytorch import Trainer
-from lightning.pytorch.accelerators import CUDAAccelerator
+from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy, StrategyRegistry
 from torch import Tensor, nn
@@ -36,6 +36,7 @@ from torch.optim import Optimizer
 
 from nemo_vtb.backbone.base import Backbone
 from nemo_vtb.backbone.hf import HFBackbone, ShardedHFBackbone
+from nemo_vtb.backbone.precision import multiplies_bfloat16
 from nemo_vtb.backbone.spec import BackboneSpec
 from nemo_vtb.errors import VtbConfigError, VtbDataError, VtbModelError
 from nemo_vtb.parallel.dims import ParallelDims
@@ -461,14 +462,21 @@ def build_backbone(spec: BackboneSpec, trainer: Trainer | None) -> Backbone:
     strategy: Any = getattr(trainer, 'strategy', None)
     cls = backbone_class(trainer)
     precision = str(trainer.precision) if trainer is not None else '32-true'
-    gpu = trainer is not None and isinstance(trainer.accelerator, CUDAAccelerator)
-    dtype = spec.weight_dtype(precision=precision, gpu=gpu)
+    dtype = spec.weight_dtype(precision=precision, in_half=_multiplies_bfloat16(trainer, cls))
+    spec.choose_kernels(on_gpu=isinstance(getattr(trainer, 'accelerator', None), CUDAAccelerator))
     if not cls.deferred:
         # Lightning casts the whole model to bf16-true
         return cls.build(spec, dtype=torch.float32 if 'bf16-true' in precision else dtype)
     ParallelDims.of(trainer).take_from_first(spec.first_lora.values(), strategy.root_device)
     lora_dtype = torch.bfloat16 if 'bf16-true' in precision else torch.float32
     return cls.build(spec, dtype=dtype, lora_dtype=lora_dtype, **strategy.backbone_options)
+
+
+def _multiplies_bfloat16(trainer: Trainer | None, cls: type[Backbone]) -> bool:
+    accelerator = getattr(trainer, 'accelerator', None)
+    if isinstance(accelerator, CPUAccelerator):
+        return not cls.deferred and multiplies_bfloat16('cpu')  # the others run on CPUs to be tried
+    return isinstance(accelerator, CUDAAccelerator)
 
 
 def running_statistics(module: nn.Module) -> list[Tensor]:

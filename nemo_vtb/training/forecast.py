@@ -27,6 +27,7 @@ from nemo.core.classes.common import safe_instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from nemo_vtb.backbone.precision import multiplies_bfloat16, resolve_precision
 from nemo_vtb.config.schema import ModelConfig
 from nemo_vtb.errors import VtbConfigError, VtbModelError
 from nemo_vtb.training.known_models import ENCODERS, LLMS
@@ -104,7 +105,7 @@ def forecast(cfg: DictConfig) -> Forecast:
     parts = {name: _part(module, True) for name, module in speech.items()}
     parts['llm'] = Part(sum(p.numel() for p in llm.parameters() if not p.requires_grad), shares['llm'], False)
     parts['lora'] = Part(lora, shares['lora'], True)
-    weight, gradient, moments = _bytes(str(cfg.trainer.get('precision', '32-true')))
+    weight, gradient, moments = _bytes(_precision(cfg))
     frozen = 2 if _frozen_in_half(cfg) else weight
     trained = sum(part.local for part in parts.values() if part.trained)
     return Forecast(
@@ -129,7 +130,7 @@ def _step(cfg: DictConfig, config: Any, parts: Mapping[str, Part], tensor: int, 
         sharded=_is_fully_sharded(cfg),
         sequence_parallel=bool(options.get('sequence_parallel')),
         recompute=options.get('recompute') == 'full',
-        bytes_moved=2 if '16' in str(cfg.trainer.get('precision', '32-true')) else 4,
+        bytes_moved=2 if '16' in _precision(cfg) else 4,
         encoder_rate=50.0 if whisper else 12.5,
     )
     per_rank = max(1, int(rows.get('rows_per_batch') or data) // data)
@@ -287,10 +288,20 @@ def _bytes(precision: str) -> tuple[int, int, int]:
     return (2, 2, 4) if precision.startswith(('bf16-true', 'fp16-true', '16-true')) else (4, 4, 8)
 
 
+def _precision(cfg: DictConfig) -> str:
+    """`trainer.precision`; `auto` is answered for a GPU that has bfloat16 unless the accelerator is this CPU."""
+    wanted = str(cfg.trainer.get('precision', '32-true'))
+    return 'bf16-mixed' if wanted == 'auto' and not _is_on_cpu(cfg) else resolve_precision(wanted, 'cpu')
+
+
+def _is_on_cpu(cfg: DictConfig) -> bool:
+    return cfg.trainer.get('accelerator') == 'cpu'
+
+
 def _frozen_in_half(cfg: DictConfig) -> bool:
     """Whether the frozen LLM is kept in bfloat16; `auto` says so of the GPU that a forecast is about."""
     wanted = str(cfg.model.get('frozen_dtype') or ModelConfig.frozen_dtype)
-    mixed = str(cfg.trainer.get('precision')) == 'bf16-mixed' and cfg.trainer.get('accelerator') != 'cpu'
+    mixed = _precision(cfg) == 'bf16-mixed' and (not _is_on_cpu(cfg) or multiplies_bfloat16('cpu'))
     return wanted == 'bfloat16' or (wanted == 'auto' and mixed)
 
 
@@ -312,6 +323,6 @@ def _activations(cfg: DictConfig, config: Any, tensor: int) -> float:
         kept = layers * width / (tensor if options.get('sequence_parallel') else 1) + layer
     else:
         kept = layers * layer
-    size = 2 if '16' in str(cfg.trainer.get('precision', '32-true')) else 4
+    size = 2 if '16' in _precision(cfg) else 4
     logits = int(cfg.model.get('loss_chunk') or ModelConfig.loss_chunk) * config.vocab_size / tensor * (size + 4)
     return tokens * kept * size + logits

@@ -21,6 +21,7 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from nemo.utils.trainer_utils import resolve_trainer_cfg
 from omegaconf import DictConfig
 
+from nemo_vtb.backbone.precision import resolve_precision
 from nemo_vtb.checkpoint.checkpoint_io import AtomicCheckpointIO
 from nemo_vtb.checkpoint.foreign_config import check_own_targets
 from nemo_vtb.config.schema import TrainerKeys
@@ -55,6 +56,8 @@ def build_trainer(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> Traine
     """
     check_own_targets(cfg, '')
     options: dict[str, Any] = dict(resolve_trainer_cfg(cfg.trainer))
+    if (precision := options.get('precision')) == 'auto':
+        options['precision'] = resolve_precision(precision, str(options.get('accelerator', 'auto')))
     interval = options.get('val_check_interval')
     limit_s = options.pop('watchdog_s', TrainerKeys.watchdog_s)
     given = [*(options.get('callbacks') or []), *callbacks]

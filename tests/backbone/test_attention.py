@@ -211,3 +211,18 @@ def test_the_borders_of_a_row_are_copied_only_where_a_kernel_reads_them(monkeypa
         monkeypatch.setattr(Tensor, 'tolist', lambda self: [0, 3, 9])  # a fake tensor has no values
         there = attention.Borders.of(borders, 6, torch.device('cuda', 0))
     assert there.on_device is not None and there.on_device.is_cuda
+
+
+@pytest.mark.parametrize('mixed', [True, False])
+def test_training_in_half_precision_on_a_cpu_attends_in_float32(mixed: bool) -> None:
+    torch.manual_seed(1)
+    q, k, v = (torch.randn(1, heads, 40, 16).bfloat16().requires_grad_() for heads in (4, 2, 2))
+    borders = attention.Borders([0, 9, 40], 31)
+    with torch.autocast('cpu', torch.bfloat16, enabled=mixed):
+        out, _ = attention.attention(torch.nn.Identity(), q, k, v, None, borders=borders)
+        asked, _ = attention.attention(torch.nn.Identity(), *(x.detach() for x in (q, k, v)), None, borders=borders)
+    exact, _ = attention.attention(torch.nn.Identity(), *(x.float() for x in (q, k, v)), None, borders=borders)
+    assert out.dtype == asked.dtype == torch.bfloat16
+    assert torch.equal(out, exact.bfloat16()) and not torch.equal(asked, out)
+    out.sum().backward()
+    assert q.grad is not None and q.grad.dtype == torch.bfloat16

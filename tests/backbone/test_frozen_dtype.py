@@ -139,7 +139,7 @@ def test_answers_need_no_autocast(models: tuple[VoiceTextBlender, VoiceTextBlend
 
 
 @pytest.mark.parametrize(
-    ('wanted', 'precision', 'gpu', 'expected'),
+    ('wanted', 'precision', 'in_half', 'expected'),
     [
         ('auto', 'bf16-mixed', True, torch.bfloat16),
         ('auto', 'bf16-mixed', False, torch.float32),
@@ -150,9 +150,9 @@ def test_answers_need_no_autocast(models: tuple[VoiceTextBlender, VoiceTextBlend
         ('bfloat16', '32-true', False, torch.bfloat16),
     ],
 )
-def test_auto_is_by_device_and_precision(wanted: str, precision: str, gpu: bool, expected: torch.dtype) -> None:
+def test_auto_is_by_device_and_precision(wanted: str, precision: str, in_half: bool, expected: torch.dtype) -> None:
     spec = BackboneSpec('llm', 64, 1.0, 2, frozen_dtype=wanted)
-    assert spec.weight_dtype(precision=precision, gpu=gpu) == expected
+    assert spec.weight_dtype(precision=precision, in_half=in_half) == expected
 
 
 def test_weights_that_are_trained_are_not_kept_in_bfloat16(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_weights_that_are_trained_are_not_kept_in_bfloat16(tmp_path: Path) -> No
         make(tmp_path, frozen_dtype='bfloat16', freeze_params=[])
     assert caught.value.field == 'model.frozen_dtype'
     trained = BackboneSpec('llm', 64, 1.0, 2, trained=('llm.model.norm.weight',))
-    assert trained.weight_dtype(precision='bf16-mixed', gpu=True) == torch.float32
+    assert trained.weight_dtype(precision='bf16-mixed', in_half=True) == torch.float32
 
 
 def test_megatron_keeps_lora_in_float32(alone: None, tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_overfit_batches_repeats_the_rows(config: dict[str, Any], monkeypatch: p
     ('arguments', 'steps'),
     [
         ({'reload_dataloaders_every_n_epochs': 1, 'limit_train_batches': 2}, 2),
-        ({'fast_dev_run': True, 'val_check_interval': 50}, 1),
+        ({'fast_dev_run': True, 'val_check_interval': 50, 'precision': 'auto'}, 1),
         *(
             pytest.param(arguments, 2, marks=pytest.mark.slow)
             for arguments in (

@@ -98,6 +98,45 @@ def test_the_kernel_of_a_row_is_the_loop(sizes: tuple[int, int, int], window: in
         assert error_of(one, other) < 0.02
 
 
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize('family', ['llama', 'gemma_mqa', 'qwen3', 'gemma2', 'gemma3', 'mistral', 'qwen2'])
+def test_ligers_kernels_are_transformers(family: str, dtype: torch.dtype) -> None:
+    """The Hugging Face backbone with LoRA, with Liger's kernels and LoRA as one operation, and without them."""
+    import megatron_cases
+    from gpu.results import DEVICE, error_of
+
+    from nemo_vtb.backbone.attention import IMPLEMENTATION, register
+    from nemo_vtb.backbone.fused_lora import fuse_lora
+    from nemo_vtb.backbone.hf import HFBackbone
+    from nemo_vtb.backbone.liger import Kernels, has_liger
+    from nemo_vtb.model.loss import row_nll
+
+    if not has_liger():
+        pytest.skip('liger is not installed')
+    register()
+    row = megatron_cases._row(*(getattr(megatron_cases.tiny_config(family), n) for n in ('hidden_size', 'vocab_size')))
+
+    def learn(kind: torch.dtype, fused: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        tuned, _ = megatron_cases._peft(megatron_cases._tiny_model(family))
+        llm = tuned.get_base_model()
+        llm.set_attn_implementation(IMPLEMENTATION)
+        backbone = HFBackbone(tuned.to(DEVICE, kind), llm.model.embed_tokens)
+        if fused:
+            fuse_lora(tuned)
+            backbone.take(Kernels.installed())
+            assert backbone.bounds_logits == GPU
+        embeds = row['embeds'].to(DEVICE, kind).clone().requires_grad_()
+        hidden = backbone.forward(embeds, row['position_ids'].to(DEVICE), row['cu_seqlens'], row['max_seqlen'])
+        row_nll(hidden, row['labels'].to(DEVICE), backbone.nll).mean().backward()
+        lora = [p.grad.flatten().float() for p in tuned.parameters() if p.grad is not None]
+        assert embeds.grad is not None
+        return torch.cat(lora), embeds.grad.float()
+
+    exact, found = learn(torch.float32, False), learn(dtype, True)
+    for one, other in zip(found, exact, strict=True):
+        assert error_of(one, other) < (0.08 if dtype == torch.bfloat16 else 1e-3)
+
+
 @needs_nemo
 @pytest.mark.parametrize(
     'case',

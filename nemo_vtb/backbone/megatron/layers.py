@@ -40,9 +40,10 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor, nn
 
-from nemo_vtb.backbone.attention import Borders, attend, attend_row, computes_in_half, takes_whole_rows, window_mask
+from nemo_vtb.backbone.attention import Borders, attend, attend_row, takes_whole_rows, window_mask
 from nemo_vtb.backbone.megatron import runtime
 from nemo_vtb.backbone.megatron.families import Family
+from nemo_vtb.backbone.precision import computes_in_half
 from nemo_vtb.errors import VtbConfigError
 
 logger = logging.getLogger(__name__)
