@@ -66,7 +66,8 @@ class Model:
 DATA: tuple[str, dict[str, Any]] = ('data', {})
 FSDP: tuple[str, dict[str, Any]] = ('FSDP2', {'sharded': True})
 MODELS = (
-    Model('Gemma-2B + Canary-1B', 18, 2048, 8, 1, 256, 16384, 256000, True, 609, (DATA, FSDP)),
+    Model('Gemma-2B + Canary-1B', 18, 2048, 8, 1, 256, 16384, 256000, True, 609,
+          (DATA, FSDP, ('tensor 2', {'tensor': 2}))),
     Model('Llama-8B + Canary-1B-flash', 32, 4096, 32, 8, 128, 14336, 128256, False, 811,
           (DATA, FSDP, ('tensor 2', {'tensor': 2}))),
     Model('Llama-70B + Canary-1B-flash', 80, 8192, 64, 8, 128, 28672, 128256, False, 811,
@@ -95,16 +96,17 @@ def rows() -> Iterator[tuple[Model, str, int, StepCost, float]]:
 def table() -> list[str]:
     """Markdown."""
     lines = [
-        '| model | way | GPUs | LLM + speech, TFLOP | NVLink, GB (messages) | gradients, GB | gathers, GB (messages) '
-        '| frozen LLM, GB | s a step | tokens/s a GPU |',
-        '| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |',
+        '| model | way | GPUs | LLM + speech, TFLOP | NVLink, GB (messages) | gradients, GB (messages) '
+        '| gathers, GB (messages) | frozen LLM, GB | s a step | bound by | tokens/s a GPU |',
+        '| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |',
     ]
     for model, way, gpus, cost, frozen in rows():
         lines.append(
             f'| {model.name} | {way} | {gpus:,} | {cost.llm_tflop:.0f} + {cost.speech_tflop:.0f} '
-            f'| {cost.tensor_gb:.1f} ({cost.tensor_messages}) | {cost.gradient_gb:.1f} '
+            f'| {cost.tensor_gb:.1f} ({cost.tensor_messages}) | {cost.gradient_gb:.1f} ({cost.gradient_messages}) '
             f'| {cost.gather_gb:.1f} ({cost.gather_messages}) | {frozen:.0f} '
-            f'| {cost.predicted_s(MACHINE):.3f} | {WORK.tokens / cost.predicted_s(MACHINE) / cost.tensor:,.0f} |'
+            f'| {cost.predicted_s(MACHINE):.3f} | {cost.bound_by(MACHINE)} '
+            f'| {WORK.tokens / cost.predicted_s(MACHINE) / cost.tensor:,.0f} |'
         )
     return lines
 
