@@ -170,12 +170,16 @@ def run_evaluation(cfg: 'DictConfig') -> None:
     vtb.check_config(cfg, vtb.EvalConfig)
     from rich.console import Console
 
-    from nemo_vtb.evaluation.tables import show
+    from nemo_vtb.checkpoint.archive import read_info
+    from nemo_vtb.evaluation.tables import show, to_tensorboard
 
     quiet_logs()
-    console = Console()
+    console = Console(quiet=int(os.environ.get('RANK', '0')) > 0)  # of the ranks of torchrun one speaks
     options = {'device': cfg.device, 'record': cfg.record, 'console': console}
     result, path = vtb.evaluate_file(cfg.model, vtb.evaluation_plan(cfg), cfg.output, **options)
+    if cfg.tensorboard and not console.quiet:
+        ledger = read_info(cfg.model).manifest.get('ledger') or {}
+        to_tensorboard(result, cfg.tensorboard, int(ledger.get('batches', 0)))
     show(result, console, examples=cfg.examples)
     console.print(f'All {len(result.samples)} answers: {path}', highlight=False, markup=False, soft_wrap=True)
 

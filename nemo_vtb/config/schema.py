@@ -625,6 +625,9 @@ class EvalConfig:
     output: str | None = key(
         None, 'File of the numbers and all answers; null: NAME.eval.jsonl beside the model (JSON lines)', unit='path'
     )
+    tensorboard: str | None = key(
+        None, "Folder whose TensorBoard shows the numbers, too, as that of the model's run; null: none", unit='path'
+    )
     record: bool = key(
         False, 'Write the numbers into the metadata of the .nemo file, too; exports show them in their model card',
         unit='flag',

@@ -26,14 +26,15 @@ from nemo_vtb.data.conversation import Conversation
 from nemo_vtb.errors import VtbCheckpointError
 from nemo_vtb.evaluation.result import readable
 from nemo_vtb.evaluation.task import Answer, Example, Task
+from nemo_vtb.evaluation.tasks.text import LmEval
 from nemo_vtb.io import json_line, read_json_lines, write_atomically
 from nemo_vtb.parallel.dims import ParallelDims
 
 if TYPE_CHECKING:
     from nemo_vtb.model.blender import VoiceTextBlender
 
-Steps = Callable[[str, Sequence], Iterator]
-"""(label, items) -> the items one by one, with their progress shown."""
+Steps = Callable[[Sequence, str], Iterable]
+"""(items, label) -> the items one by one, with their progress shown."""
 
 _ROW_TOKENS = 1024
 
@@ -145,10 +146,11 @@ def evaluating(model: 'VoiceTextBlender') -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """What is asked at once: keys of the cache, and how their values are found."""
+    """What is asked at once: keys of the cache, how their values are found, and whether a sharded LLM takes part."""
 
     keys: Sequence[str]
     ask: Callable[[], Sequence[Any]]
+    together: bool = True
 
 
 class Asker:
@@ -177,7 +179,7 @@ class Asker:
     ) -> None:
         self.model, self.cache, self.dims, self.progress = model, cache, dims, progress
         self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
-        self._share()
+        self._share(cache.values)
 
     def ask(self, task: Task, examples: Sequence[Example], *, base: bool = False) -> list[Answer | None]:
         """The answers, in order; of the base LLM None where it cannot be asked.
@@ -187,32 +189,52 @@ class Asker:
             examples: Its examples.
             base: Whether the base LLM is asked, with its own prompts.
         """
+        keys, batches = self._batches(task, examples, base)
+        self._answer(batches, f'{task.suite}: {task.title or task.name}{", base LLM" if base else ""}')
+        return [None if key is None else self.cache[key] for key in keys]
+
+    def share_out(self, chosen: Sequence[tuple[Task, Sequence[Example]]]) -> None:
+        """Let each rank answer whole tasks of lm-eval, which cannot be cut; `ask` finds the answers then."""
+        if self.dims.data_size > 1:
+            asked = [(t, es, base) for t, es in chosen if t.request == 'lm_eval' for base in (False, True)]
+            self._answer([batch for args in asked for batch in self._batches(*args)[1]], 'lm-eval')
+
+    def _batches(
+        self, task: Task, examples: Sequence[Example], base: bool
+    ) -> tuple[list[str | None], Sequence['_Batch']]:
+        """The key of each example, None where it cannot be asked, and what is asked at once."""
         chosen = [i for i, e in enumerate(examples) if not base or e.base is not None]
+        found: list[str | None] = [None] * len(examples)
         if not chosen or (base and not has_base(self.model)):
-            return [None] * len(examples)
+            return found, ()
         ways = {'generate': self._generate, 'likelihood': self._likelihood, 'lm_eval': self._lm_eval}
         keys, batches = ways[task.request](task, [examples[i] for i in chosen], not base)
+        for i, key in zip(chosen, keys, strict=True):
+            found[i] = key
+        return found, batches
+
+    def _answer(self, batches: Sequence['_Batch'], label: str) -> None:
+        """Ask what is not cached, each rank every so many batches, and let every rank know all values."""
         todo = [b for b in batches if any(key not in self.cache for key in b.keys)]
         size, rank = self.dims.data_size, self.dims.data_rank
-        label = f'{task.suite}: {task.title or task.name}{", base LLM" if base else ""}'
-        for begin in self.progress(label, range(0, len(todo), size)):
+        new: dict[str, Any] = {}
+        for begin in self.progress(range(0, len(todo), size), label):
             own = begin + rank < len(todo)
+            if not own and not todo[begin].together:
+                continue
             batch = todo[begin + rank if own else begin]
             values = batch.ask()
             for key, value in zip(batch.keys, values, strict=True) if own else ():
                 if key not in self.cache:
                     self.cache.add(key, value)
-        self._share()
-        answers: list[Answer | None] = [None] * len(examples)
-        for i, key in zip(chosen, keys, strict=True):
-            answers[i] = self.cache[key]
-        return answers
+                    new[key] = value
+        self._share(new)
 
-    def _share(self) -> None:
-        """Let every rank know what any of them knows."""
+    def _share(self, values: Mapping[str, Any]) -> None:
+        """Let every rank know what this one found."""
         if self.dims.data_size > 1:
-            for values in self.dims.gather_objects(dict(self.cache.values)):
-                self.cache.take(values)
+            for found in self.dims.gather_objects(dict(values)):
+                self.cache.take(found)
 
     def _generate(self, task: Task, examples: Sequence[Example], use_lora: bool) -> tuple[list[str], list[_Batch]]:
         """Prompts of similar length together; the longest first, so that what does not fit fails at once."""
@@ -220,7 +242,7 @@ class Asker:
         prompts = [e.prompt if use_lora else e.base for e in examples]
         # not by task: a question that two tasks ask alike is answered once
         keys = [
-            AnswerCache.key(task.suite, e.id, readable(p), tokens, use_lora)  # type: ignore[arg-type]
+            AnswerCache.key(task.suite, e.id, readable(p), _recordings(p), tokens, use_lora)  # type: ignore[arg-type]
             for e, p in zip(examples, prompts, strict=True)
         ]
         order = sorted(range(len(prompts)), key=lambda i: -_cost(prompts[i]))  # type: ignore[arg-type]
@@ -255,20 +277,18 @@ class Asker:
         return keys, batches
 
     def _lm_eval(self, task: Task, examples: Sequence[Example], use_lora: bool) -> tuple[list[str], list[_Batch]]:
-        """A whole task of lm-eval for each example."""
+        """A task of lm-eval as a whole."""
         from nemo_vtb.evaluation.lm_eval_engine import ask_task
 
-        keys, batches = [], []
-        for e in examples:
-            settings = e.extra
-            keys.append(AnswerCache.key('text', e.id, use_lora, settings['chat_template'], settings['limit']))
+        assert isinstance(task, LmEval)
+        settings = task.settings
+        key = AnswerCache.key('text', task.name, use_lora, settings)
 
-            def ask(name: str = e.id, settings: Mapping[str, Any] = settings) -> list[dict[str, Any]]:
-                options: dict[str, Any] = {'use_lora': use_lora, 'batch_size': self.batch_size}
-                return [ask_task(self.model, name, settings, **options)]
+        def ask() -> list[dict[str, Any]]:
+            options = {'chat_template': settings['chat_template'], 'limit': settings['limit']}
+            return [ask_task(self.model, task.loaded, use_lora=use_lora, batch_size=self.batch_size, **options)]
 
-            batches.append(_Batch([keys[-1]], ask))
-        return keys, batches
+        return [key], [_Batch([key], ask, together=False)]
 
 
 def has_base(model: 'VoiceTextBlender') -> bool:
@@ -276,6 +296,11 @@ def has_base(model: 'VoiceTextBlender') -> bool:
     if model.backbone.lora_state():
         return True
     return not any(p.requires_grad for name, p in model.named_parameters() if name.startswith('llm.'))
+
+
+def _recordings(prompt: Conversation) -> list[tuple[str, float]]:
+    """What `readable` does not show of recordings: where they lie, and where they begin in their files."""
+    return [(audio.path, audio.offset_s) for audio in prompt.audios]
 
 
 def _cost(prompt: Conversation) -> float:

@@ -16,11 +16,9 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from nemo_vtb.errors import VtbDataError
 from nemo_vtb.evaluation.metrics import (
@@ -31,7 +29,7 @@ from nemo_vtb.evaluation.metrics import (
     bleu_of,
     chrf_of,
     compare_pairs,
-    percent,
+    scored,
 )
 from nemo_vtb.evaluation.result import Evaluation, Metric, finite
 from nemo_vtb.evaluation.tables import plain
@@ -115,11 +113,7 @@ def _measure(metric: Metric) -> Measure:
         )
     if metric.name in ('chrF', 'perplexity'):
         return chrf_of() if metric.name == 'chrF' else PERPLEXITY
-
-    def mean(sums: np.ndarray) -> float:
-        return percent(sums) if metric.unit == '%' else float(sums[0]) / max(float(sums[1]), 1.0)
-
-    return replace(PERPLEXITY, name=metric.name, value=mean, higher_is_better=metric.higher_is_better)
+    return scored(metric.name, unit=metric.unit, higher_is_better=metric.higher_is_better)
 
 
 def read_published(path: str | Path, known: Sequence[Key]) -> dict[str, dict[Key, float]]:
@@ -171,24 +165,18 @@ def read_run(value: str) -> Run:
 # ---- shown
 
 
-def columns_of(lines: Sequence[Line]) -> list[str]:
-    """Names of runs and publications, in their order."""
-    return list(dict.fromkeys(name for line in lines for name in line.values))
-
-
 def show(lines: Sequence[Line], console: 'Console') -> None:
     """Print a table; `*` marks a change whose interval has no zero."""
     from rich.table import Table
 
-    names = columns_of(lines)
+    head, *rows = _rows(lines)
     table = Table(title='Side by side', title_justify='left', header_style='bold')
-    for name in ('Benchmark', 'Metric'):
-        table.add_column(name, overflow='fold')
-    for name in ('n', *names):
+    for name in head[:2]:
+        table.add_column(name.capitalize(), overflow='fold')
+    for name in head[2:]:
         table.add_column(plain(name), justify='right')
-    for line in lines:
-        count = str(line.metric.n) if line.metric else '-'
-        table.add_row(*map(plain, (_where(line), line.key[3], count, *(_cell(line, name) for name in names))))
+    for row in rows:
+        table.add_row(*map(plain, row))
     console.print(table)
     console.print(
         'In brackets: change from the first run, 95 % interval of the same examples in pairs; * without zero.',
@@ -198,12 +186,20 @@ def show(lines: Sequence[Line], console: 'Console') -> None:
 
 def markdown(lines: Sequence[Line]) -> str:
     """The table as Markdown."""
-    names = columns_of(lines)
-    rows = [['benchmark', 'metric', 'n', *names], ['---'] * (3 + len(names))]
-    for line in lines:
-        count = str(line.metric.n) if line.metric else '-'
-        rows.append([_where(line), line.key[3], count, *(_cell(line, name) for name in names)])
-    return ''.join('| ' + ' | '.join(cell.replace('|', '\\|') for cell in row) + ' |\n' for row in rows)
+    head, *rows = _rows(lines)
+    table = [head, ['---'] * len(head), *rows]
+    return ''.join('| ' + ' | '.join(cell.replace('|', '\\|') for cell in row) + ' |\n' for row in table)
+
+
+def _rows(lines: Sequence[Line]) -> list[list[str]]:
+    """The head of the table, and a row for each line."""
+    names = list(dict.fromkeys(name for line in lines for name in line.values))
+    counts = [str(line.metric.n) if line.metric else '-' for line in lines]
+    return [
+        ['benchmark', 'metric', 'n', *names],
+        *([_where(line), line.key[3], n, *(_cell(line, name) for name in names)]
+          for line, n in zip(lines, counts, strict=True)),
+    ]  # fmt: skip
 
 
 def as_json(lines: Sequence[Line]) -> str:

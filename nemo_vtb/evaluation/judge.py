@@ -19,23 +19,25 @@ also for an answer that merely copies the context) and redundancy 1 to 10, each 
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from nemo_vtb.config.schema import JudgeKeys
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 from nemo_vtb.evaluation.answers import AnswerCache
-from nemo_vtb.evaluation.metrics import bootstrap_interval
+from nemo_vtb.evaluation.metrics import scored
 from nemo_vtb.evaluation.result import Evaluation, Metric, Sample
+from nemo_vtb.evaluation.scoring import figure_of
 from nemo_vtb.factory.endpoint import Endpoint
 from nemo_vtb.factory.text_generation import find_object
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+Q = TypeVar('Q')
 
 JUDGED_TASKS = ('speech_qa', 'mixed_modal')
 """Tasks whose answers are judged."""
@@ -204,7 +206,7 @@ def judge_samples(
     judge: Judge,
     cache: AnswerCache | None = None,
     *,
-    on_verdict: Callable[[], None] | None = None,
+    on_verdict: Callable[[], object] | None = None,
 ) -> Judgement:
     """Judge the answers about speech.
 
@@ -218,7 +220,7 @@ def judge_samples(
         VtbDataError: The judge refuses or does not answer; the cache keeps the verdicts until then.
     """
     chosen = [sample for sample in samples if _is_judged(sample)]
-    verdicts = _ask_all(chosen, judge, AnswerCache(None) if cache is None else cache, on_verdict)
+    verdicts = _verdicts(chosen, judge, cache, on_verdict)
     groups: dict[tuple[str, str], list[Verdict]] = {}
     for sample, verdict in zip(chosen, verdicts, strict=True):
         groups.setdefault((sample.task, sample.source), []).append(verdict)
@@ -247,7 +249,7 @@ def check_judge(judge: Judge, cache: AnswerCache | None = None) -> dict[str, Any
         VtbDataError: It refuses or does not answer.
     """
     samples = [sample for sample, _ in CONTROLS]
-    verdicts = _ask_all(samples, judge, AnswerCache(None) if cache is None else cache)
+    verdicts = _verdicts(samples, judge, cache)
     missed = [s.id for (s, right), v in zip(CONTROLS, verdicts, strict=True) if v.correctness != right]
     return {'right': len(CONTROLS) - len(missed), 'of': len(CONTROLS), 'missed': missed}
 
@@ -272,15 +274,11 @@ def add_verdicts(
     Raises:
         VtbDataError: The judge refuses or does not answer.
     """
-    if console is None:
-        judgement = judge_samples(result.samples, judge, cache)
-    else:
-        from rich.progress import Progress
+    from rich.progress import Progress
 
-        with Progress(console=console, transient=True) as bar:
-            total = sum(map(_is_judged, result.samples))
-            task = bar.add_task(f'judging by {judge.model}', total=total)
-            judgement = judge_samples(result.samples, judge, cache, on_verdict=lambda: bar.advance(task))
+    with Progress(console=console, transient=True, disable=console is None) as bar:
+        task = bar.add_task(f'judging by {judge.model}', total=sum(map(_is_judged, result.samples)))
+        judgement = judge_samples(result.samples, judge, cache, on_verdict=lambda: bar.advance(task))
     pairs = zip(result.samples, judgement.verdicts, strict=True)
     samples = [sample if verdict is None else replace(sample, verdict=verdict.shown()) for sample, verdict in pairs]
     info = dict(judgement.info) | ({'controls': dict(controls)} if controls else {})
@@ -310,92 +308,133 @@ def _tell(info: Mapping[str, Any], console: 'Console') -> None:
 
 
 def _rows(task: str, source: str, verdicts: Sequence[Verdict], judge: Judge) -> list[Metric]:
-    judged = [v for v in verdicts if v.correctness is not None and v.redundancy is not None]
-    if not judged:
-        return []
-    signature = judge.signature
-    if len(judged) < len(verdicts):
-        signature += f', {len(verdicts) - len(judged)} unjudged'
-    correct = np.array([100.0 * (v.correctness or 0) for v in judged])
-    redundancy = np.array([float(v.redundancy or 0) for v in judged])
-    rows = []
-    for metric, values, higher in (('judge: correct', correct, True), ('judge: redundancy', redundancy, False)):
-        low, high = bootstrap_interval(lambda chosen, values=values: float(values[chosen].mean()), len(values))  # type: ignore[misc]
-        unit = '%' if higher else ''
-        rows.append(
-            Metric(
-                'speech', task, source, metric, len(values), float(values.mean()), (low, high),
-                higher_is_better=higher, unit=unit, signature=signature,
-            )
-        )  # fmt: skip
-    return rows
+    judged = [
+        (v.correctness, v.redundancy) for v in verdicts if v.correctness is not None and v.redundancy is not None
+    ]
+    unjudged = f', {len(verdicts) - len(judged)} unjudged' if len(judged) < len(verdicts) else ''
+    signature = judge.signature + unjudged
+    measures = (
+        scored('judge: correct', signature=signature),
+        scored('judge: redundancy', unit='', higher_is_better=False, signature=signature),
+    )
+    name = Metric('speech', task, source, '', len(judged), None)
+    columns = zip(*judged, strict=True)
+    return [
+        figure_of(name, measure, [(float(number), 1.0) for number in column])
+        for measure, column in zip(measures, columns, strict=False)
+    ]
 
 
 # ---- requests
 
 
-def _ask_all(
-    samples: Sequence[Sample], judge: Judge, cache: AnswerCache, on_verdict: Callable[[], None] | None = None
-) -> list[Verdict]:
-    endpoint = Endpoint(
-        judge.url,
-        judge.api_key_env,
-        judge.concurrency,
-        judge.timeout_s,
-        judge.tries,
-        judge.requests_per_minute,
-        judge.first_wait_s,
-    )
-    settings = (judge.model, judge.structured, judge.temperature, judge.max_tokens, judge.invalid_tries)
+def ask_each(
+    judge: Judge,
+    questions: Sequence[Q],
+    key_of: Callable[[Q], str],
+    ask: Callable[[Endpoint, Any, Q], Awaitable[Any]],
+    cache: AnswerCache | None = None,
+    on_reply: Callable[[], object] | None = None,
+) -> list[Any]:
+    """Ask a judge many questions at once; a reply that is cached is not paid for again.
 
-    ended: list[VtbDataError] = []
+    Args:
+        judge: The judge.
+        questions: The questions.
+        key_of: Question -> key in the cache.
+        ask: (endpoint, client, question) -> a JSON value, by `Endpoint.post`.
+        cache: Keeps replies.
+        on_reply: Called after each.
+
+    Returns:
+        The replies in order; the server's error in place of one that it refuses (too long, or filtered).
+
+    Raises:
+        VtbDataError: The server does not answer, or refuses everything; the cache keeps the replies until then.
+    """
+    limits = (judge.concurrency, judge.timeout_s, judge.tries, judge.requests_per_minute, judge.first_wait_s)
+    endpoint = Endpoint(judge.url, judge.api_key_env, *limits)
+    kept = AnswerCache(None) if cache is None else cache
+    failed: list[VtbDataError] = []
     refused: list[VtbDataError] = []
 
-    async def one(client: Any, sample: Sample) -> Verdict:
-        key = AnswerCache.key('judge', PROMPT_VERSION, *settings, sample.id, _material(sample))
-        if key in cache:
-            verdict = Verdict(**cache[key])
-        elif not all(sample.said):
-            verdict = Verdict(unjudged=_NO_TRANSCRIPT)
-        elif ended:
-            return Verdict()
-        else:
+    async def one(client: Any, question: Q) -> Any:
+        value: Any = None
+        if (key := key_of(question)) in kept:
+            value = kept[key]
+        elif not failed:
             # an error here must not cancel the requests in flight: they are paid for
             try:
-                verdict = await _judge_one(endpoint, client, sample, judge)
+                value = await ask(endpoint, client, question)
+                kept.add(key, value)
             except VtbDataError as error:
-                if not str(error.got).startswith(_REFUSED):
-                    ended.append(error)
-                    return Verdict()
-                refused.append(error)
-                verdict = Verdict(unjudged=f'refused: {str(error.got)[:_RAW_CHARS]}')
-            else:
-                cache.add(key, {name: getattr(verdict, name) for name in Verdict.__slots__})
-        if on_verdict is not None:
-            on_verdict()
-        return verdict
+                (refused if str(error.got).startswith(_REFUSED) else failed).append(error)
+                value = error
+        if on_reply is not None:
+            on_reply()
+        return value
 
-    verdicts = endpoint.map(one, samples)
-    if not ended and refused and len(refused) == sum(verdict.unjudged != _NO_TRANSCRIPT for verdict in verdicts):
-        ended = refused  # not the texts are at fault
-    if ended:
+    replies = endpoint.map(one, questions)
+    if not failed and refused and len(refused) == len(questions):
+        failed = refused  # not the texts are at fault
+    if failed:
         raise VtbDataError(
             'The judge does not answer.', field='judge.url',
-            got=f'{judge.url}, model {judge.model}: {ended[0].got}',
+            got=f'{judge.url}, model {judge.model}: {failed[0].got}',
             remedy=f'check server, judge.model, and the key in ${judge.api_key_env}; start again: all answers and '
             'verdicts so far are kept; or leave the judge out',
-        ) from ended[0]  # fmt: skip
-    return verdicts
+        ) from failed[0]  # fmt: skip
+    return replies
 
 
-async def _judge_one(endpoint: Endpoint, client: Any, sample: Sample, judge: Judge) -> Verdict:
-    verdict = Verdict()
+def reply_of(response: Any) -> tuple[str, Mapping[str, Any]]:
+    """Text and usage of a chat completion; the raw body where it is none."""
+    try:
+        body = response.json()
+        text = body['choices'][0]['message']['content'] or ''
+        return str(text), body.get('usage') or {}
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        return str(response.text), {}
+
+
+def _verdicts(
+    samples: Sequence[Sample], judge: Judge, cache: AnswerCache | None, on_verdict: Callable[[], object] | None = None
+) -> list[Verdict]:
+    settings = (judge.model, judge.structured, judge.temperature, judge.max_tokens, judge.invalid_tries)
+    known = [sample for sample in samples if all(sample.said)]
+
+    async def ask(endpoint: Endpoint, client: Any, sample: Sample) -> dict[str, Any]:
+        return asdict(await _judged(endpoint, client, sample, judge))
+
+    def key_of(sample: Sample) -> str:
+        return AnswerCache.key('judge', PROMPT_VERSION, *settings, sample.id, _material(sample))
+
+    replies = iter(ask_each(judge, known, key_of, ask, cache, on_verdict))
+    return [_verdict(next(replies)) if all(sample.said) else Verdict(unjudged=_NO_TRANSCRIPT) for sample in samples]
+
+
+def _verdict(reply: Mapping[str, Any] | VtbDataError) -> Verdict:
+    if isinstance(reply, VtbDataError):
+        return Verdict(unjudged=f'refused: {str(reply.got)[:_RAW_CHARS]}')
+    return Verdict(**reply)
+
+
+async def _judged(endpoint: Endpoint, client: Any, sample: Sample, judge: Judge) -> Verdict:
+    """A verdict with its form, or what came instead of it."""
+    cost: dict[str, Any] = Counter()
+    text = ''
     for attempt in range(judge.invalid_tries):
         response, retries = await endpoint.post(client, 'chat/completions', _body(sample, judge, attempt))
-        verdict = _read(response, replace(verdict, retries=verdict.retries + retries))
-        if not verdict.unjudged:
-            break
-    return verdict
+        text, usage = reply_of(response)
+        tokens = {name: int(usage.get(name) or 0) for name in ('prompt_tokens', 'completion_tokens')}
+        cost.update(requests=1, retries=retries, **tokens)
+        value = find_object(text)
+        if value is not None and _valid(value):
+            why = {name: ' '.join(value[name].split()) for name in _REASONS}
+            return Verdict(value['correctness'], value['redundancy'], **(why | cost))
+        cost['invalid'] += 1
+    reason = f'{cost["invalid"]} verdicts without the form, the last: {text[:_RAW_CHARS]}'
+    return Verdict(unjudged=reason, **cost)
 
 
 def _body(sample: Sample, judge: Judge, attempt: int) -> dict[str, Any]:
@@ -439,36 +478,6 @@ def _material(sample: Sample) -> dict[str, Any]:
         'reference': sample.reference,
         'answer': sample.hypothesis,
     }
-
-
-def _read(response: Any, before: Verdict) -> Verdict:
-    """Add one reply of the judge to what came before it."""
-    try:
-        body = response.json()
-        text = body['choices'][0]['message']['content'] or ''
-        usage = body.get('usage') or {}
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-        text, usage = response.text, {}
-    value = find_object(text) if isinstance(text, str) else None
-    read = replace(
-        before,
-        unjudged='',
-        requests=before.requests + 1,
-        prompt_tokens=before.prompt_tokens + int(usage.get('prompt_tokens') or 0),
-        completion_tokens=before.completion_tokens + int(usage.get('completion_tokens') or 0),
-    )
-    if value is None or not _valid(value):
-        invalid = before.invalid + 1
-        reason = f'{invalid} verdicts without the form, the last: {str(text)[:_RAW_CHARS]}'
-        return replace(read, unjudged=reason, invalid=invalid)
-    why, why_redundant = (' '.join(value[name].split()) for name in _REASONS)
-    return replace(
-        read,
-        correctness=value['correctness'],
-        redundancy=value['redundancy'],
-        correctness_explanation=why,
-        redundancy_explanation=why_redundant,
-    )
 
 
 def _valid(value: Mapping[str, Any]) -> bool:

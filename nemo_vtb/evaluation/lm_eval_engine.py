@@ -14,11 +14,14 @@
 """lm-eval on the LLM inside a speech LLM: its tasks, its requests and its scores, this model beside its base LLM."""
 
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import numpy as np
 
@@ -33,70 +36,36 @@ if TYPE_CHECKING:
 
 
 def ask_task(
-    model: 'VoiceTextBlender', name: str, settings: Mapping[str, Any], *, use_lora: bool, batch_size: int
+    model: 'VoiceTextBlender', task: Any, *, use_lora: bool, batch_size: int, chat_template: bool, limit: int | None
 ) -> dict[str, Any]:
-    """Run a task on the model or, without LoRA, on its base LLM.
+    """Run a task on the model or, without LoRA, on its base LLM; returns as `run_task`.
 
     Args:
         model: The speech LLM.
-        name: The task.
-        settings: `selected`, `include`, `chat_template`, `limit`, and `data` where that is local.
+        task: Of `load_tasks`.
         use_lora: False for the base LLM.
         batch_size: Requests in one batch.
+        chat_template: Whether questions become user turns.
+        limit: At most so many items.
     """
     with _quiet():
         from nemo_vtb.evaluation.lm_eval_model import BlenderLM
 
-        adapter = BlenderLM(model, use_lora=use_lora, batch_size=batch_size)
-        options = {'chat_template': settings['chat_template'], 'limit': settings['limit']}
-        if data := settings.get('data'):
-            manager = local_manager(data)
-            return run_task(
-                adapter, name, (), manager, task=local_tasks(settings['selected'][0], data)[name], **options
-            )
-        manager = task_manager(settings['selected'], settings['include'])
-        return run_task(adapter, name, settings['selected'], manager, **options)
+        lm = BlenderLM(model, use_lora=use_lora, batch_size=batch_size)
+        return run_task(lm, task, chat_template=chat_template, limit=limit)
 
 
-def check_installed() -> None:
-    """Raise with the remedy if lm-eval is missing.
+@cache
+def task_manager(names: tuple[str, ...] = (), include: tuple[str | Path, ...] = ()) -> 'TaskManager':
+    """lm-eval's index of tasks: those of `include` and ours, and its own thousands only where another one is named.
 
     Raises:
-        VtbConfigError: It is.
+        VtbConfigError: lm-eval is not installed.
     """
-    from importlib.util import find_spec
-
     if find_spec('lm_eval') is None:
         raise VtbConfigError(
             'The text suite needs lm-eval.', field='suite', got='text', remedy="pip install 'nemo_vtb[eval]'"
         )
-
-
-@cache
-def local_manager(data: str) -> 'TaskManager':
-    """lm-eval's index of its own tasks, each with its data from a folder in place of the repository that it names."""
-    check_installed()
-    from lm_eval.tasks import TaskManager
-
-    class LocalTasks(TaskManager):
-        def _load_spec(self, spec: Any) -> Any:
-            entry = self._entry(spec)
-            if entry is None:
-                return super()._load_spec(spec)
-            return self._factory.build(entry, overrides={'dataset_path': data}, registry=self._index)
-
-    return LocalTasks()
-
-
-@cache
-def local_tasks(name: str, data: str) -> Mapping[str, Any]:
-    """A task, or those of a group, with their data from a folder; loaded once, since a group may have 57."""
-    return load_tasks(local_manager(data), (name,))
-
-
-def task_manager(names: Sequence[str], include: Sequence[str | Path] = ()) -> 'TaskManager':
-    """lm-eval's index of tasks: ours, those of `include`, and its own thousands only where one of them is named."""
-    check_installed()
     from lm_eval.tasks import TaskManager
 
     folders = [FOLDER, *map(Path, include)]
@@ -105,40 +74,35 @@ def task_manager(names: Sequence[str], include: Sequence[str | Path] = ()) -> 'T
     return manager if known.issuperset(names) else TaskManager(include_path=folders)
 
 
-def run_task(
-    lm: 'LM',
-    name: str,
-    selected: Sequence[str],
-    manager: 'TaskManager',
-    *,
-    chat_template: bool = True,
-    limit: int | None = None,
-    task: Any = None,
-) -> dict[str, Any]:
+def own_folder(name: str) -> str:
+    """Where lm-eval keeps the tasks of a benchmark: its whole index takes seconds to build."""
+    spec = find_spec('lm_eval')
+    return '' if spec is None or spec.origin is None else str(Path(spec.origin).parent / 'tasks' / name)
+
+
+def run_task(lm: 'LM', task: Any, *, chat_template: bool = True, limit: int | None = None) -> dict[str, Any]:
     """Run one task: `metric`, `value`, `stderr`, `higher_is_better`, `items` (a number for each) and `right`.
 
     `right` has the probability of the right choice of each item, [] where there are no choices.
 
     Args:
         lm: A model of lm-eval.
-        name: The task.
-        selected: The names that were requested; a group among them may change the settings of the task.
-        manager: Index of the tasks.
+        task: Of `load_tasks`.
         chat_template: Whether questions become user turns.
         limit: At most so many items.
-        task: The task where it is loaded.
     """
     from lm_eval import simple_evaluate
 
-    task = task or load_tasks(manager, selected)[name]
-    results = simple_evaluate(
-        lm,
-        tasks=[task],
-        task_manager=manager,
-        apply_chat_template=chat_template,
-        limit=limit,
-        bootstrap_iters=1000,
-    )
+    name = task.task_name
+    with _only_results():
+        results = simple_evaluate(
+            lm,
+            tasks=[task],
+            task_manager=task_manager(),  # any: the task is loaded
+            apply_chat_template=chat_template,
+            limit=limit,
+            bootstrap_iters=1000,
+        )
     numbers, samples = results['results'][name], results['samples'][name]
     # the first number that the task names is the one that it is known for
     metric, chosen = next(
@@ -176,20 +140,26 @@ def _right(task: Any, samples: Sequence[Mapping[str, Any]]) -> list[float]:
     return found
 
 
-def load_tasks(manager: 'TaskManager', names: Sequence[str]) -> dict[str, Any]:
+def load_tasks(names: Sequence[str], include: Sequence[str | Path] = (), data: str = '') -> dict[str, Any]:
     """Name -> task of lm-eval, groups and tags resolved.
 
+    Args:
+        names: Of tasks, groups and tags.
+        include: Folders with YAML tasks.
+        data: A folder in place of the repository that the tasks name; '' for that.
+
     Raises:
-        VtbConfigError: A task is unknown.
+        VtbConfigError: lm-eval is not installed, or a task is unknown.
         VtbDataError: The data of a task is not on this machine.
     """
+    manager = task_manager(tuple(names), tuple(include))
     found: dict[str, Any] = {}
     for name in dict.fromkeys(names):
         if name in found:
             continue
         try:
             with _quiet():
-                found |= manager.load([name])['tasks']
+                found |= manager.load(_with_data(manager, name, data))['tasks']
         except KeyError as error:
             near = manager.match_tasks([f'*{name.removeprefix("vtb_")[:4]}*'])[:8]
             raise VtbConfigError(
@@ -210,6 +180,14 @@ def load_tasks(manager: 'TaskManager', names: Sequence[str]) -> dict[str, Any]:
     return found
 
 
+def _with_data(manager: 'TaskManager', name: str, data: str) -> Any:
+    """What `TaskManager.load` takes: a name, or what lm-eval builds of it with data from a folder."""
+    if not data:
+        return [name]
+    index = manager.task_index
+    return manager._factory.build(index[name], overrides={'dataset_path': data}, registry=index)
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Hide what lm-eval logs of each step, and its warnings about unused arguments."""
@@ -220,3 +198,14 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+@contextmanager
+def _only_results() -> Iterator[None]:
+    """Results on each rank, since each asks tasks of its own, and no report on the machine, which takes seconds."""
+    with (
+        mock.patch.dict(os.environ, LOCAL_RANK='0'),
+        mock.patch('lm_eval.evaluator.add_env_info'),
+        mock.patch('lm_eval.evaluator.get_git_commit_hash'),
+    ):
+        yield

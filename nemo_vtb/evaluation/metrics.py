@@ -36,6 +36,7 @@ Statistics = tuple[float, ...]
 
 RESAMPLES = 1000
 SWAPS = 1000
+_FLIPS = 10_000
 # chrF has 18 counts for each example and a slow formula
 CHRF_RESAMPLES = 200
 _LONG_WORDS = 12
@@ -272,15 +273,45 @@ def percent(sums: np.ndarray) -> float:
     return 100.0 * float(sums[0]) / max(float(sums[1]), 1.0)
 
 
-def mean_of(
-    name: str, score: Callable[[Sequence[str], str], float], *, signature: str = '', higher_is_better: bool = True
+def quotient(sums: np.ndarray) -> float:
+    """The first sum over the second: a mean of marks."""
+    return float(sums[0]) / max(float(sums[1]), 1.0)
+
+
+def scored(
+    name: str,
+    value: Callable[[np.ndarray], float] | None = None,
+    *,
+    unit: str = '%',
+    higher_is_better: bool = True,
+    signature: str = '',
+    nothing: str = '',
 ) -> Measure:
+    """A measure whose statistics do not follow from references: those of a likelihood, a judge, a rule.
+
+    Args:
+        name: As of `Measure`; so are the others.
+        value: Sums -> the value; None is one sum over the other, in percent where that is the unit.
+        unit: '%' or ''.
+        higher_is_better: Its direction.
+        signature: What another person needs to reproduce it.
+        nothing: What is said where there is nothing to divide by.
+    """
+
+    def statistics(references: Sequence[str], answer: str) -> Statistics:
+        raise TypeError(f'{name} is not read off an answer')
+
+    value = value or (percent if unit == '%' else quotient)
+    return Measure(name, statistics, value, higher_is_better, unit, signature, nothing=nothing)
+
+
+def mean_of(name: str, score: Callable[[Sequence[str], str], float], *, signature: str = '') -> Measure:
     """The mean of a score from 0 to 1, in percent."""
 
     def statistics(references: Sequence[str], answer: str) -> Statistics:
         return float(score(references, answer)), 1.0
 
-    return Measure(name, statistics, percent, higher_is_better, '%', signature)
+    return Measure(name, statistics, percent, True, '%', signature)
 
 
 def _hit(references: Sequence[str], answer: str) -> float:
@@ -319,12 +350,8 @@ def _exponential(sums: np.ndarray) -> float:
     return math.exp(mean) if mean < 700 else math.inf
 
 
-def _not_of_text(references: Sequence[str], answer: str) -> Statistics:
-    raise TypeError('a likelihood is measured, not read off an answer')
-
-
-PERPLEXITY = Measure(
-    'perplexity', _not_of_text, _exponential, False, '', 'targets: answers and their end of turn',
+PERPLEXITY = scored(
+    'perplexity', _exponential, unit='', higher_is_better=False, signature='targets: answers and their end of turn',
     nothing='There is no target to measure the perplexity on.',
 )  # fmt: skip
 """exp(nll / targets); an example contributes the sum of its negative log-likelihoods (nats) and its targets."""
@@ -338,16 +365,14 @@ def bootstrap_interval(
     n: int,
     *,
     resamples: int = RESAMPLES,
-    level: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """Percentile bootstrap over examples, drawn by scipy.
+    """95 % percentile bootstrap over examples, drawn by scipy.
 
     Args:
         statistic: Maps the numbers (n,) of the examples drawn, with repetition, to a value.
         n: How many examples there are; fewer than two have no interval.
         resamples: How often they are drawn.
-        level: Share of resamples inside the interval.
         seed: Seed of the draws; equal seeds draw equal examples, so that two models can be compared in pairs.
 
     Returns:
@@ -366,9 +391,8 @@ def bootstrap_interval(
             (np.arange(n),), statistic, n_resamples=resamples, batch=50, vectorized=False, method='percentile',
             rng=np.random.default_rng(seed),
         )  # fmt: skip
-    edge = 100 * (1 - level) / 2
     # 'nearest' returns a value that occurred, so infinities stay infinities instead of becoming NaN
-    low, high = np.percentile(found.bootstrap_distribution, [edge, 100 - edge], method='nearest')
+    low, high = np.percentile(found.bootstrap_distribution, [2.5, 97.5], method='nearest')
     return float(low), float(high)
 
 
@@ -378,14 +402,10 @@ def paired_interval(ours: Sequence[float], base: Sequence[float]) -> Interval:
     return bootstrap_interval(lambda chosen: float(difference[chosen].mean()), len(difference))
 
 
-def paired_p_value(ours: Sequence[float], base: Sequence[float], *, draws: int = 10_000, seed: int = 0) -> float:
+def paired_p_value(ours: Sequence[float], base: Sequence[float]) -> float:
     """How often chance alone makes two models differ as much on the same items: a two-sided sign-flip test.
 
-    Args:
-        ours: A number for each item.
-        base: Those of the other model, in the same order.
-        draws: Flips of all signs; up to 12 items that differ are enumerated instead.
-        seed: Of the flips.
+    Up to 12 items that differ are enumerated; of more, all signs are flipped at random many times.
 
     Raises:
         VtbDataError: Lists of different lengths, or none.
@@ -399,8 +419,8 @@ def paired_p_value(ours: Sequence[float], base: Sequence[float], *, draws: int =
     if difference.size <= 12:
         signs = 1 - 2 * ((np.arange(2**difference.size)[:, None] >> np.arange(difference.size)) & 1)
         return float((np.abs(signs @ difference) >= seen).mean())
-    signs = np.random.default_rng(seed).choice((-1.0, 1.0), (draws, difference.size))
-    return float(((np.abs(signs @ difference) >= seen).sum() + 1) / (draws + 1))
+    signs = np.random.default_rng(0).choice((-1.0, 1.0), (_FLIPS, difference.size))
+    return float(((np.abs(signs @ difference) >= seen).sum() + 1) / (_FLIPS + 1))
 
 
 def _check_pairs(metric: str, references: Sequence, hypotheses: Sequence) -> None:

@@ -19,9 +19,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import timedelta
+from functools import partial
 from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import track
 
 from nemo_vtb.checkpoint.archive import read_info
 from nemo_vtb.data.conversation import Conversation
@@ -44,8 +49,6 @@ from nemo_vtb.model.pretrained import restore
 from nemo_vtb.parallel.dims import ParallelDims, is_distributed
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from nemo_vtb.model.blender import VoiceTextBlender
 
 _READS_DATA = {'speech', 'ladder'}
@@ -109,7 +112,7 @@ def evaluate(
     batch_size: int = 8,
     max_new_tokens: int = 128,
     cache: AnswerCache | None = None,
-    console: 'Console | None' = None,
+    console: Console | None = None,
 ) -> Evaluation:
     """Measure a model on held-out conversations: the suite `speech`.
 
@@ -143,7 +146,7 @@ def evaluate_file(
     *,
     device: str = 'auto',
     record: bool = False,
-    console: 'Console | None' = None,
+    console: Console | None = None,
 ) -> tuple[Evaluation, Path]:
     """Measure a `.nemo` file and write the result; a killed call resumes from its cached answers.
 
@@ -166,16 +169,17 @@ def evaluate_file(
     output = Path(output or Path(file).with_suffix('.eval.jsonl'))
     plan = replace(plan, folder=plan.folder or output.with_suffix('.audio'))
     with _ranks() as dims:
+        console = console if console is not None and dims.is_writer else Console(quiet=True)
         model = restore(str(file), _device(device, dims))
         name = '.answers.jsonl' if dims.data_rank == 0 else f'.answers.{dims.data_rank}.jsonl'
         cache = AnswerCache(output.with_suffix(name), stamp_of(file))
         if dims.is_writer:
             cache.adopt(sorted(output.parent.glob(f'{escape(output.stem)}.answers.*.jsonl')))
-        result = run_suites(model, plan, cache=cache, console=console if dims.is_writer else None, dims=dims)
+        result = run_suites(model, plan, cache=cache, console=console, dims=dims)
         told = warnings_of(training_data(read_info(file).manifest.get('run_config')), result.samples)
         result = replace(result, info=dict(result.info) | {'contamination': told})
         for warning in told:
-            _teller(console if dims.is_writer else None)(warning, 'yellow')
+            _say(console, warning, 'yellow')
         if record and dims.is_writer:
             write_to_manifest(file, result)
         result = replace(result, info=dict(result.info) | {'file': stamp_of(file)})
@@ -196,7 +200,7 @@ def run_suites(
     plan: Plan,
     *,
     cache: AnswerCache | None = None,
-    console: 'Console | None' = None,
+    console: Console | None = None,
     dims: ParallelDims | None = None,
     on_task: Callable[[str], None] | None = None,
 ) -> Evaluation:
@@ -217,19 +221,16 @@ def run_suites(
         VtbConfigError: A number is not positive, or the only suite requested cannot run.
         VtbDataError: There is nothing to evaluate.
     """
-    for name, value in (
-        ('limit', plan.limit),
-        ('batch_size', plan.batch_size),
-        ('max_new_tokens', plan.max_new_tokens),
-    ):
+    for name in ('limit', 'batch_size', 'max_new_tokens'):
+        value = getattr(plan, name)
         if value is not None and value < 1:
             raise VtbConfigError('A count must be at least 1.', field=name, got=value, allowed='>= 1')
     begun = time.monotonic()
     cache = AnswerCache(None) if cache is None else cache
     dims = dims or ParallelDims.of(getattr(model, '_trainer', None))
-    tell = _teller(console)
+    console = Console(quiet=True) if console is None else console
     if cache.resumed:
-        tell(f'resumed with {cache.resumed} cached answers: {cache.path}')
+        _say(console, f'resumed with {cache.resumed} cached answers: {cache.path}')
     # a missing or unable judge is found before the model has answered for an hour
     # a benchmark tries it with its own prompt
     judge = plan.judge if dims.is_writer and 'speech' in plan.suites else None
@@ -242,18 +243,21 @@ def run_suites(
     chosen = _examples(plan, context, left_out)
     if not dims.data_rank:  # the others wait here: recordings are made once
         dims.gather_objects(None)
+    _check_ranks(dims, [(task.suite, task.name, len(examples)) for task, examples in chosen])
     for name, why in left_out.items():
-        tell(f'skipped: {name}. {why}', 'yellow')
+        _say(console, f'skipped: {name}. {why}', 'yellow')
     if table := skip_table({'evaluation': Counter(fault['reason'] for fault in skipped)}):
-        tell(f'Skipped:\n{table}', 'yellow')
+        _say(console, f'Skipped:\n{table}', 'yellow')
     if not any(examples for _, examples in chosen):
         files = {name: str(path) for name, path in context.datasets.items()}
         raise VtbDataError(
             'There is nothing to evaluate.' + (f'\n{table}' if table else ''), field='datasets', got=files
         )
     records: list[Record] = []
-    with evaluating(model), _progress(console) as progress:
-        asker = Asker(model, cache, dims, plan.batch_size, plan.max_new_tokens, progress)
+    show = partial(track, console=console, transient=True, disable=console.quiet)
+    with evaluating(model):
+        asker = Asker(model, cache, dims, plan.batch_size, plan.max_new_tokens, show)
+        asker.share_out(chosen)
         for task, examples in chosen:
             if on_task:
                 on_task(f'{task.suite}: {task.name}')
@@ -363,12 +367,24 @@ def _ranks() -> Iterator[ParallelDims]:
 
     begun = not is_distributed() and int(os.environ.get('WORLD_SIZE', '1')) > 1
     if begun:
-        dist.init_process_group('gloo')
+        # the others wait for a judge, or for a long task of one rank; torchrun ends them where that dies
+        dist.init_process_group('gloo', timeout=timedelta(days=7))
     try:
         yield ParallelDims(dist.get_rank(), dist.get_world_size()) if is_distributed() else ParallelDims()
     finally:
         if begun:
             dist.destroy_process_group()
+
+
+def _check_ranks(dims: ParallelDims, chosen: list[tuple[str, str, int]]) -> None:
+    """Raise on all ranks where they would ask different things, and wait for one another for ever."""
+    found = dims.gather_objects(chosen)
+    if any(other != found[0] for other in found):
+        raise VtbDataError(
+            'The ranks have different examples.', field='data_root',
+            got=[sorted(set(other) ^ set(found[0])) for other in found],
+            remedy='let every rank see the same files and the same judge',
+        )  # fmt: skip
 
 
 def _device(device: str, dims: ParallelDims) -> str:
@@ -379,37 +395,5 @@ def _device(device: str, dims: ParallelDims) -> str:
     return f'cuda:{os.environ.get("LOCAL_RANK", "0")}' if own else device
 
 
-def _teller(console: 'Console | None') -> Callable[..., None]:
-    def tell(text: str, style: str | None = None) -> None:
-        if console is not None:
-            console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
-
-    return tell
-
-
-@contextmanager
-def _progress(console: 'Console | None') -> Iterator[Callable[[str, Sequence], Iterator]]:
-    """A function that shows the progress of a loop."""
-    if console is None:
-        yield lambda _, steps: iter(steps)
-        return
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
-
-        def steps(label: str, items: Sequence) -> Iterator:
-            task = bar.add_task(label, total=len(items))
-            for item in items:
-                yield item
-                bar.advance(task)
-            bar.remove_task(task)
-
-        yield steps
+def _say(console: Console, text: str, style: str | None = None) -> None:
+    console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)

@@ -13,7 +13,7 @@
 # limitations under the License.
 """From answers to records: figures of each source of a task, what each example contributed, and the answers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -109,19 +109,40 @@ def _of_source(
     return metrics, scores
 
 
+def figure_of(
+    name: Metric, measure: Measure, rows: Sequence[Statistics], groups: Sequence[Hashable] | None = None
+) -> Metric:
+    """The figure of a measure over examples.
+
+    Args:
+        name: Suite, task and source.
+        measure: The measure.
+        rows: Statistics of the examples, (n, K); those of 0 alone leave an example out.
+        groups: Of the examples: drawn together by the bootstrap, and left out only together, as parts of a recording.
+
+    Raises:
+        VtbDataError: There is nothing to score.
+    """
+    found = aggregate(measure, rows, groups)
+    groups = range(len(rows)) if groups is None else groups
+    known = [group for group, row in zip(groups, rows, strict=True) if any(row)]
+    left_out = len(set(groups) - set(known))
+    return replace(
+        name, name=measure.name, n=len(known), value=found.value, interval=(found.low, found.high),
+        unit=measure.unit, higher_is_better=measure.higher_is_better,
+        signature=f'{measure.signature}, {left_out} left out' if left_out else measure.signature,
+    )  # fmt: skip
+
+
 def _figure(
     name: Metric,
     measure: Measure,
     ours: Sequence[Mapping[str, Statistics]],
     base: Sequence[Mapping[str, Statistics] | None],
-    groups: Sequence[Any],
+    groups: Sequence[Hashable],
 ) -> Metric:
     mine = [score[measure.name] for score in ours]
-    found = aggregate(measure, mine, groups)
-    metric = replace(
-        name, name=measure.name, value=found.value, interval=(found.low, found.high), unit=measure.unit,
-        higher_is_better=measure.higher_is_better, signature=measure.signature,
-    )  # fmt: skip
+    metric = figure_of(name, measure, mine, groups)
     theirs = [score[measure.name] for score in base if score is not None]
     if len(theirs) < len(mine):
         return metric

@@ -13,7 +13,9 @@
 # limitations under the License.
 """The figures of an evaluation as tables: at the terminal, and rows of several models for the report."""
 
+import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemo_vtb.evaluation.result import Evaluation, Metric
@@ -156,6 +158,23 @@ def plain(text: str) -> str:
     from rich.markup import escape
 
     return escape(''.join(c if c.isprintable() or c == '\n' else '\ufffd' for c in text))
+
+
+def to_tensorboard(evaluation: Evaluation, folder: str | Path, step: int) -> None:
+    """Write the figures as scalars `eval/SUITE/TASK/SOURCE/METRIC`, as beside the curves of a run.
+
+    Args:
+        evaluation: The result.
+        folder: Of the events.
+        step: Of the run that made the model.
+    """
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(folder)) as writer:
+        for m in evaluation.metrics:
+            if m.value is not None and math.isfinite(m.value):
+                tag = '/'.join(part for part in ('eval', m.suite, m.task, m.source, m.name) if part)
+                writer.add_scalar(tag, m.value, step)
 
 
 def record(metric: Metric) -> Mapping[str, object]:

@@ -25,7 +25,7 @@ from rich.console import Console
 from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn
 from nemo_vtb.errors import VtbCheckpointError, VtbDataError
 from nemo_vtb.evaluation.result import Evaluation, ExampleScore, Metric, Sample, readable
-from nemo_vtb.evaluation.tables import show_examples, show_table
+from nemo_vtb.evaluation.tables import show_examples, show_table, to_tensorboard
 
 METRICS = (
     Metric('speech', 'asr', 'commands', 'WER', 40, 12.34, (8.0, 15.0), higher_is_better=False, signature='jiwer'),
@@ -68,6 +68,19 @@ def test_table_says_what_a_number_means(console: Console) -> None:
     ):
         assert expected in text
     assert 'BLEU:' not in text
+
+
+def test_tensorboard_shows_the_record(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    nothing = Metric('speech', 'ast', 'x', 'BLEU', 0, None)
+    to_tensorboard(Evaluation((*METRICS, nothing)), tmp_path, 240)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    found = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()['scalars']}
+    assert found == {
+        'eval/speech/asr/commands/WER': [(240, pytest.approx(12.34))],
+        'eval/speech/text/typed-chat/perplexity': [(240, pytest.approx(5.05))],
+    }
 
 
 def test_examples_are_the_first_of_each_sort_and_free_of_control_codes(console: Console) -> None:

@@ -19,7 +19,19 @@ import numpy as np
 import pytest
 
 from nemo_vtb.data.conversation import Conversation, Text, Turn
-from nemo_vtb.evaluation.metrics import EXACT_MATCH, Measure, aggregate, bleu_of, compare_pairs, corpus, error_rate
+from nemo_vtb.errors import VtbDataError
+from nemo_vtb.evaluation.metrics import (
+    EXACT_MATCH,
+    Measure,
+    aggregate,
+    bleu_of,
+    compare_pairs,
+    corpus,
+    error_rate,
+    scored,
+)
+from nemo_vtb.evaluation.result import Metric
+from nemo_vtb.evaluation.scoring import figure_of
 from nemo_vtb.evaluation.task import Context, Example, Task
 
 REFERENCES = ['turn on the lamp', 'the cat sat on the mat', 'yes']
@@ -69,3 +81,15 @@ def test_two_models_of_equal_means_differ_by_chance_alone() -> None:
     a, b = ([(x, 1.0) for x in row] for row in draws)
     assert compare_pairs(EXACT_MATCH, a, b).p > 0.05
     assert compare_pairs(EXACT_MATCH, [(x + 0.5, 1.0) for x, _ in b], b).p < 0.01
+
+
+def test_what_is_left_out_is_counted() -> None:
+    rating = scored('rating', unit='', signature='judge m', nothing='No answer could be scored.')
+    name = Metric('mine', 'open', 'x', '', 3, None)
+    found = figure_of(name, rating, [(4.0, 1.0), (0.0, 0.0), (3.0, 1.0)])
+    assert (found.n, found.value, found.signature) == (2, 3.5, 'judge m, 1 left out')
+    # the parts of a recording are scored in the last one
+    found = figure_of(name, rating, [(0.0, 0.0), (4.0, 1.0), (3.0, 1.0)], ['call', 'call', 'other'])
+    assert (found.n, found.value, found.signature) == (2, 3.5, 'judge m')
+    with pytest.raises(VtbDataError, match='No answer could be scored'):
+        figure_of(name, rating, [(0.0, 0.0)] * 2)

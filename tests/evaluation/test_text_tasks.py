@@ -44,7 +44,7 @@ def plain(folder: str, *, chat: bool, limit: int | None, tasks: tuple[str, ...] 
 
     lm = HFLM(pretrained=folder, device='cpu', dtype='float32', batch_size=8)
     results = lm_eval.simple_evaluate(
-        lm, tasks=list(tasks), task_manager=task_manager(tasks), apply_chat_template=chat, limit=limit,
+        lm, tasks=list(tasks), task_manager=task_manager(tuple(tasks)), apply_chat_template=chat, limit=limit,
         bootstrap_iters=0,
     )  # fmt: skip
     assert results is not None
@@ -105,7 +105,7 @@ def test_log_likelihoods_are_bit_equal(tiny_model: VoiceTextBlender) -> None:
     numbers = []
     for side in (lm, BlenderLM(tiny_model, use_lora=False)):
         results = lm_eval.simple_evaluate(
-            side, tasks=['vtb_facts'], task_manager=task_manager(['vtb_facts']), limit=16, bootstrap_iters=0
+            side, tasks=['vtb_facts'], task_manager=task_manager(('vtb_facts',)), limit=16, bootstrap_iters=0
         )
         numbers.append([s['filtered_resps'] for s in results['samples']['vtb_facts']])
     assert numbers[0] == numbers[1]

@@ -19,7 +19,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +164,7 @@ class BenchmarkTask(Task):
         self._repository = Path()
         self._comet: Path | None = None
         self._judge: Judge | None = None
+        self._judged_by = ''
         self._cache = AnswerCache(None)
         self._settled: dict[tuple[str, str], Mapping[str, Statistics]] = {}
         self._heard: dict[str, dict[int, str]] = {}
@@ -182,7 +183,8 @@ class BenchmarkTask(Task):
         for settings in parts_of(self.row, folder):
             source = '-'.join(value for name, value in settings.items() if name != 'target' or not self.row.target)
             if not self.only or self.only in (source, source.replace('-', '_')):
-                found += islice(self._part(folder, settings, source or self.name, context), context.limit)
+                items = self._part(folder, settings, source or self.name, context)
+                found += chain.from_iterable(islice(items, context.limit))
         if not found:
             raise VtbDataError(
                 'A benchmark has no such part.', field='suite', got=f'{self.suite}:{self.only}',
@@ -192,7 +194,10 @@ class BenchmarkTask(Task):
             self._use_judge(context)
         return found
 
-    def _part(self, folder: Path, settings: Mapping[str, str], source: str, context: Context) -> Iterator[Example]:
+    def _part(
+        self, folder: Path, settings: Mapping[str, str], source: str, context: Context
+    ) -> Iterator[list[Example]]:
+        """The examples of each item: one, or those of the spans of a long recording."""
         row = self.row
         extracted = (context.folder or folder) / 'recordings' / row.suite / row.name / source
         lang = language_code(settings.get('target') if row.kind == 'ast' else settings.get('lang', 'en'))  # type: ignore[arg-type]
@@ -209,7 +214,7 @@ class BenchmarkTask(Task):
                 if normalize(references[0]).strip() in _NOT_SCORED:
                     continue
             values['references'] = references
-            yield from self._examples_of(item, f'{source}-{number:06d}', values, references, source, lang)
+            yield list(self._examples_of(item, f'{source}-{number:06d}', values, references, source, lang))
 
     def _examples_of(
         self, item: Item, name: str, values: dict[str, Any], references: tuple[str, ...], source: str, lang: str
@@ -228,6 +233,8 @@ class BenchmarkTask(Task):
     def measures(self, examples: Sequence[Example]) -> Sequence[Measure]:
         """Those of the row's kind, for the language of the examples."""
         found = measures_of(self.row.rule or self.row.kind, examples[0].lang)
+        if self._judged_by:
+            found = tuple(replace(measure, signature=f'{measure.signature}, {self._judged_by}') for measure in found)
         return found if self._comet is None else (*found, *measures_of('comet', ''))
 
     def score(self, example: Example, answer: Answer) -> Mapping[str, Statistics]:
@@ -272,9 +279,10 @@ class BenchmarkTask(Task):
                 got=f'{self.suite}/{self.name}', remedy='name a server and a model: --judge-url, --judge-model',
             )  # fmt: skip
         self._judge, self._cache = judge, context.settings.get('cache') or AnswerCache(None)
+        self._judged_by = f'judge {judge.model}'
         if missed := missed_verdicts(self.row.rule, judge, self._cache, self._repository):
-            text = f'judge {judge.model} is unreliable for {self.suite}/{self.name}: {", ".join(missed)}'
-            logger.warning('%s', text)
+            self._judged_by += f' (unreliable: {", ".join(missed)})'
+            logger.warning('%s/%s: %s', self.suite, self.name, self._judged_by)
 
 
 def _spans(audios: Sequence[Audio], longest: float | None) -> Iterator[Sequence[Audio]]:

@@ -17,6 +17,7 @@ Before it is relied on, the judge is tried on an answer that is right and one th
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from typing import Any
 
 from nemo_vtb.errors import VtbDataError
 from nemo_vtb.evaluation.answers import AnswerCache
+from nemo_vtb.evaluation.benchmarks.measures import ATTRIBUTES
 from nemo_vtb.evaluation.benchmarks.rules import (
     AIR_BENCH,
     LEFT_OUT,
@@ -34,11 +36,8 @@ from nemo_vtb.evaluation.benchmarks.rules import (
     protocol_of,
 )
 from nemo_vtb.evaluation.benchmarks.rules import air_bench_choice as _air_bench_choice
-from nemo_vtb.evaluation.judge import Judge
+from nemo_vtb.evaluation.judge import Judge, ask_each, reply_of
 from nemo_vtb.factory.endpoint import Endpoint
-
-REFUSED = ('HTTP 400', 'HTTP 413', 'HTTP 422')
-"""What servers say to one text: too long, or stopped by a filter of theirs."""
 
 Fields = Mapping[str, Any]
 Message = Mapping[str, str]
@@ -49,35 +48,18 @@ class Verdicts:
     """How a benchmark asks its judge, and what it makes of the replies.
 
     Args:
-        metrics: Its metrics, best one first.
         requests: (fields, answer, repository) -> the conversations that the judge gets, one request each.
-        scored: (fields, the judge's replies) -> statistics; a reply without the form leaves the answer out.
+        scored: (fields, the judge's replies) -> statistics; replies without the form leave the answer out.
         sampling: Temperature and so on of the benchmark's own requests.
         control: Fields, a right and a wrong answer, whose verdicts are known.
+        copies: How often each request is sent, where the benchmark samples several replies.
     """
 
-    metrics: tuple[str, ...]
     requests: Callable[[Fields, str, Path], Sequence[Sequence[Message]]]
     scored: Callable[[Fields, Sequence[str]], Scored]
     sampling: Mapping[str, Any]
     control: tuple[Fields, str, str]
-
-    def try_judge(self, ask: Callable[[Sequence[Sequence[Message]]], list[str]], repository: Path) -> list[str]:
-        """The known verdicts that a judge misses; [] if none.
-
-        Args:
-            ask: Conversations -> replies.
-            repository: The benchmark's.
-        """
-        fields, right, wrong = self.control
-        values = []
-        for answer in (right, wrong):
-            top, bottom = self.scored(fields, ask(self.requests(fields, answer, repository)))[self.metrics[0]]
-            values.append(top / bottom if bottom else None)
-        good, bad = values
-        if good is None or bad is None:
-            return ['a verdict without the form']
-        return [] if good > bad else ['a wrong answer is judged no worse than a right one']
+    copies: int = 1
 
 
 def _filled(text: str, **values: Any) -> str:
@@ -106,12 +88,15 @@ def _voicebench(name: str) -> Callable[[Fields, str, Path], Sequence[Sequence[Me
 
 
 def _rating(fields: Fields, replies: Sequence[str]) -> Scored:
-    found = re.search(r'\[\[(\d+)\]\]', replies[0]) or re.fullmatch(r'\s*(\d+(?:\.\d+)?)\s*', replies[0])
-    return {'rating (1 to 5)': one(float(found[1])) if found else LEFT_OUT}
+    found = [re.search(r'\[\[(\d+)\]\]', r) or re.fullmatch(r'\s*(\d+(?:\.\d+)?)\s*', r) for r in replies]
+    ratings = [float(match[1]) for match in found if match]
+    return {'rating (1 to 5)': one(sum(ratings) / len(ratings)) if ratings else LEFT_OUT}
 
 
 def _yes(fields: Fields, replies: Sequence[str]) -> Scored:
-    return {'judged correct': one(replies[0].strip().lower() == 'yes')}
+    """What most of the replies say."""
+    said = Counter(reply.strip().lower() for reply in replies if reply)
+    return {'judged correct': one(max(said, key=lambda word: said[word]) == 'yes') if said else LEFT_OUT}
 
 
 # ---- Speech-IFEval
@@ -177,25 +162,26 @@ _SAMPLED = {'temperature': 0.5, 'top_p': 0.95, 'max_tokens': 1024}
 
 VERDICTS: Mapping[str, Verdicts] = {
     'voicebench_open': Verdicts(
-        ('rating (1 to 5)',), _voicebench('meta_prompt_open'), _rating, _SAMPLED,
-        (_QUESTION, 'The capital of France is Paris.', 'Bananas are yellow.'),
+        _voicebench('meta_prompt_open'), _rating, _SAMPLED,
+        (_QUESTION, 'The capital of France is Paris.', 'Bananas are yellow.'), copies=3,
     ),
     'voicebench_qa': Verdicts(
-        ('judged correct',), _voicebench('meta_prompt_qa'), _yes, _SAMPLED, (_QUESTION, 'Paris it is.', 'Berlin.')
+        _voicebench('meta_prompt_qa'), _yes, _SAMPLED, (_QUESTION, 'Paris it is.', 'Berlin.'),
+        copies=3,
     ),
     'speech_ifeval_reasoning': Verdicts(
-        ('following rate',), _reasoning, _result, {},
+        _reasoning, _result, {},
         (
             {'instruction': 'Is the speaker a man or a woman?\nThink step by step.'},
             'First, the pitch is low. Second, the voice is deep. Both are usual for men. So: a man.', 'Man',
         ),
     ),
     'air_bench_chat': Verdicts(
-        ('score (1 to 10)', 'score of the reference', 'win rate'), _air_bench, _two_scores,
+        _air_bench, _two_scores,
         {'temperature': 1.0, 'max_tokens': 1024}, (_CLIP, 'A dog barks.', 'A piano plays.'),
     ),
     'air_bench_choice': Verdicts(
-        ('accuracy', 'no answer'), _align, _aligned, {'temperature': 1.0, 'max_tokens': 1024},
+        _align, _aligned, {'temperature': 1.0, 'max_tokens': 1024},
         (
             {'question': 'What is heard?', 'choice_a': 'a dog', 'choice_b': 'a piano', 'answer_gt': 'a dog'},
             'It is a dog.', 'It is a piano.',
@@ -206,15 +192,20 @@ VERDICTS: Mapping[str, Verdicts] = {
 
 
 def ask_all(
-    judge: Judge, requests: Sequence[Sequence[Message]], cache: AnswerCache, sampling: Mapping[str, Any]
+    judge: Judge,
+    requests: Sequence[Sequence[Message]],
+    cache: AnswerCache,
+    sampling: Mapping[str, Any],
+    copies: int = 1,
 ) -> list[str]:
-    """The judge's replies, in order; a reply that is cached is not paid for again.
+    """The judge's replies, in order, those to copies of a request one after the other.
 
     Args:
         judge: The judge.
         requests: Conversations.
         cache: Keeps replies.
         sampling: Of the benchmark; what the configuration of the judge leaves out (null) is not sent.
+        copies: How often each request is sent.
 
     Returns:
         '' for what the server refuses: too long, or filtered.
@@ -222,41 +213,19 @@ def ask_all(
     Raises:
         VtbDataError: The server does not answer, or refuses everything; replies so far are kept.
     """
-    endpoint = Endpoint(
-        judge.url, judge.api_key_env, judge.concurrency, judge.timeout_s, judge.tries, judge.requests_per_minute,
-        judge.first_wait_s,
-    )  # fmt: skip
     sent = {k: v for k, v in sampling.items() if getattr(judge, k, v) is not None}
-    failed: list[VtbDataError] = []
-    refused: list[VtbDataError] = []
 
-    async def one(client: Any, messages: Sequence[Message]) -> str:
-        key = AnswerCache.key('benchmark judge', judge.model, sent, messages)
-        if key not in cache:
-            if failed:
-                return ''
-            # an error here must not cancel the requests in flight: they are paid for
-            try:
-                body = {'model': judge.model, 'messages': [dict(m) for m in messages], **sent}
-                response, _ = await endpoint.post(client, 'chat/completions', body)
-                cache.add(key, response.json()['choices'][0]['message']['content'] or '')
-            except VtbDataError as error:
-                (refused if str(error.got).startswith(REFUSED) else failed).append(error)
-                return ''
-            except (ValueError, LookupError, TypeError) as error:
-                failed.append(VtbDataError('Not the form of chat completions.', got=f'{type(error).__name__} {error}'))
-                return ''
-        return str(cache[key])
+    def key_of(question: tuple[Sequence[Message], int]) -> str:
+        return AnswerCache.key('benchmark judge', judge.model, sent, *question)
 
-    replies = endpoint.map(one, requests)
-    if failed or (refused and len(refused) == len(requests)):
-        error = (failed or refused)[0]
-        raise VtbDataError(
-            'The judge does not answer.', field='judge.url', got=f'{judge.url}, model {judge.model}: {error.got}',
-            remedy=f'check server, judge.model, and the key in ${judge.api_key_env}; start again: all answers and '
-            'replies so far are kept',
-        ) from error  # fmt: skip
-    return replies
+    async def ask(endpoint: Endpoint, client: Any, question: tuple[Sequence[Message], int]) -> str:
+        body = {'model': judge.model, 'messages': [dict(m) for m in question[0]], **sent}
+        response, _ = await endpoint.post(client, 'chat/completions', body)
+        return reply_of(response)[0]
+
+    questions = [(messages, copy) for messages in requests for copy in range(copies)]
+    replies = ask_each(judge, questions, key_of, ask, cache)
+    return ['' if isinstance(reply, VtbDataError) else reply for reply in replies]
 
 
 def judge_answers(
@@ -276,17 +245,24 @@ def judge_answers(
     """
     verdicts = VERDICTS[name]
     asked = [verdicts.requests(fields, answer, repository) for fields, answer in rows]
-    replies = iter(ask_all(judge, [request for part in asked for request in part], cache, verdicts.sampling))
+    requests = [request for part in asked for request in part]
+    replies = iter(ask_all(judge, requests, cache, verdicts.sampling, verdicts.copies))
     return [
-        verdicts.scored(fields, [next(replies) for _ in part]) for (fields, _), part in zip(rows, asked, strict=True)
+        verdicts.scored(fields, [next(replies) for _ in range(verdicts.copies * len(part))])
+        for (fields, _), part in zip(rows, asked, strict=True)
     ]
 
 
 def missed_verdicts(name: str, judge: Judge, cache: AnswerCache, repository: Path) -> list[str]:
-    """The known verdicts of a benchmark that a judge misses, asked before the model answers anything.
+    """The known verdicts of a benchmark that a judge misses, asked before the model answers anything; [] if none.
 
     Raises:
         VtbDataError: The prompts cannot be read, or the judge does not answer.
     """
     verdicts = VERDICTS[name]
-    return verdicts.try_judge(lambda requests: ask_all(judge, requests, cache, verdicts.sampling), repository)
+    fields, right, wrong = verdicts.control
+    found = judge_answers(name, [(fields, right), (fields, wrong)], judge, cache, repository)
+    good, bad = (scored[ATTRIBUTES[name][0]] for scored in found)
+    if not good[1] or not bad[1]:
+        return ['a verdict without the form']
+    return [] if good[0] / good[1] > bad[0] / bad[1] else ['a wrong answer is judged no worse than a right one']

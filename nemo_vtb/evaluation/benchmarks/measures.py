@@ -21,10 +21,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from nemo_vtb.data.normalizers import get_normalizer, normalizer_for
-from nemo_vtb.evaluation.metrics import Measure, Statistics, bleu_of, chrf_of, error_rate, mean_of, percent
+from nemo_vtb.evaluation.metrics import Measure, Statistics, bleu_of, chrf_of, error_rate, mean_of, percent, scored
 
 HALLUCINATED_WORDS = 5
 """As many added words in a row make an utterance count as hallucinated."""
@@ -54,7 +52,7 @@ ATTRIBUTES: Mapping[str, tuple[str, ...]] = {
 def measures_of(name: str, lang: str) -> tuple[Measure, ...]:
     """The measures of a scorer or a kind; `lang` of the answers decides normaliser and tokeniser."""
     if name in ATTRIBUTES:
-        return tuple(_quotient(metric, name) for metric in ATTRIBUTES[name])
+        return tuple(_scored(metric, name) for metric in ATTRIBUTES[name])
     if name == 'asr':
         rate = error_rate(lang, metric='CER' if normalizer_for(lang) == 'characters' else 'WER')
         return (rate, *(_added(metric, lang) for metric in ('insertions', 'hallucinated')))
@@ -63,17 +61,13 @@ def measures_of(name: str, lang: str) -> tuple[Measure, ...]:
     return bleu_of(lang), _rouge()
 
 
-def _quotient(metric: str, scorer: str) -> Measure:
-    """One sum over the other: a share in percent, or a mean of marks."""
-    marks = metric.startswith(('rating', 'score', 'COMET'))
-
-    def value(sums: np.ndarray) -> float:
-        return float(sums[0]) / max(float(sums[1]), 1.0) if marks else percent(sums)
-
-    def statistics(references: Sequence[str], answer: str) -> Statistics:
-        raise TypeError(f'{metric} comes from the scorer {scorer}')
-
-    return Measure(metric, statistics, value, metric != 'no answer', '' if marks else '%', f'scorer {scorer}')
+def _scored(metric: str, scorer: str) -> Measure:
+    """A share in percent, or a mean of marks."""
+    unit = '' if metric.startswith(('rating', 'score', 'COMET')) else '%'
+    return scored(
+        metric, unit=unit, higher_is_better=metric != 'no answer', signature=f'scorer {scorer}',
+        nothing='No answer could be scored.',
+    )  # fmt: skip
 
 
 def _added(metric: str, lang: str) -> Measure:

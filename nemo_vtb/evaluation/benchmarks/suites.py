@@ -17,8 +17,10 @@ from collections.abc import Sequence
 
 from nemo_vtb.errors import VtbConfigError, VtbDataError, VtbError
 from nemo_vtb.evaluation.benchmarks.catalog import BenchmarkTask, Row, catalog, place_of
+from nemo_vtb.evaluation.lm_eval_engine import own_folder
 from nemo_vtb.evaluation.metrics import Measure
 from nemo_vtb.evaluation.task import Context, Example, Task
+from nemo_vtb.evaluation.tasks.text import lm_eval_tasks
 
 PAPER = (
     'librispeech', 'mls', 'common_voice', 'fleurs', 'voxpopuli', 'covost2', 'europarl_st', 'fleurs_st',
@@ -48,7 +50,8 @@ def benchmark_tasks(name: str, context: Context) -> list[Task]:
             tasks.append(BenchmarkTask(row, part))
             continue
         try:
-            tasks += _of_lm_eval(row, context)
+            data = str(place_of(row, context.data_root) / row.dataset)
+            tasks += lm_eval_tasks(context, (row.name,), row.suite, include=(own_folder(row.suite),), data=data)
         except (VtbDataError, VtbConfigError) as error:
             tasks.append(_Missing(row, error))
     return tasks
@@ -72,13 +75,3 @@ class _Missing(Task):
     def measures(self, examples: Sequence[Example]) -> Sequence[Measure]:
         """None."""
         return ()
-
-
-def _of_lm_eval(row: Row, context: Context) -> Sequence[Task]:
-    from nemo_vtb.evaluation.lm_eval_engine import local_tasks
-    from nemo_vtb.evaluation.tasks.text import LmEval
-
-    data = str(place_of(row, context.data_root) / row.dataset)
-    chat_template = bool(context.settings.get('chat_template', True))
-    settings = {'selected': (row.name,), 'include': (), 'chat_template': chat_template, 'limit': context.limit}
-    return [LmEval(name, settings | {'data': data}, row.suite) for name in local_tasks(row.name, data)]

@@ -19,6 +19,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from difflib import SequenceMatcher
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +74,7 @@ def read_subject(path: str | Path, name: str | None = None) -> Subject:
     model = Path((evaluation.info.get('file') or {}).get('model') or path.with_name(f'{name_of(path)}.nemo'))
     folders = list(dict.fromkeys((path.parent, path.parent.parent, model.parent, model.parent.parent)))
     history = next((h for folder in folders if (h := read_history(folder / 'history.jsonl'))), [])
-    ledger = _manifest_ledger(model) or _first_json([folder / 'ledger.json' for folder in folders])
-    return Subject(name or name_of(path), evaluation, ledger, history)
+    return Subject(name or name_of(path), evaluation, _ledger(model, folders), history)
 
 
 def name_of(path: Path) -> str:
@@ -155,34 +155,26 @@ def write_report(report: Mapping[str, Any], folder: str | Path) -> dict[str, Pat
 def _curves(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Kind -> {train: [[step, loss]], validation: [[step, loss]]}; a long run is thinned to 400 points."""
     curves: dict[str, dict[str, list[list[float]]]] = {}
+
+    def add(kind: str, part: str, step: float, loss: float) -> None:
+        curves.setdefault(kind, {'train': [], 'validation': []})[part].append([step, loss])
+
     for record in history:
-        if record.get('type') == 'train':
-            for kind, loss in record.get('losses', {}).items():
-                curves.setdefault(kind, {'train': [], 'validation': []})['train'].append([record['step'], loss])
+        for kind, loss in record.get('losses', {}).items() if record.get('type') == 'train' else ():
+            add(kind, 'train', record['step'], loss)
         for key, loss in (record.get('metrics') or {}).items():
             if key.startswith('val_loss_'):
-                kind = key.removeprefix('val_loss_')
-                curves.setdefault(kind, {'train': [], 'validation': []})['validation'].append([record['step'], loss])
+                add(key.removeprefix('val_loss_'), 'validation', record['step'], loss)
     for curve in curves.values():
-        step = max(1, len(curve['train']) // 400)
-        curve['train'] = curve['train'][::step]
+        curve['train'] = curve['train'][:: max(1, len(curve['train']) // 400)]
     return curves
 
 
-def _manifest_ledger(model: Path) -> dict[str, Any] | None:
-    """The ledger in the `.nemo` file, None where that has gone."""
-    if not model.is_file():
-        return None
-    ledger: dict[str, Any] | None = read_info(model).manifest.get('ledger')
-    return ledger
-
-
-def _first_json(paths: Sequence[Path]) -> dict[str, Any] | None:
-    for path in paths:
-        if path.is_file():
-            value: dict[str, Any] = json.loads(path.read_text(encoding='utf-8'))
-            return value
-    return None
+def _ledger(model: Path, folders: Sequence[Path]) -> dict[str, Any] | None:
+    """Of the `.nemo` file, or where that has gone, of the run's folder."""
+    ledger: dict[str, Any] | None = read_info(model).manifest.get('ledger') if model.is_file() else None
+    files = [path for folder in folders if (path := folder / 'ledger.json').is_file()]
+    return ledger or (json.loads(files[0].read_text(encoding='utf-8')) if files else None)
 
 
 # ---- worst answers
@@ -226,15 +218,11 @@ def worst_examples(evaluation: Evaluation, per_task: int = 3) -> list[dict[str, 
 
 def _of_every_source(scored: list[tuple[float, Sample]], count: int) -> list[tuple[float, Sample]]:
     """The worst, but the sources in turn: one that is hopeless must not hide the others."""
-    queues: dict[str, list[tuple[float, Sample]]] = {}
+    sources: dict[str, list[tuple[float, Sample]]] = {}
     for entry in scored:
-        queues.setdefault(entry[1].source, []).append(entry)
-    taken: list[tuple[float, Sample]] = []
-    while len(taken) < count and any(queues.values()):
-        for queue in queues.values():
-            if queue and len(taken) < count:
-                taken.append(queue.pop(0))
-    return taken
+        sources.setdefault(entry[1].source, []).append(entry)
+    turns = zip_longest(*sources.values())
+    return [entry for turn in turns for entry in turn if entry is not None][:count]
 
 
 def word_diff(reference: str, answer: str) -> list[tuple[str, str]]:

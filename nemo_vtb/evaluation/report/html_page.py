@@ -44,6 +44,14 @@ _NOTES = {
     'recording.',
     'symptoms': 'Share of answers that are empty, endless, copied, in another language, or one for all recordings.',
 }
+# marks of judges and of COMET; all else is in percent
+_SCALES = {
+    'judge: redundancy': (1.0, 10.0),
+    'rating (1 to 5)': (1.0, 5.0),
+    'score (1 to 10)': (1.0, 10.0),
+    'score of the reference': (1.0, 10.0),
+    'COMET': (0.0, 1.0),
+}
 _BASES = {'retention': 'the base LLM: 100 %'}
 _BASE = 'the base LLM, where it can read the question'
 
@@ -180,10 +188,7 @@ def _moved(m: Metric) -> str:
 
 def _line(suite: str, m: Metric | None, who: str, colour: str) -> dict[str, Any]:
     """A value on a line from left to right: its interval as a band, the base LLM as an upright mark."""
-    # the judge's marks go from 1 to 10; all else is in percent
-    low, high = (50.0, 110.0) if suite == 'retention' else (0.0, 100.0)
-    if m is not None and m.name.endswith('redundancy'):
-        low, high = 1.0, 10.0
+    low, high = (50.0, 110.0) if suite == 'retention' else _SCALES.get(m.name if m else '', (0.0, 100.0))
 
     def at(value: float) -> float:
         return round(100 * min(1.0, max(0.0, (value - low) / (high - low))), 2)

@@ -16,50 +16,23 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from nemo_vtb.evaluation.task import Context, Task
-
-
-def _speech(context: Context) -> Sequence[Task]:
-    from nemo_vtb.evaluation.tasks.asr import Transcribe
-    from nemo_vtb.evaluation.tasks.ast import Translate
-    from nemo_vtb.evaluation.tasks.mixed_modal import MixedModal
-    from nemo_vtb.evaluation.tasks.speech_qa import SpeechQa
-    from nemo_vtb.evaluation.tasks.text import Chats, FirstChats
-
-    return [Transcribe(), Translate(), SpeechQa(), MixedModal(), Chats(), FirstChats()]
-
-
-def _text(context: Context) -> Sequence[Task]:
-    from nemo_vtb.evaluation.tasks.text import text_tasks
-
-    return text_tasks(context)
-
-
-def _instruct(context: Context) -> Sequence[Task]:
-    from nemo_vtb.evaluation.tasks.instructions import Instructions
-
-    return [Instructions(name) for name in ('typed', 'spoken')]
-
-
-def _emergent(context: Context) -> Sequence[Task]:
-    from nemo_vtb.evaluation.tasks.emergent import EMERGENT_TASKS, Emergent
-
-    return [Emergent(name) for name in EMERGENT_TASKS]
-
-
-def _ladder(context: Context) -> Sequence[Task]:
-    from nemo_vtb.evaluation.tasks.ladder import ladder_tasks
-
-    return ladder_tasks(context)
-
+from nemo_vtb.evaluation.tasks.asr import Transcribe
+from nemo_vtb.evaluation.tasks.ast import Translate
+from nemo_vtb.evaluation.tasks.emergent import EMERGENT_TASKS, Emergent
+from nemo_vtb.evaluation.tasks.instructions import Instructions
+from nemo_vtb.evaluation.tasks.ladder import ladder_tasks
+from nemo_vtb.evaluation.tasks.mixed_modal import MixedModal
+from nemo_vtb.evaluation.tasks.speech_qa import SpeechQa
+from nemo_vtb.evaluation.tasks.text import Chats, FirstChats, text_tasks
 
 SUITES: Mapping[str, Callable[[Context], Sequence[Task]]] = {
-    'speech': _speech,
-    'text': _text,
-    'instruct': _instruct,
-    'emergent': _emergent,
-    'ladder': _ladder,
+    'speech': lambda _: [Transcribe(), Translate(), SpeechQa(), MixedModal(), Chats(), FirstChats()],
+    'text': text_tasks,
+    'instruct': lambda _: [Instructions(name) for name in ('typed', 'spoken')],
+    'emergent': lambda _: [Emergent(name) for name in EMERGENT_TASKS],
+    'ladder': ladder_tasks,
 }
 """What `vtb eval --suite` takes; a suite that cannot run raises VtbConfigError or VtbDataError with what it needs."""
 
-ALL = ('speech', 'text', 'instruct', 'emergent', 'ladder')
+ALL = tuple(SUITES)
 """The suites that need no data of the user: `--suite all`."""

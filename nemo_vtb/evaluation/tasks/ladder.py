@@ -13,7 +13,7 @@
 # limitations under the License.
 """The same questions typed, in spoken form, spoken, with noise, half spoken, and a turn later."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -133,27 +133,17 @@ def ladder_questions(conversations: Iterable[Conversation], limit: int = LADDER_
     return found
 
 
-def make_rungs(
-    questions: Sequence[LadderQuestion], folder: str | Path, speak: Callable[[str, str], np.ndarray] | None = None
-) -> dict[str, list[Conversation]]:
-    """Every question on every rung, as prompts; recordings are written as WAV files.
-
-    Args:
-        questions: The questions.
-        folder: Where the recordings go.
-        speak: (text, language) -> samples in [-1, 1], (S,) at 16 kHz; None: the embedded voices, in the one style that
-            no training data has.
+def make_rungs(questions: Sequence[LadderQuestion], folder: Path) -> dict[str, list[Conversation]]:
+    """Every question on every rung, as prompts; recordings are written as WAV files of a folder.
 
     Raises:
         VtbAssetError: The embedded voices are not installed.
     """
-    speak = speak or _embedded_voice
-    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     rungs: dict[str, list[Conversation]] = {name: [] for name in RUNGS}
     for number, q in enumerate(questions):
-        statement = speak(q.statement, q.lang)
-        both = np.concatenate([statement, np.zeros(int(0.3 * SAMPLE_RATE), np.float32), speak(q.question, q.lang)])
+        statement = _spoken(q.statement, q.lang)
+        both = np.concatenate([statement, np.zeros(int(0.3 * SAMPLE_RATE), np.float32), _spoken(q.question, q.lang)])
         said = f'{q.statement} {q.question}'
         statement_part = _write(folder / f'{number:03d}-statement.wav', statement, q.statement)
         parts: dict[str, tuple[Text | Audio, ...]] = {
@@ -198,7 +188,8 @@ def _write(path: Path, samples: np.ndarray, said: str) -> Audio:
     return Audio(str(path), len(samples) / SAMPLE_RATE, text=said)
 
 
-def _embedded_voice(text: str, lang: str) -> np.ndarray:
+def _spoken(text: str, lang: str) -> np.ndarray:
+    """By the embedded voices, in the one style that no training data has: samples in [-1, 1], (S,) at 16 kHz."""
     from nemo_vtb.assets.voices import speak, voice_for
 
     return speak(text, voice_for(lang)[0])

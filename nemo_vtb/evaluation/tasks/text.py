@@ -14,7 +14,6 @@
 """Text ability: the likelihood of held-out text-only conversations, and tasks of lm-eval."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from nemo_vtb.data.conversation import Conversation
@@ -72,15 +71,15 @@ class LmEval(Task):
 
     Args:
         name: Of the task.
-        settings: `selected` (names that were requested; a group among them may change the settings of the task),
-            `include`, `chat_template`, `limit`, and `data` where that is local.
+        loaded: The task, by lm-eval.
         suite: The suite that it belongs to.
+        settings: What changes the answers: where the data comes from, `chat_template`, `limit`.
     """
 
     request = 'lm_eval'
 
-    def __init__(self, name: str, settings: Mapping[str, Any], suite: str = 'text') -> None:
-        self.name, self.settings, self.suite = name, settings, suite
+    def __init__(self, name: str, loaded: Any, suite: str, settings: Mapping[str, Any]) -> None:
+        self.name, self.loaded, self.suite, self.settings = name, loaded, suite, settings
 
     def examples(self, context: Context) -> Sequence[Example]:
         """The whole task."""
@@ -92,17 +91,30 @@ class LmEval(Task):
         return ()
 
 
-def text_tasks(context: Context) -> list[Task]:
-    """The requested tasks of lm-eval, groups and tags resolved.
+def lm_eval_tasks(
+    context: Context, names: Sequence[str], suite: str, *, include: Sequence[str] = (), data: str = ''
+) -> list[Task]:
+    """Tasks of lm-eval, groups and tags resolved.
+
+    Args:
+        context: Whose settings hold.
+        names: Of tasks, groups and tags.
+        suite: The suite that they belong to.
+        include: Folders with YAML tasks.
+        data: A folder in place of the repository that the tasks name; '' for that.
 
     Raises:
         VtbConfigError: lm-eval is not installed, or a task is unknown.
         VtbDataError: The data of a task is not on this machine.
     """
-    from nemo_vtb.evaluation.lm_eval_engine import load_tasks, task_manager
+    from nemo_vtb.evaluation.lm_eval_engine import load_tasks
 
-    names: Sequence[str] = tuple(context.settings.get('tasks') or TEXT_TASKS)
-    include: Sequence[str | Path] = tuple(context.settings.get('include') or ())
-    chat_template = bool(context.settings.get('chat_template', True))
-    settings = {'selected': names, 'include': include, 'chat_template': chat_template, 'limit': context.limit}
-    return [LmEval(name, settings) for name in load_tasks(task_manager(names, include), names)]
+    settings = {'from': [*names, *include, data], 'limit': context.limit}
+    settings |= {'chat_template': bool(context.settings.get('chat_template', True))}
+    return [LmEval(name, task, suite, settings) for name, task in load_tasks(names, include, data).items()]
+
+
+def text_tasks(context: Context) -> list[Task]:
+    """The requested tasks of lm-eval, or those of the package; errors as of `lm_eval_tasks`."""
+    names = tuple(context.settings.get('tasks') or TEXT_TASKS)
+    return lm_eval_tasks(context, names, 'text', include=tuple(context.settings.get('include') or ()))

@@ -30,7 +30,7 @@ from benchmark_folders import Clip
 from nemo_vtb.errors import VtbDataError
 from nemo_vtb.evaluation.answers import AnswerCache
 from nemo_vtb.evaluation.benchmarks.catalog import BenchmarkTask, catalog
-from nemo_vtb.evaluation.benchmarks.judged import ask_all, judge_answers, missed_verdicts
+from nemo_vtb.evaluation.benchmarks.judged import VERDICTS, ask_all, judge_answers, missed_verdicts
 from nemo_vtb.evaluation.benchmarks.summaries import summaries
 from nemo_vtb.evaluation.judge import Judge
 from nemo_vtb.evaluation.metrics import aggregate
@@ -57,7 +57,7 @@ def server(reply: Callable[[Mapping[str, Any]], str | int]) -> Iterator[tuple[Ju
             self.wfile.write(data)
 
     http = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
-    thread = threading.Thread(target=http.serve_forever)
+    thread = threading.Thread(target=http.serve_forever, args=(0.01,))
     thread.start()
     try:
         url = f'http://127.0.0.1:{http.server_port}/v1'
@@ -96,6 +96,29 @@ def test_answers_are_judged_with_the_benchmarks_prompt_and_sampling(repository: 
         judge = replace(judge, temperature=None)
         judge_answers('voicebench_open', ROWS[:1], judge, again, repository)
         assert 'temperature' not in got[-1]
+
+
+def test_a_judge_is_tried_on_known_verdicts(repository: Path) -> None:
+    for name, good, bad in [
+        ('voicebench_open', '5', '1'), ('voicebench_qa', 'Yes', 'No'), ('air_bench_choice', 'A', 'B'),
+        ('speech_ifeval_reasoning', 'Result: YES', 'Result: NO'),
+    ]:  # fmt: skip
+        right = VERDICTS[name].control[1]
+        for reply, fine in ((good, True), (bad, False), ('?', False)):
+            answer = lambda body, reply=reply, bad=bad, right=right: reply if right in str(body) else bad  # noqa: E731
+            with server(answer) as (judge, _):
+                assert (missed_verdicts(name, judge, AnswerCache(None), repository) == []) == fine
+
+
+def test_several_replies_are_asked_where_the_benchmark_does(repository: Path) -> None:
+    replies = iter(['4', '2', '3'])
+    with server(lambda body: next(replies)) as (judge, got):
+        cache = AnswerCache(None)
+        [found] = judge_answers('voicebench_open', ROWS[:1], judge, cache, repository)
+        assert found == {'rating (1 to 5)': (3.0, 1.0)} and len(got) == 3
+        assert judge_answers('voicebench_open', ROWS[:1], judge, cache, repository) == [
+            found
+        ]  # nothing is asked again
 
 
 def test_a_judge_that_cannot_tell_is_found_first(repository: Path) -> None:
@@ -137,6 +160,13 @@ def test_a_long_recording_is_transcribed_in_chunks_and_scored_as_one(clips: list
     rows = [task.score(e, a) for e, a in zip(examples, answers, strict=True)]
     values = {m.name: aggregate(m, [r[m.name] for r in rows]).value for m in task.measures(examples)}
     assert values == {'WER': 100.0, 'insertions': 50.0, 'hallucinated': 0.0}
+
+
+def test_a_limit_takes_whole_recordings(clips: list[Clip], tmp_path: Path) -> None:
+    made.earnings22(tmp_path, clips)
+    [row] = catalog()['earnings22']
+    examples = BenchmarkTask(replace(row, chunk_s=0.5)).examples(Context(data_root=tmp_path, limit=1))
+    assert len(examples) == examples[-1].extra['chunks'] > 1
 
 
 def test_an_utterance_with_many_added_words_in_a_row_is_hallucinated(clips: list[Clip], tmp_path: Path) -> None:

@@ -37,9 +37,6 @@ from nemo_vtb.evaluation.metrics import corpus, error_rate
 from nemo_vtb.evaluation.result import Evaluation, Metric
 from nemo_vtb.evaluation.runner import Plan, run_suites, suites_of
 
-# in one process with tests of commands, something here leaves a closed stream behind: by themselves until it is found
-pytestmark = pytest.mark.slow
-
 
 class Answers:
     """A model whose answers follow from the text of the last turn, so that figures can be worked out by hand."""
@@ -130,6 +127,12 @@ def test_speech_ifeval_says_what_was_forgotten(
     values = {m.name: (m.value, m.base) for m in found.of('speech_ifeval', 'all')}
     assert values['IFrate'] == (pytest.approx(100 / 3), 100.0)
     assert values['forgetting rate'] == (pytest.approx(-200 / 3), None)
+    assert 'judge by-rule' in found.metric('chain-of-thought', 'following rate').signature
+    # a judge that never gives a verdict with its form has found nothing out: 0 % would be a number
+    with server(lambda body: 'well ...') as (judge, _):
+        found = run(model, 'speech_ifeval', tmp_path, judge=judge)
+    assert found.metric('chain-of-thought', 'n/a').value is None
+    assert not found.of('speech_ifeval', 'all')
 
 
 def test_comet_is_added_where_it_is_installed(
