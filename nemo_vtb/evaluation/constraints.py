@@ -57,24 +57,18 @@ def _words(text: str) -> list[str]:
     return re.findall(r"\w+(?:['’]\w+)*", text)
 
 
-def _upper(answer: str) -> bool:
-    return any(c.isalpha() for c in answer) and answer == answer.upper()
+def _between(count: int, at_least: int = 0, at_most: int = 10**9) -> bool:
+    return at_least <= count <= at_most
 
 
-def _lower(answer: str) -> bool:
-    return any(c.isalpha() for c in answer) and answer == answer.lower()
-
-
-def _count_words(answer: str, at_least: int = 0, at_most: int = 10**9) -> bool:
-    return at_least <= len(_words(answer)) <= at_most
-
-
-def _count_sentences(answer: str, at_least: int = 0, at_most: int = 10**9) -> bool:
-    return at_least <= len(_SENTENCE.findall(answer)) <= at_most
+def _places(answer: str, text: str) -> int:
+    """How often the words of a text stand in an answer."""
+    wanted, words = ([word.lower() for word in _words(part)] for part in (text, answer))
+    return sum(words[i : i + len(wanted)] == wanted for i in range(len(words) - len(wanted) + 1))
 
 
 def _bullets(answer: str, at_least: int = 1, at_most: int = 10**9) -> bool:
-    return at_least <= sum(bool(_BULLET.match(line)) for line in answer.splitlines()) <= at_most
+    return _between(sum(bool(_BULLET.match(line)) for line in answer.splitlines()), at_least, at_most)
 
 
 def _json(answer: str, keys: Sequence[str] = ()) -> bool:
@@ -85,15 +79,6 @@ def _json(answer: str, keys: Sequence[str] = ()) -> bool:
     except ValueError:
         return False
     return isinstance(value, dict | list) and (not keys or (isinstance(value, dict) and set(keys) <= value.keys()))
-
-
-def _includes(answer: str, text: str) -> bool:
-    wanted, words = [w.lower() for w in _words(text)], [w.lower() for w in _words(answer)]
-    return any(words[i : i + len(wanted)] == wanted for i in range(len(words) - len(wanted) + 1))
-
-
-def _one_of(answer: str, texts: Sequence[str]) -> bool:
-    return any(_includes(answer, text) for text in texts)
 
 
 def _wer(answer: str, text: str, at_most: float, lang: str = 'en') -> bool:
@@ -134,27 +119,20 @@ def _numbers(text: str) -> list[float]:
     return found
 
 
-def _repeats(answer: str, text: str, times: int) -> bool:
-    wanted = [w.lower() for w in _words(text)]
-    words = [w.lower() for w in _words(answer)]
-    hits = sum(words[i : i + len(wanted)] == wanted for i in range(len(words) - len(wanted) + 1))
-    return hits == times
-
-
 KINDS: Mapping[str, Callable[..., bool]] = {
-    'upper': _upper,
-    'lower': _lower,
-    'words': _count_words,
-    'sentences': _count_sentences,
+    'upper': lambda answer: any(map(str.isalpha, answer)) and answer == answer.upper(),
+    'lower': lambda answer: any(map(str.isalpha, answer)) and answer == answer.lower(),
+    'words': lambda answer, **limits: _between(len(_words(answer)), **limits),
+    'sentences': lambda answer, **limits: _between(len(_SENTENCE.findall(answer)), **limits),
     'bullets': _bullets,
     'json': _json,
-    'includes': _includes,
-    'excludes': lambda answer, text: not _includes(answer, text),
-    'one_of': _one_of,
+    'includes': lambda answer, text: _places(answer, text) > 0,
+    'excludes': lambda answer, text: not _places(answer, text),
+    'one_of': lambda answer, texts: any(_places(answer, text) for text in texts),
     'starts': lambda answer, text: answer.lower().startswith(text.lower()),
     'ends': lambda answer, text: answer.rstrip().lower().endswith(text.lower()),
     'no_commas': lambda answer: ',' not in answer,
-    'repeats': _repeats,
+    'repeats': lambda answer, text, times: _places(answer, text) == times,
     'wer': _wer,
     'chrf': _chrf,
     'last_number': _last_number,
