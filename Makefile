@@ -20,7 +20,7 @@ PY := .venv/bin/python
 # tests and benchmarks start several processes; more than one thread each would only compete for cores
 test test-all torture bench: export OMP_NUM_THREADS ?= 1
 
-QUICK_ASSETS := minimind2-small whisper-tiny.en demo-corpus
+QUICK_ASSETS := minimind2-small whisper-tiny.en minimind2-small.whisper-tiny.en demo-corpus open-dialogues
 TEST_ASSETS := minimind2-small whisper-tiny.en demo-corpus
 LONG_ASSETS := smollm2-135m-instruct whisper-tiny.en demo-corpus-smollm2
 

@@ -42,9 +42,14 @@ step() { # title, command ...; shows and keeps the output, stops the whole scrip
 
 PY=.venv/bin/python
 begun=$(date +%s)
-step "1/4 Joint training on the four kinds of data" "$PY" examples/speechllm_joint_sft.py "$@"
-step "2/4 Evaluation beside the base LLM" "$PY" examples/speechllm_eval.py record=true
-step "3/4 Answers to held-out recordings" "$PY" examples/speechllm_generate.py
+DEMO=asset:demo-corpus OPEN=asset:open-dialogues
+step "1/4 Joint training on the four kinds of data" "$PY" examples/speechllm_joint_sft.py --config-name quickstart "$@"
+step "2/4 Evaluation beside the base LLM, on speakers and sentences that it never heard" "$PY" examples/speechllm_eval.py \
+    record=true "data=[$DEMO/asr_ast.test.jsonl,$OPEN/asr_ast.test.jsonl,$DEMO/speech_qa.test.jsonl,$OPEN/speech_qa.test.jsonl,\
+$DEMO/mixed_modal.test.jsonl,$OPEN/mixed_modal.test.jsonl,$DEMO/text.test.jsonl,$DEMO/text_reference.test.jsonl]"
+step "3/4 Answers to people whom it never heard" "$PY" examples/speechllm_generate.py \
+    "audio=[$OPEN/audio/librivox-sense_and_sensibility_01_austen_64kb-0880.wav,$OPEN/audio/ljspeech-LJ001-0002.wav,\
+$OPEN/audio/jfk-jfk.wav,$DEMO/wav/command-test-00001.wav]"
 step "4/4 Export to one .nemo file" "$PY" examples/speechllm_export.py output="$OUT/export/quickstart.nemo" overwrite=true
 
 cat <<END
@@ -54,7 +59,8 @@ $(find "$OUT" -maxdepth 2 -type f ! -name '.*' | sort | sed 's/^/  /' | head -n 
 
 What to do next:
   $PY examples/speechllm_joint_sft.py --help          every setting
-  $PY examples/speechllm_joint_sft.py name=longer trainer.max_steps=600   a longer run
+  $PY examples/speechllm_joint_sft.py --config-name quickstart name=longer trainer.max_steps=800   a longer run
+  $PY examples/speechllm_generate.py audio=[your.wav]   a recording of your own
   .venv/bin/vtb chat $OUT                            talk with it, typed and with recordings (\`vtb web\`: in the browser)
   .venv/bin/vtb report llm $OUT/checkpoints/quickstart.nemo   one page: what it hears, what it kept, where it fails
   .venv/bin/vtb inspect --help                        see how a conversation is rendered

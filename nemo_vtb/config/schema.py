@@ -111,6 +111,9 @@ class EntryKeys:
     data_dir: str | None = key(None, 'share_gpt_webdataset: folder of the shards')
     text_field: str | None = key('text', 'Field of an ASR manifest with the transcript')
     lang_field: str | None = key('lang', 'Field of an ASR manifest with the language')
+    pnc: bool | None = key(
+        None, 'false: transcripts are learnt without punctuation and capitalization; null: as they are'
+    )
     audio_field: str | None = key('audio', 'parquet: column of the recordings')
     duration_field: str | None = key('duration', 'parquet: column of their durations')
     input_roles: Any = key(None, 's2s_as_conversation: speakers that are heard; null: user, User', unit='list')

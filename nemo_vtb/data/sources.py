@@ -32,6 +32,7 @@ from nemo_vtb.data.conversation import (
     Turn,
     parse_line,
     read_jsonl,
+    task_of,
 )
 from nemo_vtb.data.faults import Reason, data_fault, guarded
 from nemo_vtb.data.filters import KEYS as FILTER_KEYS
@@ -50,14 +51,15 @@ from nemo_vtb.data.manifest_files import (
 )
 from nemo_vtb.data.object_files import use_cache
 from nemo_vtb.data.readers import SOURCE_TYPES as SOURCE_TYPES
+from nemo_vtb.data.transcripts import transcript_of
 from nemo_vtb.data.unpack import unpack_entry
 from nemo_vtb.errors import VtbConfigError, VtbDataError
 
 _PROBE_BYTES = 1 << 26
-_INHERITED = ('kind', 'system_prompt', 'max_repeats', 'tags', 'durations')
+_INHERITED = ('kind', 'system_prompt', 'max_repeats', 'tags', 'durations', 'pnc')
 _OPTIONS = (
-    'audio_placeholders', 'audio_root', 'context', 'durations', 'input_roles', 'lang_field', 'output_roles', 'prompt',
-    'strip_timestamp_tokens', 'system_prompt', 'text_field',
+    'audio_placeholders', 'audio_root', 'context', 'durations', 'input_roles', 'lang_field', 'output_roles', 'pnc',
+    'prompt', 'strip_timestamp_tokens', 'system_prompt', 'text_field',
 )  # fmt: skip
 EVAL_SECTIONS = ('validation_ds', 'test_ds')
 
@@ -103,6 +105,8 @@ class SourceSpec:
         conversation = SOURCE_TYPES[self.type](self, line, base, where)
         if self.options.get('durations') == 'trust':
             conversation = _with_trust(conversation, whole=not (self.options.get('segments') or has_offset(line)))
+        if self.options.get('pnc') is False:
+            conversation = _without_pnc(conversation, where)
         return _with_prompts(conversation, self.options)
 
     def _shard(self, line: Mapping[str, Any], where: str) -> int:
@@ -453,6 +457,22 @@ def _with_trust(conversation: Conversation, whole: bool) -> Conversation:
     c = conversation
     turns = [turn if turn.role != 'user' else Turn('user', tuple(map(trusted, turn.parts))) for turn in c.turns]
     return Conversation(c.id, tuple(turns), c.kind, c.source, c.custom)
+
+
+def _without_pnc(conversation: Conversation, where: str) -> Conversation:
+    """Transcripts in the form that an adapter writes; translations and the answers of other kinds keep theirs."""
+    c = conversation
+    if task_of(c) != 'asr':
+        return c
+    turns = tuple(
+        Turn(turn.role, (Text(transcript_of(turn.text)),)) if turn.role == 'assistant' else turn for turn in c.turns
+    )
+    if not all(turn.text for turn in turns if turn.role == 'assistant'):
+        raise data_fault(
+            Reason.NOTHING_TO_LEARN, field=f'{where}: the transcript', got=c.answer,
+            allowed='letters or digits (pnc is false)', remedy='leave the line out, or pnc away',
+        )  # fmt: skip
+    return Conversation(c.id, turns, c.kind, c.source, c.custom)
 
 
 def _with_prompts(conversation: Conversation, options: Mapping[str, Any]) -> Conversation:

@@ -139,6 +139,23 @@ def test_prompts_of_a_source_are_spread_over_its_lines_and_stay(tmp_path: Path) 
     assert set(asked) == {'Write down German.', 'Transcribe:', 'What is said?'}
 
 
+def test_transcripts_are_learnt_without_punctuation_and_capitalization_on_request(tmp_path: Path) -> None:
+    line = {
+        'id': 'x',
+        'conversations': [text('User', 'Say it:'), spoken('a.wav'), text('Assistant', "It's Bob, No. 3!")],
+    }
+    plain = read(tmp_path, line, kind='asr_ast', pnc=False)
+    assert said(plain) == [('user', ['Say it:', 'a.wav']), ('assistant', ["it's bob no 3"])]
+    assert said(read(tmp_path, line, kind='asr_ast'))[1] == ('assistant', ["It's Bob, No. 3!"])
+    assert said(read(tmp_path, line, kind='speech_qa', pnc=False))[1] == ('assistant', ["It's Bob, No. 3!"])
+    into_german = line | {'custom': {'source_lang': 'en', 'target_lang': 'de'}}
+    assert said(read(tmp_path, into_german, kind='asr_ast', pnc=False))[1] == ('assistant', ["It's Bob, No. 3!"])
+    line['conversations'][-1] = text('Assistant', '...')
+    with pytest.raises(VtbDataError) as caught:
+        read(tmp_path, line, kind='asr_ast', pnc=False)
+    assert caught.value.reason == 'nothing_to_learn'
+
+
 @pytest.mark.parametrize('missing', ['audio_filepath', 'text'])
 def test_a_manifest_line_needs_its_keys(tmp_path: Path, missing: str) -> None:
     line = {'audio_filepath': 'a.wav', 'duration': 1.0, 'text': 'x'}

@@ -72,6 +72,15 @@ def test_the_test_asks_kinds_that_training_never_asks(kind: str) -> None:
     assert asked['train'] and asked['test'] and not asked['train'] & asked['test']
 
 
+def test_text_only_conversations_change_nothing_that_is_spoken() -> None:
+    plain, other = script('train'), script('train')
+    typed = other.typed(50)
+    assert plain.recognition(0.02) == other.recognition(0.02)
+    assert all(entry['type'] == 'text' for line in typed for entry in line['conversations'])
+    assert {line['conversations'][-1]['from'] for line in typed} == {'Assistant'}
+    assert len({line['conversations'][0]['value'] for line in typed}) > 25 and typed == script('train').typed(50)
+
+
 def test_the_spoken_part_of_a_mixed_turn_is_needed() -> None:
     for line in script('train').mixed(120):
         task, *_, answer = line['custom']['task'].split()[0], line['conversations'][-1]['value']

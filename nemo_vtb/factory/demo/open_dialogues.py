@@ -47,12 +47,12 @@ _CHUNK = 50
 
 
 def build_open_dialogues(job: Job) -> None:
-    """Make the corpus: `asr_ast`, `speech_qa` and `mixed_modal`, each for train, validation and test, and `card.json`.
+    """Make the corpus: recognition, questions and mixed turns for each split, text for training, and `card.json`.
 
     Args:
         job: Packages `wordnet-base` and `dict-gcide`; assets `flite-voices` and, for the test, recordings of people;
-            parameters `seed`, `asr_hours`, `common`, and the counts of `speech_qa` and `mixed_modal` for the three
-            splits.
+            parameters `seed`, `asr_hours`, `common`, `text`, and the counts of `speech_qa` and `mixed_modal` for the
+            three splits.
     """
     seed = int(str(job.params['seed']))
     sentences = read_sentences(job.packages['wordnet-base'], job.packages['dict-gcide'])
@@ -66,6 +66,8 @@ def build_open_dialogues(job: Job) -> None:
         if split != 'test':
             hours = float(str(job.params['asr_hours'])) * (1.0 if split == 'train' else 0.03)
             files[f'asr_ast.{split}'] = script.recognition(hours)
+        if split == 'train':
+            files['text.train'] = script.typed(int(str(job.params['text'])))
         counts: Any = job.params
         files[f'speech_qa.{split}'] = script.questions(counts['speech_qa'][number])
         files[f'mixed_modal.{split}'] = script.mixed(counts['mixed_modal'][number])
@@ -195,6 +197,18 @@ class Script:
             task, turns = forms[number % len(forms)]()
             name = f'open-mixed-{self.split}-{number:05d}'
             lines.append(conversation(name, 'mixed_modal', turns, lang='en', source='open-mixed', task=task))
+        return lines
+
+    def typed(self, count: int) -> list[dict]:
+        """Text-only conversations of sentences, for the text anchor alone: their answers answer nothing."""
+        rng = Random(f'{self.split}:typed')  # the spoken ones stay as they are
+        lines = []
+        for number in range(count):
+            turns: Turns = []
+            for _ in range(rng.choice((1, 1, 2))):
+                said = [as_sentence(text) for text in rng.sample(self._sentences, rng.randint(2, 4))]
+                turns += _turns([rng.choice(_BANK['typed']).format(said[0])], ' '.join(said[1:]))
+            lines.append(conversation(f'open-text-{number:05d}', 'text', turns, lang='en', source='sentences'))
         return lines
 
     def _say(self, name: str, sentences: Sequence[str]) -> Clip:
