@@ -85,6 +85,7 @@ EXTRAS_REQUIRE = {
         'fastapi>=0.115',
         'gradio>=6.31,<7',
         'lm-eval[ifeval]==0.4.13',
+        'gcp-storage-emulator>=2026.7',
         'megatron-core==0.16.1',
         'mkdocs-material>=9.8,<10',
         'mypy>=1.15',

@@ -192,8 +192,10 @@ def _client_of(_pid: int, scheme: str) -> _Client:
     match scheme:
         case 'http' | 'https':
             return _Web()
-        case 's3' | 'gs' | 'gcs':
-            return _Arrow('s3' if scheme == 's3' else 'gs')
+        case 's3':
+            return _Arrow()
+        case 'gs' | 'gcs':
+            return _Google()
         case 'ais':
             return _AIStore()
     return _Fsspec(scheme)
@@ -349,12 +351,14 @@ def check_peer(host: str, sock: Any) -> Any:
 
 
 class _Arrow:
-    """S3 and Google Cloud Storage through pyarrow: credentials as the SDKs of these look for them."""
+    """S3 through pyarrow: credentials as the SDK of AWS looks for them."""
 
-    def __init__(self, scheme: str) -> None:
+    scheme = 's3'
+
+    def __init__(self) -> None:
         import pyarrow.fs
 
-        self._arrow, self._scheme = pyarrow.fs, scheme
+        self._arrow = pyarrow.fs
         self._clients: dict[str, Any] = {}
         self._files: dict[str, tuple[Facts, Any]] = {}  # as it was when it was looked at last, and open
         self._lock = threading.Lock()
@@ -398,6 +402,9 @@ class _Arrow:
             facts = Facts(file.size(), (told.get('ETag') or told.get('Last-Modified') or b'').decode())
         except OSError as error:
             raise self._fault(address, error) from error
+        return self._keep(address, facts, file)
+
+    def _keep(self, address: str, facts: Facts, file: Any) -> tuple[Facts, Any]:
         with self._lock:
             if len(self._files) >= _MOST_OPEN:
                 self._files.pop(next(iter(self._files)))
@@ -411,12 +418,6 @@ class _Arrow:
             return self._clients[bucket]
 
     def _connect(self, bucket: str) -> Any:
-        if self._scheme == 'gs':
-            from datetime import timedelta
-
-            endpoint = os.environ.get('STORAGE_EMULATOR_HOST', '')
-            place = _endpoint(endpoint) | {'anonymous': True} if endpoint else {}
-            return self._arrow.GcsFileSystem(retry_time_limit=timedelta(seconds=READ_S), **place)
         endpoint = os.environ.get('AWS_ENDPOINT_URL_S3') or os.environ.get('AWS_ENDPOINT_URL') or ''
         region = os.environ.get('AWS_REGION') or os.environ.get('AWS_DEFAULT_REGION')
         if not region:
@@ -433,7 +434,7 @@ class _Arrow:
         try:
             return self._arrow.resolve_s3_region(bucket)
         except OSError as error:
-            raise self._fault(f'{self._scheme}://{bucket}/', error) from error
+            raise self._fault(f'{self.scheme}://{bucket}/', error) from error
 
     def _fault(self, address: str, error: OSError) -> Exception:
         """What an error of the SDK means; of HEAD, which has no words, the bucket is asked why."""
@@ -465,6 +466,57 @@ class _Arrow:
             if 'NO_SUCH_BUCKET' in str(error):
                 return _refusal(address, f'no bucket {bucket}', _BUCKET)
         return None
+
+
+class _Google(_Arrow):
+    """Google Cloud Storage through pyarrow: an open object is one generation of it, which each request names."""
+
+    scheme = 'gs'
+
+    def facts(self, address: str) -> Facts:
+        bucket, key = split_address(address)
+        try:
+            info = self._client(bucket).get_file_info(f'{bucket}/{key}')
+        except OSError as error:
+            raise self._fault(address, error) from error
+        if not info.is_file:
+            raise self._fault(address, FileNotFoundError())
+        return Facts(info.size, str(info.mtime_ns))
+
+    def read(self, address: str, start: int, stop: int, facts: Facts) -> bytes:
+        with self._lock:
+            kept = self._files.get(address)
+        found, file = kept or self._open(address)
+        if found == facts:
+            try:
+                data = file.read_at(stop - start, start)
+            except FileNotFoundError:
+                data = b''
+            except OSError as error:
+                raise self._fault(address, error) from error
+            if len(data) == stop - start:
+                return data
+            with self._lock:
+                self._files.pop(address, None)
+            if self.facts(address) == facts:
+                return data
+        raise ObjectChanged(f'{address}: another size or time than before')
+
+    def _open(self, address: str) -> tuple[Facts, Any]:
+        bucket, key = split_address(address)
+        try:
+            file = self._client(bucket).open_input_file(f'{bucket}/{key}')
+        except OSError as error:
+            raise self._fault(address, error) from error
+        facts = self.facts(address)  # behind it: they are of what was opened, or of something newer
+        return self._keep(address, facts, file)
+
+    def _connect(self, bucket: str) -> Any:
+        from datetime import timedelta
+
+        endpoint = os.environ.get('STORAGE_EMULATOR_HOST', '')
+        place = _endpoint(endpoint) | {'anonymous': True} if endpoint else {}
+        return self._arrow.GcsFileSystem(retry_time_limit=timedelta(seconds=READ_S), **place)
 
 
 def _endpoint(url: str) -> dict[str, str]:

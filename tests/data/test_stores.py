@@ -15,9 +15,16 @@
 
 import logging
 import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
+from urllib.parse import quote
 
 import pytest
+import requests
 
 from nemo_vtb.data import stores
 from nemo_vtb.data.stores import ObjectChanged, check_peer, fetch, file_facts, object_names
@@ -102,6 +109,63 @@ def test_an_object_that_changes_while_it_is_read_is_noticed(s3: S3Server) -> Non
     s3.before_answer = lambda served: s3.put('bucket/x', CONTENT[:50_050]) if served.method == 'GET' else None
     with pytest.raises(ObjectChanged):
         fetch('s3://bucket/x', 50_000, 50_100)
+
+
+@pytest.fixture
+def google(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, bytes], None]]:
+    """Google Cloud Storage on loopback; puts an object into its bucket `bucket`."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    # pyarrow holds the interpreter's lock while it waits: not in this process
+    words = ['start', '--host=127.0.0.1', f'--port={port}', '--in-memory', '--default-bucket=bucket']
+    server = subprocess.Popen([sys.executable, '-m', 'gcp_storage_emulator', *words], stderr=subprocess.DEVNULL)
+    while server.poll() is None:
+        with suppress(ConnectionError), socket.create_connection(('127.0.0.1', port), timeout=5):
+            break
+        time.sleep(0.05)
+    monkeypatch.setenv('STORAGE_EMULATOR_HOST', f'http://127.0.0.1:{port}')
+    url = f'http://127.0.0.1:{port}/upload/storage/v1/b/bucket/o?uploadType=media&name='
+
+    def put(name: str, content: bytes) -> None:
+        kind = {'Content-Type': 'application/octet-stream'}
+        requests.post(url + quote(name, safe=''), data=content, headers=kind, timeout=30).raise_for_status()
+
+    stores._client_of.cache_clear()
+    stores.forget_facts()
+    yield put
+    stores._client_of.cache_clear()
+    stores.forget_facts()
+    server.kill()
+    server.wait()
+
+
+def test_google_cloud_storage(google: Callable[[str, bytes], None]) -> None:
+    google('dir/x.bin', CONTENT)
+    google('dir/y.bin', b'y')
+    facts = file_facts('gs://bucket/dir/x.bin')
+    assert facts.size == len(CONTENT) and facts.tag
+    assert fetch('gs://bucket/dir/x.bin', 1000, 1300) == CONTENT[1000:1300]
+    assert fetch('gs://bucket/dir/x.bin', len(CONTENT) - 5, len(CONTENT) + 100) == CONTENT[-5:]
+    assert object_names('gs://bucket/dir') == ['x.bin', 'y.bin']
+    with pytest.raises(FileNotFoundError):
+        file_facts('gs://bucket/dir/none')
+    with pytest.raises(VtbStoreError) as caught:
+        file_facts('gs://other/x')
+    assert 'no bucket other' in str(caught.value)
+
+
+def test_another_object_of_the_same_size_at_google_is_noticed(google: Callable[[str, bytes], None]) -> None:
+    google('x', CONTENT)
+    file_facts('gs://bucket/x')
+    google('x', CONTENT[::-1])
+    with pytest.raises(ObjectChanged):
+        fetch('gs://bucket/x', 0, 10)
+    stores.forget_facts()
+    assert fetch('gs://bucket/x', 0, 10) == CONTENT[::-1][:10]
+    google('x', CONTENT[:500])  # while it is open
+    with pytest.raises(ObjectChanged):
+        fetch('gs://bucket/x', 600, 610)
 
 
 @pytest.mark.parametrize(
