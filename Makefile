@@ -38,7 +38,7 @@ test: ## install, then run the tests (about 5 minutes after the installation)
 	@$(PY) -m pytest
 
 test-all: ## install, then run all tests, slow ones included
-	@sh tools/bootstrap.sh assets $(TEST_ASSETS) $(LONG_ASSETS)
+	@sh tools/bootstrap.sh assets $(QUICK_ASSETS) $(LONG_ASSETS)
 	@sh tools/bootstrap.sh browser
 	@$(PY) -m pytest -m "not gpu"
 

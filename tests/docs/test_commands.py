@@ -36,6 +36,7 @@ _BLOCK = re.compile(r'^```bash run(?P<slow> slow)?\n(?P<text>.*?)^```', re.MULTI
 _SHORT = {
     'conf/trainer/cpu_quick.yaml': {'devices: 2': 'devices: 1', 'max_steps: 240': 'max_steps: 4'}
     | {'val_check_interval: 120': 'val_check_interval: 4', 'limit_val_batches: 1.0': 'limit_val_batches: 1'},
+    'conf/quickstart.yaml': {'max_steps: 600': 'max_steps: 4', 'val_check_interval: 200': 'val_check_interval: 4'},
     'conf/speechllm_joint_sft.yaml': {'items: 200': 'items: 8'},
     'conf/eval/speechllm_eval.yaml': {'limit: null': 'limit: 2'},
 }
@@ -107,7 +108,7 @@ def test_cheap_commands_run(page: Path, checkout: Path) -> None:
 @pytest.mark.real_weights
 @pytest.mark.parametrize('page', pages(slow=True), ids=lambda page: page.name)
 def test_all_commands_run(page: Path, checkout: Path, assets: Callable[..., dict[str, Path]]) -> None:
-    assets('minimind2-small', 'whisper-tiny.en', 'demo-corpus')
+    assets('minimind2-small', 'whisper-tiny.en', 'demo-corpus', 'minimind2-small.whisper-tiny.en', 'open-dialogues')
     if page.name in _PREPARE:
         _PREPARE[page.name](checkout, assets)
     run_page(page, checkout, slow=True)
