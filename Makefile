@@ -28,7 +28,7 @@ help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' \
 	  | while IFS='|' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
 
-quickstart: ## install, train on all four kinds of data, evaluate, answer, export (about 15 minutes after the installation)
+quickstart: ## install, train on all four kinds of data, evaluate, answer, export (about 25 minutes after the installation)
 	@sh tools/bootstrap.sh assets $(QUICK_ASSETS)
 	@sh tools/quickstart.sh
 
