@@ -29,11 +29,10 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-# torch, what is compiled against it or against the CUDA that comes with it, and what its compiler reasons with
-OF_THE_IMAGE = re.compile(
-    r'torch|torchvision|torchaudio|torchao|torch-tensorrt|pytorch-triton|triton|nvidia-.+|cuda-.+|cupy.*|apex'
-    r'|flash-attn.*|transformer-engine.*|numpy|sympy|networkx|mpmath|pip|setuptools|wheel'
-)
+# torch, what is compiled against it, and the CUDA that comes with it: never installed here
+OF_THE_IMAGE = re.compile(r'torch|torch(vision|audio|ao)|triton|nvidia-.+|cuda-toolkit|transformer-engine.*')
+# what was tried together with them: left where it is there
+KEPT = re.compile(r'numpy|sympy|mpmath|networkx|cuda-bindings|cuda-pathfinder|pip|setuptools|wheel')
 TORCH = Requirement('torch>=2.9.1,<2.14')  # as in setup.py
 
 
@@ -66,12 +65,12 @@ def rest(pinned: dict[str, str]) -> dict[str, str]:
     found = installed('torch')
     if found is None or not TORCH.specifier.contains(Version(found).base_version):
         sys.exit(f'The image has torch {found}; allowed is {TORCH.specifier}. Choose another tag: CUDA_BASE_IMAGE.')
-    missing = {name: number for name, number in pinned.items() if not _stays(name)}
-    return {name: number for name, number in missing.items() if installed(name) != number}
+    missing = {name: number for name, number in pinned.items() if installed(name) != number}
+    return {name: number for name, number in missing.items() if not _stays(name)}
 
 
 def _stays(name: str) -> bool:
-    return OF_THE_IMAGE.fullmatch(name) is not None and (installed(name) is not None or name.startswith('nvidia-'))
+    return bool(OF_THE_IMAGE.fullmatch(name) or (KEPT.fullmatch(name) and installed(name) is not None))
 
 
 def conflicts(root: str = 'nemo_vtb') -> Iterator[str]:
@@ -90,8 +89,8 @@ def conflicts(root: str = 'nemo_vtb') -> Iterator[str]:
             # of a build such as 2.11.0a0+git the number counts: the image's is later than the release of that name
             number = Version(there).base_version if there and normal(requirement.name) == 'torch' else there
             if number is None or not requirement.specifier.contains(number, prereleases=True):
-                # NVIDIA's libraries lie in the image itself
-                if not normal(requirement.name).startswith(('nvidia-', 'cuda-')):
+                # of the image's torch: its libraries lie in the image itself
+                if not OF_THE_IMAGE.fullmatch(normal(requirement.name)) or normal(requirement.name) == 'torch':
                     yield f'{name} needs {requirement}, there is {there or "none"}'
                 continue
             todo += [(normal(requirement.name), each) for each in ('', *requirement.extras)]

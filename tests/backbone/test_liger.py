@@ -71,6 +71,19 @@ class Scalar(float):
         return self
 
 
+def interpret(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's interpreter has no functions of CUDA's device library: those of Triton's language take their place."""
+    import triton.language as tl
+    from liger_kernel.ops import cross_entropy as loss_kernel
+    from liger_kernel.ops import geglu as gate_kernel
+    from liger_kernel.ops import rms_norm as norm_kernel
+
+    # looked up when they are called: the interpreter replaces them while a kernel runs
+    monkeypatch.setattr(norm_kernel, 'rsqrt', lambda x: tl.math.rsqrt(x))
+    for module in (gate_kernel, loss_kernel):
+        monkeypatch.setattr(module, 'tanh', lambda x: 1 - 2 / (1 + tl.exp(2 * x)))
+
+
 @pytest.fixture
 def uses() -> Counter[str]:
     return Counter()
@@ -82,6 +95,8 @@ def kernels(uses: Counter[str], monkeypatch: pytest.MonkeyPatch) -> Kernels:
     for module in (liger, hf):
         monkeypatch.setattr(module, 'runs_on', lambda x: True)
     stand_ins = Kernels(rms_norm, rope, lambda a, b: silu(a) * b, lambda a, b: gelu(a, approximate='tanh') * b, loss)
+    if INTERPRETED:
+        interpret(monkeypatch)
     found = Kernels.installed() if INTERPRETED else stand_ins
 
     def counted(name: str) -> Any:
