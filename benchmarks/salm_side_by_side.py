@@ -57,7 +57,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from nemo_vtb.backbone.precision import resolve_precision
+from nemo_vtb.backbone.precision import multiplies_bfloat16, resolve_precision
 from nemo_vtb.constants import KINDS
 from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn
 
@@ -342,7 +342,7 @@ def ways_of(plan: Plan, cfg: dict[str, Any], ours: Any, salm: Any) -> list[tuple
     """(label, batching, model, precision) of all that is measured."""
     if plan.precision == EXACT:
         return [(name, name, ours if name == OURS else salm, EXACT) for name in (OURS, SIZE, TOKENS, BUCKETS)]
-    ways = [(OURS, OURS, in_half(cfg, plan.precision), plan.precision)]
+    ways = [(OURS, OURS, in_half(plan, cfg, plan.precision), plan.precision)]
     for precision in (EXACT, *OTHERS):
         # bf16-true casts the model itself
         model = copy.deepcopy(salm) if precision == 'bf16-true' else salm
@@ -350,15 +350,15 @@ def ways_of(plan: Plan, cfg: dict[str, Any], ours: Any, salm: Any) -> list[tuple
     return ways
 
 
-def in_half(cfg: dict[str, Any], precision: Any) -> Any:
-    """Ours as a run in this precision builds it: the frozen LLM is read from its folder, in the type of `auto`."""
-    from lightning.pytorch import Trainer
+def in_half(plan: Plan, cfg: dict[str, Any], precision: str) -> Any:
+    """Ours as a run in this precision keeps it: the frozen LLM in the type that `model.frozen_dtype=auto` takes."""
+    from nemo_vtb.backbone.hf import _keep_in
 
-    from nemo_vtb.model.blender import VoiceTextBlender
-
-    torch.manual_seed(0)
-    trainer = Trainer(accelerator='cpu', devices=1, precision=precision, logger=False, enable_checkpointing=False)
-    return VoiceTextBlender(copy.deepcopy(cfg) | {'pretrained_weights': True}, trainer)
+    model, _ = build(plan, cfg, salm=False)
+    if precision == 'bf16-mixed' and multiplies_bfloat16('cpu'):
+        _keep_in(model.llm, torch.bfloat16, torch.float32)
+        model.embed_tokens.bfloat16()
+    return model
 
 
 def difference(ours: Any, salm: Any, item: Any) -> float:
@@ -385,7 +385,7 @@ def measure_memory(
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if scheme == OURS and precision != EXACT:
-        model = in_half(cfg, precision)
+        model = in_half(plan, cfg, precision)
     else:
         model = next(filter(None, build(plan, cfg, ours=scheme == OURS, salm=scheme != OURS)))
     collate = Collator(ChatRenderer(model.tokenizer.tokenizer), frame_counter(model.cfg.perception))
