@@ -32,7 +32,7 @@ from packaging.version import Version
 # torch, what is compiled against it, and the CUDA that comes with it: never installed here
 OF_THE_IMAGE = re.compile(r'torch|torch(vision|audio|ao)|triton|nvidia-.+|cuda-toolkit|transformer-engine.*')
 # what was tried together with them: left where it is there
-KEPT = re.compile(r'numpy|sympy|mpmath|networkx|cuda-bindings|cuda-pathfinder|pip|setuptools|wheel')
+KEPT = re.compile(r'numpy|sympy|mpmath|networkx|cuda-bindings|cuda-pathfinder')
 TORCH = Requirement('torch>=2.9.1,<2.14')  # as in setup.py
 
 
