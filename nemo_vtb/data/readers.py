@@ -297,7 +297,7 @@ def _instructions(spec: 'SourceSpec', line: Mapping[str, Any], where: str) -> li
     words = {
         'source_lang': LANGUAGES.get(source, source or 'the spoken language'),
         'target_lang': LANGUAGES.get(target, target or 'the spoken language'),
-        'style': _style(line, where),
+        'style': _style({**line, 'pnc': 'no'} if spec.options.get('pnc') is False else line, where),
     }
     prompts = spec.options.get('prompt')
     if prompts is None:

@@ -150,6 +150,13 @@ def test_transcripts_are_learnt_without_punctuation_and_capitalization_on_reques
     assert said(read(tmp_path, line, kind='speech_qa', pnc=False))[1] == ('assistant', ["It's Bob, No. 3!"])
     into_german = line | {'custom': {'source_lang': 'en', 'target_lang': 'de'}}
     assert said(read(tmp_path, into_german, kind='asr_ast', pnc=False))[1] == ('assistant', ["It's Bob, No. 3!"])
+    path = write_jsonl(
+        tmp_path / 'a.jsonl', [{'audio_filepath': 'a.wav', 'text': 'Hi, Bob.', 'duration': 1, 'pnc': 'yes'}]
+    )
+    entry = {'type': 'nemo', 'manifest_filepath': str(path), 'pnc': False, 'prompt': 'Write it {style}:'}
+    [spec] = parse_input_cfg([entry])
+    asked = said(spec.read(json.loads(path.read_text()), 0, 'here'))
+    assert asked[0][1][0] == 'Write it without punctuation and capitalization:' and asked[1][1] == ['hi bob']
     line['conversations'][-1] = text('Assistant', '...')
     with pytest.raises(VtbDataError) as caught:
         read(tmp_path, line, kind='asr_ast', pnc=False)
