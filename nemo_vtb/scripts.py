@@ -193,6 +193,8 @@ def run_generation(cfg: 'DictConfig') -> None:
     vtb.check_config(cfg, vtb.GenerateConfig)
     from rich.console import Console
 
+    from nemo_vtb.evaluation.answers import decoding
+
     quiet_logs()
     if cfg.manifest:
         conversations, references = vtb.conversations_from_manifest(cfg.manifest, cfg.prompt)
@@ -200,7 +202,7 @@ def run_generation(cfg: 'DictConfig') -> None:
         conversations, references = vtb.conversations_from_audio(list(cfg.audio), cfg.prompt), []
     model = vtb.restore(cfg.model, cfg.device)
     options = {'max_new_tokens': cfg.max_new_tokens, 'batch_size': cfg.batch_size, 'use_lora': cfg.use_lora}
-    answers = model.answer(conversations, **options)
+    answers = model.answer(conversations, **options, **decoding(cfg.num_beams, cfg.no_repeat_ngram_size))
     vtb.print_answers(conversations, answers, references, console=Console(), output=cfg.output)
 
 

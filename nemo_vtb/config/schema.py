@@ -623,6 +623,8 @@ class EvalConfig:
     limit: int | None = key(None, 'Most conversations of each source and task; null: all', unit='conversations', low=1)
     batch_size: int = key(8, 'Prompts answered at once', unit='prompts', low=1)
     max_new_tokens: int = key(64, 'Longest answer', unit='tokens', low=1)
+    num_beams: int = key(1, 'Beams of the search for an answer; 1: greedy', unit='beams', low=1)
+    no_repeat_ngram_size: int = key(0, 'No answer has so many tokens in a row twice; 0: it may', unit='tokens', low=0)
     judge: JudgeKeys = key(JudgeKeys, 'A language model that judges the answers about speech, see docs/evaluation.md')
     examples: bool = key(True, 'Show single questions with their answers, too', unit='flag')
     output: str | None = key(
@@ -657,6 +659,8 @@ class GenerateConfig:
     )
     batch_size: int = key(8, 'Prompts answered at once', unit='prompts', low=1)
     max_new_tokens: int = key(64, 'Longest answer', unit='tokens', low=1)
+    num_beams: int = key(1, 'Beams of the search for an answer; 1: greedy', unit='beams', low=1)
+    no_repeat_ngram_size: int = key(0, 'No answer has so many tokens in a row twice; 0: it may', unit='tokens', low=0)
     use_lora: bool | None = key(
         True, 'false: the untouched LLM answers, for comparison on text-only questions', unit='flag'
     )

@@ -130,6 +130,12 @@ class AnswerCache:
                 path.unlink(missing_ok=True)
 
 
+def decoding(num_beams: int = 1, no_repeat_ngram_size: int = 0) -> dict[str, int]:
+    """Options of transformers' `generate` that are not those of a greedy answer, which every backbone knows."""
+    beams = {'num_beams': num_beams} if num_beams > 1 else {}
+    return beams | ({'no_repeat_ngram_size': no_repeat_ngram_size} if no_repeat_ngram_size else {})
+
+
 @contextmanager
 def evaluating(model: 'VoiceTextBlender') -> Iterator[None]:
     """Evaluation mode without gradients; the previous mode is restored afterwards."""
@@ -166,6 +172,7 @@ class Asker:
         batch_size: Prompts in one batch.
         max_new_tokens: Longest answer where a task sets none.
         progress: Shows the progress.
+        decoding: Options of transformers' `generate`; none is greedy.
     """
 
     def __init__(
@@ -176,9 +183,10 @@ class Asker:
         batch_size: int,
         max_new_tokens: int,
         progress: Steps,
+        decoding: Mapping[str, int],
     ) -> None:
         self.model, self.cache, self.dims, self.progress = model, cache, dims, progress
-        self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
+        self.batch_size, self.max_new_tokens, self.decoding = batch_size, max_new_tokens, dict(decoding)
         self._share(cache.values)
 
     def ask(self, task: Task, examples: Sequence[Example], *, base: bool = False) -> list[Answer | None]:
@@ -241,15 +249,16 @@ class Asker:
         tokens = task.max_new_tokens or self.max_new_tokens
         prompts = [e.prompt if use_lora else e.base for e in examples]
         # not by task: a question that two tasks ask alike is answered once
+        how = tuple(self.decoding.items())
         keys = [
-            AnswerCache.key(task.suite, e.id, readable(p), _recordings(p), tokens, use_lora)  # type: ignore[arg-type]
+            AnswerCache.key(task.suite, e.id, readable(p), _recordings(p), tokens, use_lora, *how)  # type: ignore[arg-type]
             for e, p in zip(examples, prompts, strict=True)
         ]
         order = sorted(range(len(prompts)), key=lambda i: -_cost(prompts[i]))  # type: ignore[arg-type]
 
         def batch(chosen: Sequence[int]) -> _Batch:
             asked = [prompts[i] for i in chosen]
-            options = {'max_new_tokens': tokens, 'batch_size': self.batch_size, 'use_lora': use_lora}
+            options = {'max_new_tokens': tokens, 'batch_size': self.batch_size, 'use_lora': use_lora} | self.decoding
             return _Batch([keys[i] for i in chosen], lambda: self.model.answer(asked, **options))  # type: ignore[arg-type]
 
         return keys, [batch(order[b : b + self.batch_size]) for b in range(0, len(order), self.batch_size)]

@@ -75,7 +75,8 @@ def evaluation_plan(cfg: 'DictConfig') -> Plan:
         VtbConfigError: An unknown suite, or a judge without a model.
     """
     suites = suites_of(cfg.suite)
-    keys = ('limit', 'batch_size', 'max_new_tokens', 'tasks', 'include', 'chat_template')
+    keys = ('limit', 'batch_size', 'max_new_tokens', 'num_beams', 'no_repeat_ngram_size')
+    keys += ('tasks', 'include', 'chat_template')
     return Plan(
         suites,
         find_datasets(cfg.data) if needs_data(suites) else {},

@@ -32,7 +32,7 @@ from nemo_vtb.checkpoint.archive import read_info
 from nemo_vtb.data.conversation import Conversation
 from nemo_vtb.data.faults import skip_table
 from nemo_vtb.errors import VtbConfigError, VtbDataError, first_line
-from nemo_vtb.evaluation.answers import AnswerCache, Asker, evaluating
+from nemo_vtb.evaluation.answers import AnswerCache, Asker, decoding, evaluating
 from nemo_vtb.evaluation.benchmarks.catalog import catalog
 from nemo_vtb.evaluation.benchmarks.suites import benchmark_tasks, rows_of
 from nemo_vtb.evaluation.benchmarks.summaries import summaries
@@ -64,6 +64,8 @@ class Plan:
         limit: At most so many conversations of each source, and items of each task; None for all.
         batch_size: Prompts in one batch.
         max_new_tokens: Longest answer where the task sets none.
+        num_beams: Beams of the search for an answer; 1 is greedy.
+        no_repeat_ngram_size: No answer has so many tokens in a row twice; 0 for no such limit.
         tasks: Tasks of lm-eval for the suite `text`; none are those of the package.
         include: Folders with YAML tasks of lm-eval.
         chat_template: Whether questions of lm-eval become user turns.
@@ -77,12 +79,19 @@ class Plan:
     limit: int | None = None
     batch_size: int = 8
     max_new_tokens: int = 64
+    num_beams: int = 1
+    no_repeat_ngram_size: int = 0
     tasks: Sequence[str] = ()
     include: Sequence[str] = ()
     chat_template: bool = True
     judge: Judge | None = None
     folder: Path | None = None
     data_root: Path | None = None
+
+    @property
+    def decoding(self) -> dict[str, int]:
+        """Options of transformers' `generate`, where they are not greedy."""
+        return decoding(self.num_beams, self.no_repeat_ngram_size)
 
 
 def suites_of(name: str) -> tuple[str, ...]:
@@ -221,7 +230,7 @@ def run_suites(
         VtbConfigError: A number is not positive, or the only suite requested cannot run.
         VtbDataError: There is nothing to evaluate.
     """
-    for name in ('limit', 'batch_size', 'max_new_tokens'):
+    for name in ('limit', 'batch_size', 'max_new_tokens', 'num_beams'):
         value = getattr(plan, name)
         if value is not None and value < 1:
             raise VtbConfigError('A count must be at least 1.', field=name, got=value, allowed='>= 1')
@@ -256,7 +265,7 @@ def run_suites(
     records: list[Record] = []
     show = partial(track, console=console, transient=True, disable=console.quiet)
     with evaluating(model):
-        asker = Asker(model, cache, dims, plan.batch_size, plan.max_new_tokens, show)
+        asker = Asker(model, cache, dims, plan.batch_size, plan.max_new_tokens, show, plan.decoding)
         asker.share_out(chosen)
         for task, examples in chosen:
             if on_task:
@@ -350,6 +359,7 @@ def _info(
         'datasets': {name: str(path) for name, path in context.datasets.items()},
         'limit': plan.limit,
         'max_new_tokens': plan.max_new_tokens,
+        **plan.decoding,
         'chat_template': plan.chat_template,
         'suites': [suite for suite in plan.suites if suite not in left_out],
         'left_out': dict(left_out),

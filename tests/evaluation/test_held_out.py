@@ -15,6 +15,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,9 @@ from rich.console import Console
 from nemo_vtb.data.collate import Collator
 from nemo_vtb.data.conversation import Audio, Conversation, Text, Turn, task_of
 from nemo_vtb.errors import VtbConfigError, VtbDataError
+from nemo_vtb.evaluation.answers import AnswerCache
 from nemo_vtb.evaluation.result import Evaluation, Metric
-from nemo_vtb.evaluation.runner import evaluate
+from nemo_vtb.evaluation.runner import Plan, evaluate, run_suites
 from nemo_vtb.evaluation.scoring import record_of
 from nemo_vtb.evaluation.tables import show_table
 from nemo_vtb.evaluation.task import Example, Task
@@ -133,6 +135,23 @@ def test_answers_are_those_of_the_model_in_their_order(tiny_model: object, corpu
     alone = [tiny_model.answer([c.prompt], max_new_tokens=4)[0] for c in conversations]
     assert [s.hypothesis for s in result.samples] == alone
     assert len(set(alone)) > 1
+
+
+def test_answers_by_beam_search_are_those_of_the_model_and_cached_by_themselves(
+    tiny_model: object, corpus: TinyCorpus
+) -> None:
+    data = {'speech_qa': corpus.path('speech_qa', 'test')}
+    cache, search = AnswerCache(None), {'num_beams': 3, 'no_repeat_ngram_size': 2}
+    plan = Plan(('speech',), data, batch_size=4, max_new_tokens=8)
+    greedy = run_suites(tiny_model, plan, cache=cache)
+    beams = run_suites(tiny_model, replace(plan, **search), cache=cache)
+    conversations = list(load_conversations(data['speech_qa'], 'speech_qa'))
+    alone = [tiny_model.answer([c.prompt], max_new_tokens=8, **search)[0] for c in conversations]
+    assert [s.hypothesis for s in beams.samples] == alone != [s.hypothesis for s in greedy.samples]
+    assert {name: beams.info[name] for name in search} == search and not search.keys() & greedy.info.keys()
+    with pytest.raises(VtbConfigError) as caught:
+        run_suites(tiny_model, replace(plan, num_beams=0))
+    assert caught.value.field == 'num_beams'
 
 
 def test_perplexity_of_base_and_model_are_equal_before_training_and_differ_after(

@@ -237,8 +237,9 @@ def _footer(model: Mapping[str, Any]) -> list[str]:
     limit = info.get('limit')
     size = f'at most {limit} conversations of each source' if limit else 'all held-out conversations'
     tokens = info.get('max_new_tokens', '?')
+    search = f'{info["num_beams"]} beams' if info.get('num_beams') else 'greedy'
     return [
-        f'{model["name"]}: base LLM {llm}, {size}, answers of at most {tokens} tokens, greedy.',
+        f'{model["name"]}: base LLM {llm}, {size}, answers of at most {tokens} tokens, {search}.',
         *(f'Left out: {name}. {why}' for name, why in (info.get('left_out') or {}).items()),
         *(f'Contamination: {told}.' for told in info.get('contamination') or ()),
     ]
