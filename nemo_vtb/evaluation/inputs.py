@@ -75,14 +75,13 @@ def evaluation_plan(cfg: 'DictConfig') -> Plan:
         VtbConfigError: An unknown suite, or a judge without a model.
     """
     suites = suites_of(cfg.suite)
-    keys = ('limit', 'batch_size', 'max_new_tokens', 'num_beams', 'no_repeat_ngram_size')
-    keys += ('tasks', 'include', 'chat_template')
+    numbers = ('limit', 'batch_size', 'max_new_tokens', 'num_beams', 'no_repeat_ngram_size')
     return Plan(
         suites,
         find_datasets(cfg.data) if needs_data(suites) else {},
         judge=judge_of(suites=suites, **cfg.judge),
         data_root=Path(cfg.data_root) if cfg.data_root else None,
-        **{key: cfg[key] for key in keys},
+        **{key: cfg[key] for key in (*numbers, 'tasks', 'include', 'chat_template')},
     )
 
 
