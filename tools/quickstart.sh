@@ -43,8 +43,8 @@ step() { # title, command ...; shows and keeps the output, stops the whole scrip
 PY=.venv/bin/python
 begun=$(date +%s)
 DEMO=asset:demo-corpus OPEN=asset:open-dialogues
-# beams: greedy answers of so small an LLM go round in circles; chosen on validation data (docs/experiments.md, 11)
 step "1/4 Joint training on the four kinds of data" "$PY" examples/speechllm_joint_sft.py --config-name quickstart "$@"
+# beams: greedy answers of so small an LLM go round in circles; chosen on validation data (docs/experiments.md, 11)
 step "2/4 Evaluation beside the base LLM, on speakers and sentences that it never heard" "$PY" examples/speechllm_eval.py \
     record=true num_beams=4 no_repeat_ngram_size=4 "data=[$DEMO/asr_ast.test.jsonl,$OPEN/asr_ast.test.jsonl,$DEMO/speech_qa.test.jsonl,$OPEN/speech_qa.test.jsonl,\
 $DEMO/mixed_modal.test.jsonl,$OPEN/mixed_modal.test.jsonl,$DEMO/text.test.jsonl,$DEMO/text_reference.test.jsonl]"

@@ -353,8 +353,6 @@ def check_peer(host: str, sock: Any) -> Any:
 class _Arrow:
     """S3 through pyarrow: credentials as the SDK of AWS looks for them."""
 
-    scheme = 's3'
-
     def __init__(self) -> None:
         import pyarrow.fs
 
@@ -434,7 +432,7 @@ class _Arrow:
         try:
             return self._arrow.resolve_s3_region(bucket)
         except OSError as error:
-            raise self._fault(f'{self.scheme}://{bucket}/', error) from error
+            raise self._fault(f's3://{bucket}/', error) from error
 
     def _fault(self, address: str, error: OSError) -> Exception:
         """What an error of the SDK means; of HEAD, which has no words, the bucket is asked why."""
@@ -470,8 +468,6 @@ class _Arrow:
 
 class _Google(_Arrow):
     """Google Cloud Storage through pyarrow: an open object is one generation of it, which each request names."""
-
-    scheme = 'gs'
 
     def facts(self, address: str) -> Facts:
         bucket, key = split_address(address)
